@@ -1,0 +1,70 @@
+"""What all commands share: the parser's look, exit codes, plain progress lines and tables.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from twilbert import __version__
+from twilbert.errors import Interrupted, TwilbertError
+
+
+def parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
+    """A parser for `twilbert-VERB` whose --help ends with an example."""
+    made = argparse.ArgumentParser(
+        prog=f"twilbert-{verb}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("--version", action="version", version=f"twilbert {__version__}")
+    return made
+
+
+def run(made: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], str], argv: Sequence[str] | None) -> int:
+    """Parse `argv`, call `handler`, print the line it returns; user errors become one message and an exit code."""
+    args = made.parse_args(argv)
+    try:
+        last_line = handler(args)
+    except Interrupted as error:
+        print(f"{made.prog}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except TwilbertError as error:
+        print(f"{made.prog}: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{made.prog}: interrupted", file=sys.stderr, flush=True)
+        return Interrupted.exit_code
+    except BrokenPipeError:  # the reader went away (`| head`): not this program's failure, and nothing can be printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    print(last_line, flush=True)
+    return 0
+
+
+def say(line: str) -> None:
+    """One plain progress line on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print aligned columns to standard output: numbers to the right, text to the left."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max([len(head), *(len(row[i]) for row in cells)]) for i, head in enumerate(headers)]
+    numeric = [all(isinstance(row[i], int | float) for row in rows) and bool(rows) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    print(line(headers))
+    print("  ".join("-" * width for width in widths))
+    for row in cells:
+        print(line(row))
+    sys.stdout.flush()

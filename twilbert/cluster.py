@@ -1,0 +1,149 @@
+"""Start or join Ray, check that it can hold the job, and say what workers inherit.
+
+No address and no surrounding Ray job: a local Ray, started for the command and stopped after it, with as many logical
+CPUs as the job needs. Otherwise the cluster named by the recipe, RAY_ADDRESS or the Ray job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from twilbert.errors import TwilbertError, UsageError
+
+# Ray Data needs logical CPUs of its own beside the training workers: with none it waits for ever, in silence.
+DATA_CPUS = 2
+_OBJECT_STORE_BYTES = 2**30  # a local Ray's object store: blocks in flight, never a whole corpus
+_INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
+
+
+def in_ray_job() -> bool:
+    """Whether this process was started by `ray job submit` (its working folder is then a copy that is thrown away)."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "_ray_pkg_" in str(Path.cwd())
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment variables that workers inherit from the driver: W&B, DeepSpeed and cloud settings."""
+    inherited = {key: value for key, value in os.environ.items() if key.startswith(_INHERITED)}
+    return {"RAY_USAGE_STATS_ENABLED": "0"} | inherited
+
+
+@contextlib.contextmanager
+def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Iterator[None]:
+    """Join the Ray at hand or start a local one with `num_cpus` logical CPUs; stop only what was started here.
+
+    `address` (or RAY_ADDRESS, which a Ray job sets) names a cluster; TwilbertError when it does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    target = address or os.environ.get("RAY_ADDRESS")
+    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if target:
+            ray.init(address=target, **common)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=max(num_cpus or 0, os.cpu_count() or 1, DATA_CPUS),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=_short_temporary_folder(),
+                **common,
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        what = f"cluster {target}: cannot be joined" if target else "a local Ray cannot be started"
+        raise TwilbertError(f"{what} ({str(error).strip().splitlines()[0]})") from error
+    quiet_ray_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _short_temporary_folder() -> str | None:
+    """Ray's sockets need a path under 107 bytes: leave a deep TMPDIR, which Ray would refuse, for /tmp."""
+    folder = tempfile.gettempdir()
+    return "/tmp/ray" if len(folder) > 40 else None
+
+
+def quiet_ray_data() -> None:
+    """No progress bars or INFO lines of Ray Data: the commands have their own progress."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_resources(num_workers: int, cpus_per_worker: int, use_gpu: bool) -> None:
+    """UsageError, before any worker starts, when the joined Ray cannot hold the workers and Ray Data beside them."""
+    import ray
+
+    have = ray.cluster_resources()
+    cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+    if use_gpu and gpus < num_workers:
+        raise UsageError(
+            f"cluster.num_workers: {num_workers} GPU workers asked for, the cluster has {gpus:g} GPUs; "
+            f"set cluster.num_workers={max(1, int(gpus))}" + ("" if gpus else " cluster.use_gpu=false")
+        )
+    needed = num_workers * cpus_per_worker + 1
+    if cpus < needed:
+        raise UsageError(
+            f"cluster.num_workers: {num_workers} workers and Ray Data need {needed} logical CPUs, the cluster has "
+            f"{cpus:g}, which leaves none for Ray Data; lower cluster.num_workers, add nodes, "
+            f"or start Ray with --num-cpus {needed + DATA_CPUS - 1}"
+        )
+
+
+def device_computes_bf16(use_gpu: bool) -> bool:
+    """Whether the devices that will train have bf16 arithmetic (asked of one GPU worker, or of this CPU)."""
+    import torch
+
+    if not use_gpu:
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in checks)
+    import ray
+
+    remote = ray.remote(num_gpus=1, num_cpus=0)(lambda: __import__("torch").cuda.is_bf16_supported())
+    return bool(ray.get(remote.remote()))
+
+
+def nodes() -> list[str]:
+    """Ids of the nodes that are alive."""
+    import ray
+
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
+def probe_storage_everywhere(path: str) -> None:
+    """Every node writes, reads and removes a file under `path`; TwilbertError naming the nodes that cannot."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from twilbert import storage
+
+    tasks = {
+        node: ray.remote(num_cpus=0)(storage.probe_write)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        .remote(path)
+        for node in nodes()
+    }
+    failed = []
+    for node, task in tasks.items():
+        try:
+            ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            failed.append(f"node {node[:8]}: {error.cause}")
+    if failed:
+        raise TwilbertError("run.storage_path: not writable everywhere; " + "; ".join(failed))

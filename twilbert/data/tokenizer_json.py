@@ -1,0 +1,153 @@
+r"""A SentencePiece model as a `tokenizers` tokenizer (tokenizer.json) that gives the same ids.
+
+    text ─ normaliser ─▶ ▁words ─ pre-tokeniser ─▶ one word at a time ─ BPE or unigram ─▶ ids
+
+- The cleaning that regular expressions can say is part of the file (five entities, links, mentions, `…`, white space),
+  so that any program that reads the folder cleans alike; unescaping all of HTML stays outside, in data/text.py.
+- BPE: SentencePiece merges the neighbours whose union has the best score, the leftmost first. The same happens when
+  every way to split a piece in two known pieces is a merge, ordered by the piece's score.
+- Unigram: the same Viterbi search, but SentencePiece adds scores in float32: segmentations of equal score
+  ("..." + "." or "." + "...") can come out the other way.
+- An unknown character becomes its UTF-8 bytes (byte fallback): [UNK] never appears, nothing is lost.
+- `url` and `user` at the start of a word are one token each, inside a word (burla) they are ordinary letters.
+- A leading space is the word's mark ▁ and only the text's own start gets one unasked, so that in "mi [MASK]." the
+  full stop stays the ordinary one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]")  # ids 0..4
+WORD_MARK = "▁"
+WHOLE_WORDS = ("▁url", "▁user")
+_SPACE = r"[\s\x{1c}-\x{1f}]"  # what Python's str.split() takes as white space
+_WORD_CHARACTER = r"[\p{L}\p{N}_]"  # Python's \w; this library's own \w also takes combining marks
+# The ampersand last: "&amp;lt;" is "&lt;" after one pass, not "<".
+_ENTITIES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#39;", "'"), ("&amp;", "&"))
+
+TOKENIZER_CONFIG: dict[str, Any] = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "mask_token": "[MASK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "padding_side": "right",
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+}
+
+
+def text_normaliser(*, lowercase: bool = False, strip_accents: bool = False) -> normalizers.Sequence:
+    """Text to text: what sentencepiece is trained on and compared on. Identity on cleaned text with both options off,
+    but for entities that were escaped more than once and a literal ▁, which is read as a space."""
+    return normalizers.Sequence([*_cleaning(), *_folding(lowercase, strip_accents)])
+
+
+def from_sentencepiece(
+    model: bytes, model_type: str, *, lowercase: bool = False, strip_accents: bool = False
+) -> Tokenizer:
+    """The `tokenizers` tokenizer of a SentencePiece model ("bpe" or "unigram") trained as twilbert-vocab does.
+
+    The model must have SPECIAL_TOKENS as ids 0..4, byte fallback, identity normalisation.
+    """
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces: list[tuple[str, float]] = [
+        (processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.vocab_size())
+    ]
+    if tuple(piece for piece, _ in pieces[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+        raise ValueError(f"the SentencePiece model's first pieces must be {' '.join(SPECIAL_TOKENS)}")
+    pre_tokenizer: Any = pre_tokenizers.Metaspace(replacement=WORD_MARK, prepend_scheme="first", split=True)
+    if model_type == "bpe":
+        mergeable = {
+            piece: score
+            for i, (piece, score) in enumerate(pieces)
+            if i >= len(SPECIAL_TOKENS) and not processor.is_byte(i) and piece not in WHOLE_WORDS
+        }
+        vocabulary = {piece: i for i, (piece, _) in enumerate(pieces)}
+        core: Any = models.BPE(vocabulary, _merges(mergeable), unk_token="[UNK]", byte_fallback=True)
+    elif model_type == "unigram":
+        core = models.Unigram(pieces, unk_id=SPECIAL_TOKENS.index("[UNK]"), byte_fallback=True)
+        # The search may use any piece of the vocabulary: cut what spells a special token or a byte's name.
+        pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizer,
+                pre_tokenizers.Split(Regex(r"\[(?=(?:PAD|UNK|MASK|CLS|SEP)\])"), "isolated"),
+                pre_tokenizers.Split(Regex(r"<(?=0x[0-9A-F]{2}>)"), "isolated"),
+            ]
+        )
+    else:
+        raise ValueError(f"model_type {model_type!r}: bpe or unigram")
+    made = Tokenizer(core)
+    made.normalizer = normalizers.Sequence([*_cleaning(), *_folding(lowercase, strip_accents), *_marking()])
+    made.pre_tokenizer = pre_tokenizer
+    made.decoder = decoders.Sequence(
+        [decoders.Replace(WORD_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    made.add_tokens([AddedToken(word, special=False, normalized=True) for word in WHOLE_WORDS])
+    return made
+
+
+def encodes_words_alone(spec: dict[str, Any]) -> bool:
+    """Whether the tokenizer of this tokenizer.json gives a text the ids of its words, one after another.
+
+    True of those made here and of BERT's WordPiece: normaliser and pre-tokeniser look at no neighbour across a space.
+    """
+    normaliser, pre_tokenizer = spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}
+    if normaliser.get("type") == "BertNormalizer":
+        return pre_tokenizer.get("type") == "BertPreTokenizer"
+    first = (pre_tokenizer.get("pretokenizers") or [pre_tokenizer])[0]
+    metaspace = {"type": "Metaspace", "replacement": WORD_MARK, "prepend_scheme": "first", "split": True}
+    ours = Tokenizer(models.BPE())
+    ours.normalizer = normalizers.Sequence(_marking())
+    marking = json.loads(ours.to_str())["normalizer"]["normalizers"]
+    return first == metaspace and (normaliser.get("normalizers") or [])[-len(marking) :] == marking
+
+
+def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """Every split of every piece into two pieces, best piece first, the shorter left part first within a piece."""
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in sorted(scores, key=lambda piece: -scores[piece])
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
+
+
+def _cleaning() -> list[Any]:
+    """The steps of data/text.py's clean() that can be said here, in its order."""
+    return [
+        *(normalizers.Replace(entity, character) for entity, character in _ENTITIES),
+        normalizers.Replace(Regex(r"https?://[^\s\x{1c}-\x{1f}]+"), "url"),
+        normalizers.Replace(Regex(rf"@+{_WORD_CHARACTER}+"), "user"),
+        normalizers.Replace("…", " "),
+        normalizers.Replace(WORD_MARK, " "),
+    ]
+
+
+def _folding(lowercase: bool, strip_accents: bool) -> list[Any]:
+    """Casing and accents; then single spaces, none at the end."""
+    steps: list[Any] = [normalizers.Lowercase()] if lowercase else []
+    if strip_accents:  # ñ becomes n too, as in BERT's uncased models
+        steps += [normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
+    return [*steps, normalizers.Replace(Regex(f"{_SPACE}+"), " "), normalizers.Strip(left=False, right=True)]
+
+
+def _marking() -> list[Any]:
+    """Spaces to word marks. The whole words are looked for before the pre-tokeniser marks the text's own start."""
+    return [
+        normalizers.Replace(" ", WORD_MARK),
+        *(normalizers.Replace(Regex(rf"\A{word.removeprefix(WORD_MARK)}"), word) for word in WHOLE_WORDS),
+    ]

@@ -1,0 +1,80 @@
+"""twilbert-encode: the token ids of a corpus, once, beside it.
+
+Writes CORPUS/encoded/<fingerprint>/, which mirrors the corpus' shards and row groups (see data/encoded.py); the
+fingerprint stands for tokenizer, --max-len and corpus, so that several encodings live side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from twilbert import cli
+from twilbert.cluster import ensure_ray
+from twilbert.data import encoding
+from twilbert.data.corpus import Corpus
+from twilbert.data.encoded import EncodedCorpus
+from twilbert.data.tokenizer import Tokenizer
+from twilbert.errors import TwilbertError, UsageError
+
+DEFAULT_MAX_LEN = 128
+
+
+def encode(corpus_path: str, tokenizer_path: str, max_len: int = DEFAULT_MAX_LEN) -> EncodedCorpus:
+    """Encode a corpus with a tokenizer, each text cut at `max_len` tokens; at once when that is already there.
+
+    UsageError for a corpus or tokenizer that is not one; TwilbertError naming a damaged shard or a full disk.
+    """
+    corpus, tokenizer = Corpus.open(corpus_path), Tokenizer.load(tokenizer_path)
+    try:
+        found = encoding.find(corpus, tokenizer, max_len)
+    except UsageError:
+        raise
+    except TwilbertError as error:
+        cli.say(f"{error}: encoding again")
+        found = None
+    if found is not None:
+        cli.say(f"{corpus.path} is already encoded with this tokenizer and --max-len {max_len}")
+        return found
+    shards = sum(len(corpus.shards(split)) for split in corpus.splits)
+    rows = sum(split.rows for split in corpus.splits.values())
+    cli.say(f"encoding {rows:,} rows in {shards} shards, at most {max_len} tokens a text")
+    step = max(1, shards // 10)
+    with ensure_ray():
+        return encoding.encode_corpus(
+            corpus,
+            tokenizer,
+            max_len,
+            report=lambda done, of: (
+                cli.say(f"encoded {done} of {of} shards") if done % step == 0 or done == of else None
+            ),
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Console script; the exit code."""
+    parser = cli.parser(
+        "encode",
+        "Turn the texts of a corpus into token ids, once. pretrain runs this when it is missing.",
+        "twilbert-encode corpora/tweets --tokenizer tokenizers/tweets-30k --max-len 128",
+    )
+    parser.add_argument("corpus", metavar="CORPUS", help="folder that twilbert-prepare wrote")
+    parser.add_argument("--tokenizer", required=True, help="folder that twilbert-vocab wrote, or a model's folder")
+    parser.add_argument(
+        "--max-len", type=int, default=DEFAULT_MAX_LEN, help="cut each text at this many tokens (default: %(default)s)"
+    )
+    return cli.run(parser, _handle, argv)
+
+
+def _handle(args: argparse.Namespace) -> str:
+    made = encode(args.corpus, args.tokenizer, args.max_len)
+    cli.table(
+        ("split", "rows", "pairs", "singles", "tokens", "tokens a row"),
+        [(s.name, s.rows, s.pairs, s.singles, s.tokens, round(s.tokens / max(1, s.rows), 1)) for s in made.splits],
+    )
+    return f"encoded corpus (vocabulary {made.vocab_size}, max_len {made.max_len}) in {made.path}"
+
+
+if __name__ == "__main__":
+    from twilbert.encode import main as _main
+
+    raise SystemExit(_main())

@@ -1,0 +1,105 @@
+"""Where each setting of the original's JSON configurations went: a field of the recipe, a flag, or nowhere and why.
+
+Keys are dotted, as in the original's files for pre-training, continued pre-training, MLM only, evaluation,
+embeddings, fine-tuning, grid search and labelling.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Fate(NamedTuple):
+    """What became of one of the original's keys: a recipe path, a command's flag, or neither; and a word on it."""
+
+    recipe: str | None = None
+    """Dotted path in the recipe."""
+    flag: str | None = None
+    """The command and argument that take its place."""
+    why: str = ""
+    """How the meaning changed, or why there is nothing."""
+
+
+def _same(*keys: str, into: str) -> dict[str, Fate]:
+    return {key: Fate(recipe=f"{into}.{key.rpartition('.')[2]}") for key in keys}
+
+
+_LENGTHS = "texts are sorted by length over the whole global batch, so that no buckets are needed"
+_NO_FINETUNING = "a setting of fine-tuning, which this version does not have yet"
+_ONE_ENGINE = "cluster.use_gpu and cluster.num_workers say what runs where"
+
+ORIGINAL_SETTINGS: dict[str, Fate] = {
+    # pre-training
+    "dataset.file": Fate("corpus.path", why="a folder made by twilbert-prepare from the TSV"),
+    "dataset.vocab_file": Fate("corpus.tokenizer", why="a folder made by twilbert-vocab"),
+    "representation.max_len": Fate("corpus.max_len", why="model.max_len where the positions are to hold longer texts"),
+    "representation.bucket_min_a": Fate(why=_LENGTHS),
+    "representation.bucket_min_b": Fate(why=_LENGTHS),
+    "representation.bucket_max_a": Fate("corpus.max_len", why="texts are cut at max_len; 45 cut them at 40 tokens"),
+    "representation.bucket_max_b": Fate("corpus.max_len", why="texts are cut at max_len; 45 cut them at 40 tokens"),
+    "representation.bucket_steps": Fate(why=_LENGTHS),
+    **_same(
+        "model.factorize_embeddings", "model.cross_sharing", "model.embedding_size", "model.hidden_size",
+        "model.n_encoders", "model.n_heads", "model.attention_size", "model.input_dropout", "model.output_dropout",
+        "model.initializer_range", "model.pkm", into="model",
+    ),
+    **_same(
+        "model.pkm_params.factorize_embeddings", "model.pkm_params.k_dim", "model.pkm_params.memory_size",
+        "model.pkm_params.n_heads", "model.pkm_params.knn", "model.pkm_params.in_layers",
+        "model.pkm_params.input_dropout", "model.pkm_params.output_dropout", into="model.pkm_params",
+    ),
+    "model.pkm_params.batch_norm": Fate("model.pkm_params.batch_norm", why="inverted in the original"),
+    "model.masked_lm.type": Fate("objective.masked_lm.type", why='"word" is called token: it masks single tokens'),
+    **_same("model.masked_lm.max_span", "model.masked_lm.budget", into="objective.masked_lm"),
+    **_same(
+        "model.masked_lm.probs.mask", "model.masked_lm.probs.random", "model.masked_lm.probs.keep",
+        into="objective.masked_lm.probs",
+    ),
+    "model.rop.use_rop": Fate("objective.rop.use_rop", why="false = MLM only"),
+    **_same("model.rop.n_hidden", "model.rop.hidden_size", into="objective.rop"),
+    "training.batch_size": Fate("training.global_batch_size", why="times training.accum_iters"),
+    "training.accum_iters": Fate("training.global_batch_size", why="times training.batch_size"),
+    "training.epochs": Fate("training.max_steps", why="runs are counted in optimiser steps"),
+    "training.optimizer": Fate("training.optimizer", why="adam or lamb, not Keras' own; adamw is new"),
+    "training.lr": Fate("training.learning_rate"),
+    "training.noam_annealing": Fate("training.schedule", why="true = noam, and not one update late"),
+    "training.warmup_steps": Fate("training.warmup_steps"),
+    "training.use_gpu": Fate("cluster.use_gpu"),
+    "training.multi_gpu": Fate("cluster.num_workers", why="any number of workers; true was exactly two GPUs"),
+    "training.n_gpus": Fate("cluster.num_workers", why="ignored by the original"),
+    "training.path_save_weights": Fate("run.storage_path", why="saved every save_steps, not every hour"),
+    "training.path_initial_weights": Fate("model.init_from"),
+    "training.initial_batch": Fate(why="a run's checkpoint knows its step; the same command resumes"),
+    "training.verbose": Fate(why="progress on a terminal, plain lines elsewhere"),
+    # evaluation and embeddings
+    "dataset.test_file": Fate(flag="twilbert-evaluate MODEL DATA"),
+    "dataset.output_file": Fate(flag="twilbert-evaluate --json FILE"),
+    "representation.max_len_training": Fate(why="the model folder knows its positions"),
+    "representation.max_len_test": Fate(flag="twilbert-evaluate --max-len N", why="ignored by the original"),
+    "test.path_load_weights": Fate(flag="twilbert-evaluate MODEL DATA"),
+    # fine-tuning, grid search, labelling
+    **{
+        key: Fate(why=_NO_FINETUNING)
+        for key in (
+            "dataset.train_file", "dataset.dev_file", "dataset.id_header", "dataset.text_header", "dataset.aux_header",
+            "dataset.class_header", "dataset.delimiter",
+            "task.regression", "task.categories", "task.rev_categories", "task.class_weights", "task.eval_metric",
+            "task.average_metric", "task.class_metric", "task.stance_f1", "task.multi_label",
+            "representation.preprocessing", "finetune_model.dropout",
+            "grid_search.batch_size", "grid_search.collapse_mode", "grid_search.lr", "grid_search.runs",
+            "grid_search.monitorize",
+            "finetuning.batch_size", "finetuning.pred_batch_size", "finetuning.epochs", "finetuning.finetune_all",
+            "finetuning.trainable_layers", "finetuning.collapse_mode", "finetuning.use_special_tokens",
+            "finetuning.dropout", "finetuning.loss", "finetuning.optimizer", "finetuning.lr",
+            "finetuning.noam_annealing", "finetuning.warmup_steps", "finetuning.accum_iters",
+            "finetuning.path_save_weights", "finetuning.path_load_weights",
+            "finetuning.path_load_finetuned_weights", "finetuning.model_name",
+        )
+    },
+    "representation.bucket_min": Fate(why=_LENGTHS),
+    "representation.bucket_max": Fate(why=_LENGTHS),
+    "finetuning.use_gpu": Fate(why=_ONE_ENGINE),
+    "finetuning.multi_gpu": Fate(why=_ONE_ENGINE),
+    "finetuning.n_gpus": Fate(why="ignored by the original"),
+    "finetuning.verbose": Fate(why="progress on a terminal, plain lines elsewhere"),
+}  # fmt: skip

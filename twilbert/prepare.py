@@ -1,0 +1,298 @@
+"""Raw (tweet, reply) pairs → a corpus: clean, drop, de-duplicate, hold out a validation share.
+
+    raw files ─ find ▸ inspect ▸ cut ─▶ pieces ─ clean ▸ spill by hash of ORIG_ID ─▶ partitions   (Ray Data)
+    partitions ─ first of each (ORIG_ID, REPLY_ID) ─▶ train shards, candidates for valid          (Ray Data)
+    candidates ─ without what train shares ─▶ valid shards; rejects.jsonl; corpus.json            (here)
+
+Partitions depend on the input alone and rows keep the input's order inside them, so the shards are the same bytes
+however many processes made them. No process ever holds more than a piece or a partition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import pickle
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from twilbert import cli, storage
+from twilbert.cluster import ensure_ray, in_ray_job
+from twilbert.data import dedup, raw_files, raw_spill
+from twilbert.data.corpus import FORMAT, Shard, corpus_id
+from twilbert.data.text import CLEANING
+from twilbert.errors import TwilbertError, UsageError
+
+PARTITION_BYTES = 32 * 2**20  # of input: about 150,000 pairs, a few hundred MB while it is de-duplicated
+_MAX_PARTITIONS = 512
+_PIECE_BYTES = (2**20, 64 * 2**20)  # smallest, largest piece of an uncompressed file
+
+R = TypeVar("R")
+Runner = Callable[[Callable[[int], R], int], Iterable[R]]
+
+
+def prepare(
+    inputs: Sequence[str],
+    out: str,
+    *,
+    columns: dict[str, str] | None = None,
+    valid_share: float = 0.01,
+    overwrite: bool = False,
+    num_cpus: int | None = None,
+    piece_bytes: int | None = None,
+    runner: Runner | None = None,
+) -> dict[str, Any]:
+    """Make a corpus at `out` (path or URI) from files, folders and globs; returns what corpus.json holds.
+
+    `columns` maps orig_id, orig_text, reply_id, reply_text to the input's names, or to positions from 1. `num_cpus`
+    counts a local Ray's CPUs, `piece_bytes` the input a task reads: neither changes a byte of the shards. `runner`
+    replaces Ray Data (`run_here`: in this process). Nothing is left at `out` when it fails. UsageError for input known
+    to be wrong at the start, TwilbertError for what is found later (damaged files, no space, nothing left to keep).
+    """
+    if not 0 <= valid_share < 1:
+        raise UsageError(f"--valid-share {valid_share:g}: expected a share from 0 to below 1")
+    if in_ray_job() and storage.is_local(out) and not Path(out).is_absolute():
+        raise UsageError(f"--out {out}: a Ray job's folder is thrown away; give an absolute path or a URI")
+    target = storage.absolute(out)
+    files = _inspect(inputs, columns or {})
+    size = sum(file.text_bytes for file in files)
+    partitions = max(1, min(_MAX_PARTITIONS, -(-size // PARTITION_BYTES)))
+    threshold = raw_spill.valid_threshold(valid_share)
+    with storage.new_folder(target, overwrite=overwrite) as work:
+        spill = storage.join(work, "spill")
+        storage.make_dir(spill)
+        if runner is not None:
+            made = _make(files, work, spill, partitions, threshold, piece_bytes or _PIECE_BYTES[1], runner)
+        else:
+            with ensure_ray(num_cpus):
+                made = _make(files, work, spill, partitions, threshold, piece_bytes or _piece_bytes(size), run_on_ray)
+        storage.delete(spill)
+        options = {"columns": columns or {}, "valid_share": valid_share, "partitions": partitions}
+        info = {"format": FORMAT, "id": made.pop("id"), "cleaning": CLEANING, "options": options, **made}
+        storage.write_json_atomic(storage.join(work, "corpus.json"), info)
+    return info
+
+
+def _inspect(inputs: Sequence[str], columns: dict[str, str]) -> list[raw_files.RawFile]:
+    """Look at every input file; UsageError when one is wrong or none holds anything."""
+    unknown = [name for name in columns if name not in raw_files.COLUMNS]
+    if unknown:
+        raise UsageError(f"--columns {unknown[0]}=…: expected one of {', '.join(raw_files.COLUMNS)}")
+    files = []
+    for path in raw_files.find(inputs):
+        file = raw_files.inspect(path, columns)
+        if file is None:
+            cli.say(f"{path}: empty, passed over")
+            continue
+        files.append(file)
+        if file.makes_ids:
+            cli.say(f"{path}: no ids, they are made from the texts (equal texts, equal ids)")
+        elif file.columns[3] is None:
+            cli.say(f"{path}: no column of replies, single tweets")
+    if not files:
+        raise UsageError(f"{' '.join(inputs)}: empty; expected lines of ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT")
+    return files
+
+
+def _piece_bytes(size: int) -> int:
+    """Input a task reads: enough pieces to keep every CPU busy to the end, none so large that memory feels it."""
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return max(_PIECE_BYTES[0], min(_PIECE_BYTES[1], -(-size // (4 * cpus))))
+
+
+def _make(
+    files: list[raw_files.RawFile],
+    work: str,
+    spill: str,
+    partitions: int,
+    threshold: int,
+    piece_bytes: int,
+    run: Runner,
+) -> dict[str, Any]:
+    """Write shards and rejects under `work`; returns corpus.json's entries about them."""
+    pieces = [piece for file in files for piece in raw_files.cut(file, piece_bytes)]
+    first = functools.partial(_spill_one, pieces, spill, partitions, threshold)
+    cleaned = sorted(_watched("read and cleaned", run(first, len(pieces)), len(pieces)), key=lambda r: r.piece)
+    kept = sum(result.kept for result in cleaned)
+    dropped: Counter[str] = sum((result.dropped for result in cleaned), Counter())
+    counted = {"records": sum(r.records for r in cleaned), "rejected": sum(r.rejected for r in cleaned)}
+    if not kept:
+        why = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()))
+        raise TwilbertError(
+            f"nothing to keep: of {counted['records']:,} lines read {counted['rejected']:,} were refused"
+            + (f", dropped: {why}" if why else "")
+            + "; is this the right file, and UTF-8?"
+        )
+    dedup.write_hashes(
+        storage.join(spill, "valid.npz"),
+        np.unique(np.concatenate([r.valid_ids for r in cleaned])),
+        np.unique(np.concatenate([r.valid_texts for r in cleaned])),
+    )
+    spills = [name for result in cleaned for name in result.spills]
+    second = functools.partial(_merge_one, spill, work, spills, threshold)
+    merged = sorted(_watched("merged", run(second, partitions), partitions), key=lambda r: r.partition)
+    valid, shared = dedup.write_valid(spill, work, merged)
+    dropped.update({"repeated": sum(result.repeated for result in merged), **shared})
+    _write_rejects(pieces, cleaned, spill, storage.join(work, "rejects.jsonl"))
+    train = [result.train for result in merged if result.train]
+    splits = {"train": _split(train), "valid": _split(valid)}
+    return {
+        "id": corpus_id([*train, *valid]),
+        "lines_read": counted["records"],
+        "kept": splits["train"]["rows"] + splits["valid"]["rows"],
+        "rejected": counted["rejected"],
+        "dropped": {reason: dropped[reason] for reason in sorted(dropped) if dropped[reason]},
+        "splits": splits,
+        "inputs": [file.path for file in files],
+    }
+
+
+def _split(shards: list[Shard]) -> dict[str, Any]:
+    return {"rows": sum(shard.rows for shard in shards), "shards": [vars(shard) for shard in shards]}
+
+
+def _spill_one(
+    pieces: list[raw_files.Piece], spill: str, partitions: int, threshold: int, index: int
+) -> raw_spill.PieceResult:
+    return raw_spill.spill_piece(pieces[index], index, spill, partitions, threshold)
+
+
+def _merge_one(spill: str, work: str, spills: list[str], threshold: int, partition: int) -> dedup.PartitionResult:
+    return dedup.merge_partition(spill, work, spills, partition, threshold)
+
+
+def _write_rejects(pieces: list[raw_files.Piece], cleaned: list[raw_spill.PieceResult], spill: str, path: str) -> None:
+    """All refused lines in the order of the input, numbered from 1 within their file (a header is line 1)."""
+    system, inner = storage.filesystem(path)
+    with storage.explained_write(path), system.open_output_stream(inner) as sink:
+        before, file = 0, None
+        for piece, result in zip(pieces, cleaned, strict=True):
+            if piece.file is not file:
+                file, before = piece.file, piece.file.header_lines
+            for name in result.rejects:
+                for line, reason in storage.read_json(storage.join(spill, name)):
+                    row = {"file": piece.file.path, "line": before + line + 1, "reason": reason}
+                    sink.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            before += result.lines
+
+
+def run_here(work: Callable[[int], R], count: int) -> Iterator[R]:
+    """`work(0)` … `work(count - 1)` in this process, without Ray."""
+    return map(work, range(count))
+
+
+def run_on_ray(work: Callable[[int], R], count: int) -> Iterator[R]:
+    """`work(0)` … `work(count - 1)` as Ray Data tasks, as they end; raises the first error a user should read."""
+    import ray.data
+
+    items = ray.data.from_items([{"index": index} for index in range(count)], override_num_blocks=count)
+    done = items.map(_OneTask(work))
+    for row in done.iter_rows():
+        result = pickle.loads(row["result"])
+        if isinstance(result, TwilbertError):
+            raise result
+        yield result
+
+
+class _OneTask:
+    """A row with an index → a row with the pickled result, or with the error a user should read instead of a trace."""
+
+    def __init__(self, work: Callable[[int], Any]) -> None:
+        self.work = work
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
+        try:
+            return {"result": pickle.dumps(self.work(int(row["index"])))}
+        except TwilbertError as error:
+            return {"result": pickle.dumps(error)}
+
+
+def _watched(what: str, results: Iterable[R], count: int) -> Iterator[R]:
+    """Pass results on and show how far they are: a bar on a terminal, else a line every few seconds."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(results, what, total=count, console=Console(stderr=True), transient=True)
+        cli.say(f"{what}: {count} of {count}")
+        return
+    last = time.monotonic()
+    for number, result in enumerate(results, start=1):
+        if number == count or time.monotonic() - last > 5:
+            last = time.monotonic()
+            cli.say(f"{what}: {number} of {count}")
+        yield result
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not equals or not column:
+            raise UsageError(f"--columns {pair}: expected e.g. orig_text=parent (put the input files before --columns)")
+        columns[name] = column
+    return columns
+
+
+def _handle(args: argparse.Namespace) -> str:
+    started = time.monotonic()
+    info = prepare(
+        args.raw,
+        args.out,
+        columns=_columns(args.columns),
+        valid_share=args.valid_share,
+        overwrite=args.overwrite,
+        num_cpus=args.num_cpus,
+    )
+    seconds = time.monotonic() - started
+    splits, out = info["splits"], storage.absolute(args.out)
+    if args.valid_share and not splits["valid"]["rows"]:
+        cli.say("no pair was held out: raise --valid-share to have something to validate on")
+    for reason, count in info["dropped"].items():
+        cli.say(f"dropped {count:,} {reason}")
+    if info["rejected"]:
+        cli.say(f"refused {info['rejected']:,} lines, listed in {storage.join(out, 'rejects.jsonl')}")
+    return (
+        f"wrote {out}: {splits['train']['rows']:,} pairs to train on and {splits['valid']['rows']:,} to validate; of "
+        f"{info['lines_read']:,} lines read {sum(info['dropped'].values()):,} were dropped and {info['rejected']:,} "
+        f"refused ({seconds:.0f} s)"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `twilbert-prepare`."""
+    parser = cli.parser(
+        "prepare",
+        "Clean, drop, de-duplicate and split raw (tweet, reply) pairs. Input: TSV (never quoted), CSV, JSON lines or "
+        "Parquet;\ngzip or zstd; files, folders, globs. Columns ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT; a missing "
+        "reply is a single tweet.",
+        "twilbert-prepare raw/*.tsv.gz --out corpus --columns orig_text=parent reply_text=child",
+    )
+    parser.add_argument("raw", nargs="+", metavar="RAW", help="file, folder, glob or URI")
+    parser.add_argument("--out", required=True, metavar="CORPUS", help="folder or URI to write")
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="orig_text=parent …; positions from 1 without header",
+    )
+    parser.add_argument("--valid-share", type=float, default=0.01, help="share of conversations held out (0.01)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at CORPUS")
+    parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs of a local Ray (all of this machine)")
+    return cli.run(parser, _handle, argv)
+
+
+if __name__ == "__main__":
+    from twilbert.prepare import main as _main  # from its own name, so that Ray pickles by reference
+
+    raise SystemExit(_main())

@@ -1,0 +1,268 @@
+"""Pre-train TWilBERT: the main job, on this machine or a Ray cluster.
+
+driver   recipe ─ checks ─ Ray ─ encode when missing ─ run folder ─ Ray Train ─ progress, Ctrl-C ─ model/
+worker   stream ─▶ micro-batches ─▶ DeepSpeed engine ─▶ metrics, checkpoints         (`_train`: the visible step)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import Any
+
+from twilbert import cli, cluster, recipe_file, storage
+from twilbert.errors import Interrupted, TwilbertError, UsageError
+from twilbert.recipe import Recipe
+
+_RETRIES = 3  # times that Ray Train starts the workers again after one has died
+
+
+# ---- the worker ----------------------------------------------------------------------------------------------------
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs in every worker; config["job"] is a `twilbert.train.worker.Job`."""
+    import ray
+
+    job = config["job"]
+    if ray.get(job.control.failed.remote()):  # a fault that starting again does not mend
+        return
+    try:
+        _train(job)
+    except TwilbertError as error:
+        ray.get(job.control.fail.remote(str(error), error.exit_code))
+        raise
+
+
+def _train(job: Any) -> None:
+    import ray.train
+    from ray.train.torch import get_device
+
+    from twilbert import scoring
+    from twilbert.train.schedule import learning_rate
+    from twilbert.train.worker import Worker
+
+    cluster.quiet_ray_data()
+    context = ray.train.get_context()
+    world_size = context.get_world_size()
+    worker = Worker(job, context.get_world_rank(), world_size, context.get_local_world_size(), get_device())
+    recipe, training, tracker = job.recipe, job.recipe.training, worker.tracker
+    engine, optimizer, device = worker.engine, worker.optimizer, worker.device
+    log = scoring.Interval()
+    stop, scores = 0, {}
+
+    for step, micro_batches, waited in worker.steps():
+        optimizer.update = step
+        optimizer.learning_rate = learning_rate(
+            step,
+            schedule=training.schedule,
+            peak=recipe.peak_learning_rate,
+            warmup_steps=training.warmup_steps,
+            schedule_steps=recipe.schedule_steps,
+        )
+        n_masked, n_rop = worker.normalisers(micro_batches)
+        sums = scoring.zero_sums(device)
+        for number, micro_batch in enumerate(micro_batches):
+            worker.seed_dropout(step, number)
+            out = engine(*scoring.tensors(micro_batch, device))
+            # DeepSpeed divides by the accumulation and averages over workers: multiply by both, so that the gradient
+            # is that of the global batch's own mean, however it was cut.
+            loss = out.mlm_loss_sum / n_masked + out.rop_loss_sum / n_rop
+            engine.backward(loss * (worker.accumulation * world_size))
+            engine.step()  # reduces, clips and updates at the last accumulation
+            sums += scoring.sums_of(out, micro_batch)
+        totals, stop = worker.reduce(sums)
+        log.add(totals, n_masked, n_rop, waited)
+        if not log.is_finite():
+            raise TwilbertError(
+                f"step {step}: the loss became {log.loss}; the last checkpoint is intact. Lower training.learning_rate, "
+                "set training.max_grad_norm=1.0, or use precision=fp32, under another run.name"
+            )
+        worker.step = step
+        worker.beat(step, log.loss, log.tokens_per_second)
+
+        last = step == training.max_steps
+        if tracker and (step % training.logging_steps == 0 or last):
+            tracker.log(step, log.row() | worker.optimizer_row())
+            log = scoring.Interval()
+        if step % training.eval_steps == 0 or last:
+            scores = worker.evaluate(step)
+            if tracker:
+                tracker.log(step, {f"valid/{key}": value for key, value in scores.items()})
+                worker.say(f"step {step}: held-out {scoring.summary(scores)}")
+            ray.train.report({"step": step, **scores})
+        is_best = worker.best is not None and worker.best["step"] == step
+        if step % training.save_steps == 0 or last or stop or is_best:
+            worker.save(step)
+        if stop:
+            break
+
+    if tracker:
+        published = worker.publish()
+        tracker.close()
+        outcome = {"step": worker.step, "stop": stop, "scores": scores, "published": published}
+        ray.get(job.control.finish.remote(outcome))
+
+
+# ---- the driver ----------------------------------------------------------------------------------------------------
+
+
+def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
+    """Pre-train as `recipe` says and return {"run", "model", "step", "stop", "scores"}.
+
+    UsageError or TwilbertError as the command reports them.
+    """
+    from twilbert.train import checkpoint, run_folder
+
+    recipe = resolve(recipe)
+    corpus_id, tokenizer = data_identity(recipe)
+    workers = recipe.cluster.num_workers
+    with cluster.ensure_ray(workers + cluster.DATA_CPUS, recipe.cluster.address):
+        cluster.check_resources(workers, 1, recipe.cluster.use_gpu)
+        precision = resolve_precision(recipe)
+        identity = recipe_file.identity(recipe, {"data.corpus": corpus_id, "data.tokenizer": tokenizer})
+        identity["training.precision"] = precision
+        name = recipe.run.name or run_folder.default_name(recipe_name, identity)
+        storage.probe_write(recipe.run.storage_path)
+        if len(cluster.nodes()) > 1:
+            cluster.probe_storage_everywhere(recipe.run.storage_path)
+        encoded = _encoded(recipe)
+        folder, known = run_folder.claim(recipe, name, identity)
+        cli.say(f"run {name} in {folder.path}{' (found, resuming)' if known else ''}; precision {precision}")
+        done = checkpoint.finished_step(folder.path)
+        if done is not None and done >= recipe.training.max_steps and storage.exists(folder.model):
+            cli.say(f"already finished at step {done}; raise training.max_steps or change the recipe to train more")
+            return {"run": folder.path, "model": folder.model, "step": done, "stop": 0, "scores": {}}
+        outcome = _fit(recipe, folder, encoded, precision)
+    return {"run": folder.path, "model": folder.model, **outcome}
+
+
+def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str, Any]:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from twilbert.train.control import RunControl, watch
+    from twilbert.train.worker import Job
+
+    control = ray.remote(num_cpus=0)(RunControl).remote()
+    ray_folder = storage.join(folder.path, ".ray")
+    use_gpu = recipe.cluster.use_gpu
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": Job(recipe, folder, encoded, precision, control)},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=recipe.cluster.num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name=f"{int(time.time())}",  # always new: what to resume is ours to know, not Ray Train's
+            storage_path=ray_folder,
+            failure_config=FailureConfig(max_failures=_RETRIES),
+            worker_runtime_env={"env_vars": cluster.worker_environment()},
+        ),
+    )
+    try:
+        return watch(trainer.fit, control)
+    finally:
+        storage.delete(ray_folder)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths; UsageError for relative ones inside a Ray job, whose folder is thrown away."""
+    if cluster.in_ray_job():
+        relative = recipe_file.relative_paths(recipe)
+        if relative:
+            raise UsageError(
+                "relative paths in a Ray job lie in a temporary copy of the folder that is thrown away:\n"
+                + "\n".join(f"  {key}: {path}" for key, path in relative.items())
+                + "\n  give absolute paths or URIs that every node sees, e.g. run.storage_path=/shared/runs"
+            )
+    return recipe_file.absolute_paths(recipe)
+
+
+def data_identity(recipe: Recipe) -> tuple[str, str]:
+    """(corpus id, tokenizer fingerprint); UsageError, with the command that makes it, for what is missing."""
+    from twilbert.data.corpus import Corpus
+    from twilbert.data.tokenizer import Tokenizer
+
+    return Corpus.open(recipe.corpus.path).id, Tokenizer.load(recipe.corpus.tokenizer).fingerprint
+
+
+def resolve_precision(recipe: Recipe) -> str:
+    """fp32 or bf16, auto decided by the devices that will train."""
+    training = recipe.training
+    if training.precision != "auto":
+        return training.precision
+    return "bf16" if training.zero_stage > 0 and cluster.device_computes_bf16(recipe.cluster.use_gpu) else "fp32"
+
+
+def _encoded(recipe: Recipe) -> Any:
+    """The encoded corpus, made now when it is missing."""
+    from twilbert.data import encoding
+    from twilbert.data.corpus import Corpus
+    from twilbert.data.tokenizer import Tokenizer
+
+    corpus, tokenizer = Corpus.open(recipe.corpus.path), Tokenizer.load(recipe.corpus.tokenizer)
+    found = encoding.find(corpus, tokenizer, recipe.corpus.max_len)
+    if found is None:
+        cli.say(f"{corpus.path}: not yet encoded with {recipe.corpus.tokenizer}; encoding it now, once")
+        found = encoding.encode_corpus(corpus, tokenizer, recipe.corpus.max_len)
+    return found
+
+
+def _dry_run(recipe: Recipe, name: str) -> str:
+    """Print the resolved recipe and the checks that need no Ray; the last line."""
+    recipe = resolve(recipe)
+    print(recipe_file.dump(recipe), end="")
+    missing = []
+    try:
+        corpus_id, tokenizer = data_identity(recipe)
+        identity = recipe_file.identity(recipe, {"data.corpus": corpus_id, "data.tokenizer": tokenizer})
+        from twilbert.train import run_folder
+
+        chosen = recipe.run.name or run_folder.default_name(name, identity)
+        print(f"# run: {storage.join(recipe.run.storage_path, chosen)}")
+    except UsageError as error:
+        missing.append(str(error))
+        print(f"# missing: {error}")
+    return f"{name}: the recipe is valid" + ("; what is missing stands above" if missing else "; nothing was started")
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = cli.parser(
+        "pretrain",
+        "Pre-train a TWilBERT as a recipe says; the same command resumes a run.",
+        "twilbert-pretrain recipes/tiny.yaml training.max_steps=200",
+    )
+    made.add_argument("recipe", help="YAML file, or the name of a shipped recipe (recipes/base.yaml)")
+    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    made.add_argument("--dry-run", action="store_true", help="show the resolved recipe and checks, start nothing")
+    return made
+
+
+def _command(args: argparse.Namespace) -> str:
+    recipe = recipe_file.load(args.recipe, args.overrides)
+    name = os.path.basename(args.recipe)  # noqa: PTH119 - of a URI too
+    if args.dry_run:
+        return _dry_run(recipe, name)
+    result = run(recipe, name)
+    from twilbert.train.control import STOP_REASONS, STOP_SIGNAL
+
+    stopped = STOP_REASONS.get(result["stop"])
+    if result["stop"] == STOP_SIGNAL:
+        raise Interrupted(
+            f"interrupted at step {result['step']} with a checkpoint in {result['run']}; the same command resumes"
+        )
+    state = f"stopped at step {result['step']} ({stopped}); the same command resumes" if stopped else "done"
+    return f"{state}; model in {result['model']}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command twilbert-pretrain."""
+    return cli.run(_parser(), _command, argv)
+
+
+if __name__ == "__main__":
+    from twilbert.pretrain import main as _main  # from its own name, so that workers find train_worker there
+
+    raise SystemExit(_main())

@@ -1,0 +1,208 @@
+"""From a YAML file and `a.b=c` overrides to a checked `Recipe`, with every fault in one message.
+
+YAML 1.2 booleans: only true and false are booleans, so that NO stays a string (Norway, "no"). Interpolation and
+override paths are OmegaConf's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from twilbert import storage
+from twilbert.errors import UsageError
+from twilbert.recipe import Recipe, cross_faults, science
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """PyYAML with the booleans and floats of YAML 1.2 (yes/no/on/off are strings, 1e-4 is a number)."""
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """A YAML document's value; UsageError with file, line and column when it does not parse."""
+    try:
+        return yaml.load(text, Loader=_Yaml12Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"{where}{place}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: not valid YAML: {error}") from error
+
+
+def locate(path: str) -> str:
+    """`path` itself, or the shipped recipe of that name (recipes/tiny.yaml) when no such file is here."""
+    if storage.exists(path):
+        return storage.absolute(path)
+    shipped = resources.files("twilbert.recipes").joinpath(Path(path).name)
+    if str(Path(path).parent) in (".", "recipes") and shipped.is_file():
+        return str(shipped)
+    names = sorted(item.name for item in resources.files("twilbert.recipes").iterdir() if item.name.endswith(".yaml"))
+    raise UsageError(f"{path}: no such recipe; give a YAML file, or one of the shipped ones: {', '.join(names)}")
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The checked recipe of a YAML file with `section.key=value` overrides; UsageError that lists every fault."""
+    located = locate(path)
+    try:
+        text = storage.read_bytes(located).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text, so not a recipe ({error.reason} at byte {error.start})") from error
+    return build(parse_yaml(text, path), overrides, where=path)
+
+
+def build(values: Any, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+    """The checked recipe of plain `values` and overrides."""
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"{where}: expected sections ({', '.join(Recipe.model_fields)}), found a {type(values).__name__}"
+        )
+    merged, faults = _merge(values, overrides)
+    try:
+        recipe = Recipe.model_validate(merged)
+    except ValidationError as error:
+        faults += [_explain(fault) for fault in error.errors()]
+        recipe = _salvage(merged, error)
+    if recipe is not None:
+        faults += cross_faults(recipe)
+    if faults or recipe is None:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise UsageError(f"{where}: {count}\n" + "\n".join(f"  {fault}" for fault in faults))
+    return recipe
+
+
+def _merge(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    faults = []
+    try:
+        config = OmegaConf.create(values)
+        for override in overrides:
+            path, equals, text = override.partition("=")
+            if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
+                faults.append(f"{override}: expected an override section.key=value, e.g. training.max_steps=1000")
+                continue
+            OmegaConf.update(config, path, parse_yaml(text, override), merge=False, force_add=True)
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"recipe: {str(error).splitlines()[0]}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}, faults
+
+
+def _explain(fault: Any) -> str:
+    """One pydantic fault as `dotted.path: what is wrong; the remedy`."""
+    where = tuple(str(part) for part in fault["loc"])
+    dotted = ".".join(where)
+    if fault["type"] == "extra_forbidden":
+        known = _known_paths()
+        siblings = [path for path in known if path.rpartition(".")[0] == ".".join(where[:-1])]
+        names = {path.rpartition(".")[2]: path for path in siblings}
+        near = difflib.get_close_matches(where[-1], names, 1) or difflib.get_close_matches(dotted, known, 1, 0.7)
+        elsewhere = [path for path in known if path.endswith("." + where[-1])]
+        hint = names.get(near[0], near[0]) if near else (elsewhere[0] if elsewhere else None)
+        return f"{dotted}: unknown key" + (f"; did you mean {hint}?" if hint else f"; known here: {', '.join(names)}")
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{dotted}: {fault['input']!r}: {message}"
+
+
+def _known_paths() -> list[str]:
+    found: list[str] = []
+
+    def walk(value: dict[str, Any], path: str) -> None:
+        for key, item in value.items():
+            found.append(f"{path}{key}")
+            if isinstance(item, dict):
+                walk(item, f"{path}{key}.")
+
+    walk(Recipe().model_dump(), "")
+    return found
+
+
+def _salvage(values: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe with the faulty fields at their defaults, so that cross-checks of the others are reported too."""
+    copy = json.loads(json.dumps(values, default=str))
+    for fault in error.errors():
+        *parents, last = [str(part) for part in fault["loc"]]
+        place: Any = copy
+        for part in parents:
+            place = place.get(part, {}) if isinstance(place, dict) else {}
+        if isinstance(place, dict):
+            place.pop(last, None)
+    try:
+        return Recipe.model_validate(copy)
+    except ValidationError:
+        return None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML that `load` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with every path made absolute from this working directory (workers run in another)."""
+    run = recipe.run.model_copy(update={"storage_path": storage.absolute(recipe.run.storage_path)})
+    corpus = recipe.corpus.model_copy(
+        update={
+            "path": storage.absolute(recipe.corpus.path),
+            "tokenizer": storage.absolute(recipe.corpus.tokenizer),
+        }
+    )
+    init = recipe.model.init_from
+    model = recipe.model.model_copy(update={"init_from": storage.absolute(init) if init else None})
+    return recipe.model_copy(update={"run": run, "corpus": corpus, "model": model})
+
+
+def relative_paths(recipe: Recipe) -> dict[str, str]:
+    """Dotted path -> value of the recipe's relative paths."""
+    paths = {
+        "run.storage_path": recipe.run.storage_path,
+        "corpus.path": recipe.corpus.path,
+        "corpus.tokenizer": recipe.corpus.tokenizer,
+        "model.init_from": recipe.model.init_from or "/",
+    }
+    return {
+        key: path
+        for key, path in paths.items()
+        if not storage.is_uri(path) and not Path(path).expanduser().is_absolute()
+    }
+
+
+def identity(recipe: Recipe, data: dict[str, str]) -> dict[str, Any]:
+    """Everything that changes the science: recipe fields and the fingerprints of the data."""
+    return science(recipe) | data
+
+
+def short_hash(values: dict[str, Any]) -> str:
+    """Eight hex digits of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

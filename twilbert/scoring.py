@@ -1,0 +1,121 @@
+"""Where data meets model: micro-batches as tensors, and the sums and scores of training and evaluation.
+
+Everything is summed in float64 vectors, so that adding over micro-batches, steps and workers is one operation.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from twilbert.data.microbatch import MicroBatch
+from twilbert.model.heads import PretrainingOutput
+
+_COUNTS = ("real_tokens", "padded_tokens", "samples")
+_SUMS = (*PretrainingOutput._fields, *_COUNTS)
+
+
+def tensors(micro_batch: MicroBatch, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The arguments of `PretrainingModel.forward` on `device`; ids int64."""
+
+    def moved(array: Any) -> torch.Tensor:
+        return torch.as_tensor(array.astype("int64")).to(device, non_blocking=True)  # a copy: views are read-only
+
+    m = micro_batch
+    lengths = None if m.padded_tokens == m.real_tokens else torch.as_tensor(m.lengths.astype("int64"))
+    return (
+        moved(m.input_ids),
+        moved(m.segment_ids),
+        lengths,  # stays on the CPU, where looking at it does not wait for the device
+        moved(m.masked_index),
+        moved(m.masked_labels),
+        moved(m.rop_labels),
+    )  # pyright: ignore[reportReturnType]
+
+
+def zero_sums(device: torch.device) -> torch.Tensor:
+    """Empty sums, float64 [the model's own and the counts of tokens and samples]."""
+    return torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+
+
+def sums_of(out: PretrainingOutput, micro_batch: MicroBatch) -> torch.Tensor:
+    """One micro-batch's losses, correct answers and counts, float64, in the order of `zero_sums`."""
+    m = micro_batch
+    counts = torch.tensor([m.real_tokens, m.padded_tokens, len(m.lengths)], dtype=torch.float64)
+    return torch.cat([torch.stack([value.detach().double() for value in out]), counts.to(out.n_masked.device)])
+
+
+@torch.no_grad()
+def evaluate(model: Any, batches: Iterable[MicroBatch], device: torch.device) -> torch.Tensor:
+    """The sums over `batches` of a model (or engine) in eval mode."""
+    sums = zero_sums(device)
+    for micro_batch in batches:
+        sums += sums_of(model(*tensors(micro_batch, device)), micro_batch)
+    return sums
+
+
+def scores_of(sums: Sequence[float]) -> dict[str, float]:
+    """Means from sums: losses in nats, accuracies from 0 to 1."""
+    s = dict(zip(_SUMS, sums, strict=True))
+    masked, at_mask, replies = (max(1.0, s[key]) for key in ("n_masked", "n_at_mask", "n_rop"))
+    mlm, rop = s["mlm_loss_sum"] / masked, s["rop_loss_sum"] / replies
+    return {
+        "loss": mlm + rop,
+        "mlm_loss": mlm,
+        "mlm_accuracy": s["mlm_correct"] / masked,
+        "mlm_loss_at_mask": s["mlm_loss_sum_at_mask"] / at_mask,
+        "mlm_accuracy_at_mask": s["mlm_correct_at_mask"] / at_mask,
+        "rop_loss": rop,
+        "rop_accuracy": s["rop_correct"] / replies,
+    }
+
+
+def summary(scores: dict[str, float]) -> str:
+    """The two scores to watch, on one line."""
+    return f"MLM loss {scores['mlm_loss']:.3f}, ROP accuracy {scores['rop_accuracy']:.3f}"
+
+
+class Interval:
+    """Training sums between two rows of metrics."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.waited = 0.0
+        self.steps = 0
+        self._sums = [0.0] * len(_SUMS)
+        self.loss = math.nan  # of the latest step
+
+    def add(self, totals: list[float], n_masked: int, n_rop: int, waited: float) -> None:
+        """Add a step's sums over all workers and the seconds this worker waited for data."""
+        self._sums = [a + b for a, b in zip(self._sums, totals, strict=True)]
+        self.loss = totals[0] / n_masked + totals[1] / n_rop
+        self.waited += waited
+        self.steps += 1
+
+    def is_finite(self) -> bool:
+        """Whether the latest step's loss is a number."""
+        return math.isfinite(self.loss)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens of all workers a second."""
+        return self._sums[_SUMS.index("real_tokens")] / self._seconds
+
+    @property
+    def _seconds(self) -> float:
+        return max(1e-9, time.monotonic() - self.started)
+
+    def row(self) -> dict[str, float]:
+        """The interval as metrics: train/, speed/ and data/ keys."""
+        s, seconds = dict(zip(_SUMS, self._sums, strict=True)), self._seconds
+        return {f"train/{key}": value for key, value in scores_of(self._sums).items()} | {
+            "speed/tokens_per_second": s["real_tokens"] / seconds,
+            "speed/samples_per_second": s["samples"] / seconds,
+            "speed/step_seconds": seconds / max(1, self.steps),
+            "speed/data_wait_share": self.waited / seconds,
+            "data/padding": 1 - s["real_tokens"] / max(1.0, s["padded_tokens"]),
+        }

@@ -1,0 +1,225 @@
+"""Paths and URIs through one interface: local folders, s3:// and gs://, read and written without half-written results.
+
+Local writes go to a temporary sibling that is flushed to disk and renamed. Object stores have no rename but write an
+object whole or not at all, so there a single file is written directly, and a folder is complete when the file that
+lists its contents (corpus.json, encoded.json, manifest.json), always written last, is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from twilbert.errors import TwilbertError, UsageError
+
+_CHUNK = 8 * 2**20  # bytes read at a time when hashing
+
+
+def is_uri(path: str) -> bool:
+    """Whether `path` names a scheme (s3://bucket/x) rather than a file of this machine."""
+    return "://" in path
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` lies in a local or mounted file system."""
+    return not is_uri(path) or path.startswith("file://")
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """`path` as an absolute local path, or the URI unchanged; `file://` becomes a plain path."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        text = text[len("file://") :]
+    return text.rstrip("/") if is_uri(text) else str(Path(text).expanduser().absolute())
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` and `parts` joined by one slash each."""
+    return "/".join([base.rstrip("/"), *parts])
+
+
+def filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    """The pyarrow file system that holds `path`, and the path inside it; UsageError for an unknown scheme."""
+    if is_local(path):
+        return fs.LocalFileSystem(), absolute(path)
+    try:
+        return fs.FileSystem.from_uri(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(
+            f"{path}: not a path or URI that can be opened ({error}); use a folder, s3:// or gs://"
+        ) from error
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    system, inner = filesystem(path)
+    return system.get_file_info(inner).type != fs.FileType.NotFound
+
+
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder (on an object store: a prefix that holds something)."""
+    system, inner = filesystem(path)
+    return system.get_file_info(inner).type == fs.FileType.Directory
+
+
+def size(path: str) -> int:
+    """Size of a file in bytes; FileNotFoundError when it is not there."""
+    system, inner = filesystem(path)
+    info = system.get_file_info(inner)
+    if info.type != fs.FileType.File:
+        raise FileNotFoundError(path)
+    return info.size
+
+
+def list_dir(path: str) -> list[str]:
+    """Sorted names in a folder; empty when the folder is not there."""
+    system, inner = filesystem(path)
+    return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(inner, allow_not_found=True)))
+
+
+def make_dir(path: str) -> None:
+    """Create a folder and its parents."""
+    system, inner = filesystem(path)
+    with explained_write(path):
+        system.create_dir(inner, recursive=True)
+
+
+def delete(path: str) -> None:
+    """Remove a file or a folder with all it holds; nothing happens when it is not there."""
+    system, inner = filesystem(path)
+    kind = system.get_file_info(inner).type
+    if kind == fs.FileType.Directory:
+        system.delete_dir(inner)
+    elif kind != fs.FileType.NotFound:
+        system.delete_file(inner)
+
+
+def read_bytes(path: str) -> bytes:
+    """A file's bytes; FileNotFoundError when it is not there."""
+    system, inner = filesystem(path)
+    with system.open_input_stream(inner) as stream:
+        return stream.read()
+
+
+def read_json(path: str) -> Any:
+    """A JSON file's value; TwilbertError naming the file when it is damaged."""
+    try:
+        return json.loads(read_bytes(path))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TwilbertError(
+            f"{path}: not readable as JSON ({error}); the file is damaged: restore it or make it anew"
+        ) from error
+
+
+def sha256_file(path: str) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    system, inner = filesystem(path)
+    with system.open_input_stream(inner) as stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def explained_write(path: str) -> Iterator[None]:
+    """Turn the faults of writing to `path` into one message: full disk, no permission, read-only."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise TwilbertError(f"{path}: no space left to write; free some, or choose another folder") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise TwilbertError(
+                f"{path}: cannot be written ({os.strerror(error.errno)}); choose another folder"
+            ) from error
+        raise
+
+
+def sync_file(path: str) -> None:
+    """Force a local file's contents to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes_atomic(path: str, data: bytes) -> None:
+    """Write a file whole or not at all; parents are created."""
+    with explained_write(path):
+        if not is_local(path):
+            system, inner = filesystem(path)
+            with system.open_output_stream(inner) as stream:
+                stream.write(data)
+            return
+        target = Path(absolute(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+            sync_file(str(target.parent))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: str, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_bytes_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def new_folder(path: str, *, overwrite: bool = False) -> Iterator[str]:
+    """A folder that appears whole or not at all: yields where to write, renames it to `path` on a clean exit.
+
+    On an object store the place to write is `path` itself. An existing folder that holds something is refused with
+    UsageError unless `overwrite`; after a fault nothing new is left behind and the old folder is untouched.
+    """
+    if exists(path) and list_dir(path) and not overwrite:
+        raise UsageError(f"{path}: already holds something; choose another folder, or --overwrite it")
+    if not is_local(path):
+        yield path
+        return
+    target = Path(absolute(path))
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with explained_write(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield str(temporary)
+            if target.exists():
+                retired = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+                target.rename(retired)
+                temporary.rename(target)
+                shutil.rmtree(retired)
+            else:
+                temporary.rename(target)
+            sync_file(str(target.parent))
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def probe_write(path: str) -> None:
+    """Write, read back and remove a small file in folder `path`; TwilbertError when that fails."""
+    token = uuid.uuid4().hex
+    probe = join(path, f".probe-{token}")
+    make_dir(path)
+    try:
+        write_bytes_atomic(probe, token.encode())
+        if read_bytes(probe) != token.encode():
+            raise TwilbertError(f"{path}: what is written there does not read back; choose another storage")
+    finally:
+        delete(probe)

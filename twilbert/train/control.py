@@ -1,0 +1,172 @@
+"""The line between the driver, whose main thread hears Ctrl-C, and the workers, which Ray gives no chance of their own.
+
+A small actor: rank 0 calls `beat` now and then with its progress and learns whether to stop; it shares the answer
+with the other ranks in the step's own reduction. The driver polls it for progress, lines to print and faults.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twilbert import cli
+from twilbert.errors import TwilbertError
+
+STOP_NO, STOP_SIGNAL, STOP_TIME = 0, 1, 2
+STOP_REASONS = {STOP_SIGNAL: "interrupted", STOP_TIME: "training.max_time reached"}
+
+
+class RunControl:
+    """The actor's body."""
+
+    def __init__(self) -> None:
+        self._stop = STOP_NO
+        self._progress: dict[str, Any] = {}
+        self._lines: list[str] = []
+        self._fault: tuple[str, int] | None = None
+        self._outcome: dict[str, Any] | None = None
+
+    def beat(self, progress: dict[str, Any]) -> int:
+        """Rank 0: here is how far I am; shall I stop?"""
+        self._progress = progress
+        return self._stop
+
+    def say(self, line: str) -> None:
+        """A line for the driver to print."""
+        self._lines.append(line)
+
+    def stop(self, reason: int) -> None:
+        """Driver: ask the workers to leave after their step, with a checkpoint."""
+        self._stop = reason
+
+    def fail(self, message: str, exit_code: int) -> None:
+        """A worker met a fault that trying again would not mend."""
+        self._fault = self._fault or (message, exit_code)
+
+    def failed(self) -> bool:
+        """Whether a worker has failed for good."""
+        return self._fault is not None
+
+    def finish(self, outcome: dict[str, Any]) -> None:
+        """Rank 0: the run's outcome."""
+        self._outcome = outcome
+
+    def poll(self) -> tuple[dict[str, Any], list[str], tuple[str, int] | None, dict[str, Any] | None]:
+        """Driver: progress, new lines, fault, outcome."""
+        lines, self._lines = self._lines, []
+        return self._progress, lines, self._fault, self._outcome
+
+
+def watch(fit: Callable[[], None], control: Any) -> dict[str, Any]:
+    """Run `fit` in a thread while this (main) thread shows progress and turns signals into a stop; the run's outcome.
+
+    A first Ctrl-C or SIGTERM asks for a checkpoint, a second one leaves at once. TwilbertError carries a worker's
+    own message.
+    """
+    import ray
+
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            fit()
+        except BaseException as error:  # noqa: BLE001 - carried to the main thread and raised there
+            failure.append(error)
+
+    signals: list[int] = []
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {
+            s: signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
+        }
+    thread = threading.Thread(target=target, name="fit", daemon=True)
+    thread.start()
+    asked = False
+    try:
+        with _Display() as display:
+            while True:
+                thread.join(timeout=0.2)
+                alive = thread.is_alive()
+                progress, lines, fault, outcome = ray.get(control.poll.remote())
+                for line in lines:
+                    display.say(line)
+                display.show(progress)
+                if fault is not None:
+                    error = TwilbertError(fault[0])
+                    error.exit_code = fault[1]
+                    raise error
+                if signals and not asked:
+                    display.say("stopping after this step, with a checkpoint; once more to leave at once")
+                    control.stop.remote(STOP_SIGNAL)
+                    asked = True
+                if len(signals) > 1:
+                    raise KeyboardInterrupt
+                if not alive:
+                    break
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if failure:
+        raise _explained(failure[0]) from failure[0]
+    if outcome is None:
+        raise TwilbertError("the workers ended without a result; see the Ray log of the run")
+    return outcome
+
+
+def _explained(error: BaseException) -> BaseException:
+    """A worker's own TwilbertError out of Ray's wrapping, or one message with the root cause."""
+    seen: list[BaseException] = [error]
+    for current in seen:
+        if isinstance(current, TwilbertError):
+            return current
+        inner = [current.__cause__, getattr(current, "cause", None), *getattr(current, "worker_failures", {}).values()]
+        seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
+    return TwilbertError(f"training failed: {str(error).strip()}")
+
+
+class _Display:
+    """A live bar on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._last = 0.0
+        self._shown: dict[str, Any] = {}
+
+    def __enter__(self) -> _Display:
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"),
+                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task("starting workers", total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        if self._live:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            cli.say(line)
+
+    def show(self, progress: dict[str, Any]) -> None:
+        if not progress or progress == self._shown:
+            return
+        self._shown = progress
+        text = f"loss {progress['loss']:.3f}  {progress['tokens_per_second']:,.0f} tokens/s"
+        if self._live:
+            self._bar.update(self._task, total=progress["max_steps"], completed=progress["step"], description=text)
+        elif time.monotonic() - self._last > 10:
+            self._last = time.monotonic()
+            left = progress["seconds_left"]
+            cli.say(f"step {progress['step']}/{progress['max_steps']}  {text}  {left / 60:.1f} min left")

@@ -1,0 +1,72 @@
+"""A run's folder and identity: the same recipe and data resume, other science under an old name is refused.
+
+STORAGE/NAME/  identity.json  recipe.yaml  metrics.jsonl  wandb/  checkpoint-000500/ …  model/
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from twilbert import recipe_file, storage
+from twilbert.errors import UsageError
+from twilbert.recipe import Recipe
+
+_SHOWN = 8  # differences named in a refusal
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run lives and who it is: `id` is drawn once, `identity` is what its science depends on."""
+
+    path: str
+    name: str
+    id: str
+    identity: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The finished run's model folder: the best by held-out loss, else the last."""
+        return storage.join(self.path, "model")
+
+
+def default_name(recipe_path: str, identity: dict[str, Any]) -> str:
+    """The recipe file's name and a short hash of what changes the science."""
+    stem = recipe_path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
+    return f"{stem}-{recipe_file.short_hash(identity)}"
+
+
+def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> tuple[RunFolder, bool]:
+    """The run's folder, made or found again, and whether it was there; writes identity.json and recipe.yaml.
+
+    UsageError that lists the differences when a run of this name has other science.
+    """
+    path = storage.join(recipe.run.storage_path, name)
+    record = storage.join(path, "identity.json")
+    known = storage.exists(record)
+    if known:
+        held = storage.read_json(record)
+        run = RunFolder(path, name, held["id"], held["identity"])
+        differences = _differences(run.identity, identity)
+        if differences:
+            raise UsageError(
+                f"run {name} at {path} was started with another recipe or other data:\n"
+                + "\n".join(f"  {line}" for line in differences)
+                + "\n  start it under another name with run.name=NAME, or undo these changes to resume it"
+            )
+    else:
+        run = RunFolder(path, name, uuid.uuid4().hex[:8], identity)
+        storage.write_json_atomic(record, {"id": run.id, "identity": identity})
+    storage.write_bytes_atomic(storage.join(path, "recipe.yaml"), recipe_file.dump(recipe).encode())
+    return run, known
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if before != after:
+            remedy = "; give training.schedule_steps its old value" if key == "training.schedule_steps" else ""
+            lines.append(f"{key}: was {before}, now {after}{remedy}")
+    return [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else lines

@@ -1,0 +1,294 @@
+"""A training worker's state and slow operations: start or resume, evaluate, save. The step itself is in pretrain.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from twilbert import recipe_file, scoring, storage
+from twilbert.data.encoded import EncodedCorpus
+from twilbert.data.microbatch import MicroBatch
+from twilbert.data.objectives import MaskingSettings
+from twilbert.data.plan import StreamPlan
+from twilbert.data.ray_stream import ray_micro_batches
+from twilbert.data.stream import accumulation_for, evaluation_batches
+from twilbert.errors import UsageError
+from twilbert.model.config import ModelConfig
+from twilbert.model.heads import PretrainingModel
+from twilbert.model.transformers_api import load_model_folder, save_model_folder
+from twilbert.recipe import Recipe
+from twilbert.train import checkpoint
+from twilbert.train.control import STOP_TIME
+from twilbert.train.engine import make_engine
+from twilbert.train.run_folder import RunFolder
+from twilbert.train.shards import local_fragments, owned
+from twilbert.train.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver tells every worker; picklable, all paths absolute."""
+
+    recipe: Recipe
+    run: RunFolder
+    encoded: EncodedCorpus
+    precision: str
+    control: Any
+    """Handle of the RunControl actor."""
+
+
+def masking_settings(recipe: Recipe) -> MaskingSettings:
+    """The recipe's masked language model as the stream takes it."""
+    masked = recipe.objective.masked_lm
+    return MaskingSettings(
+        kind=masked.type, max_span=masked.max_span, budget=masked.budget, **masked.probs.model_dump()
+    )
+
+
+class Worker:
+    """One of `world_size` training processes."""
+
+    def __init__(self, job: Job, rank: int, world_size: int, local_world_size: int, device: torch.device) -> None:
+        self.job, self.rank, self.world_size, self.device = job, rank, world_size, device
+        recipe = job.recipe
+        if device.type == "cpu":  # Ray leaves one thread
+            cores = os.cpu_count() or 1
+            torch.set_num_threads(recipe.cluster.threads_per_worker or max(1, cores // local_world_size))
+        self.accumulation = accumulation_for(
+            job.encoded, "train", recipe.training.global_batch_size, world_size, recipe.training.micro_batch_tokens
+        )
+        self.plan = StreamPlan(
+            encoded=job.encoded,
+            seed=recipe.training.seed,
+            global_batch_size=recipe.training.global_batch_size,
+            world_size=world_size,
+            accumulation=self.accumulation,
+            masking=masking_settings(recipe),
+        )
+        self.step = 0  # optimiser steps done
+        self.best: dict[str, float] | None = None  # step and loss of the best held-out evaluation
+        self.saved_step: int | None = None
+        resumed = self._agree_on_checkpoint()
+        self.config, model = self._model(resumed)
+        self.engine, self.optimizer = make_engine(recipe, model, job.precision, self.accumulation, world_size)
+        if resumed is not None:
+            self._restore(resumed)
+        self.first_step = self.step
+        self.tracker = self._open_tracker() if rank == 0 else None
+        self.started = time.monotonic()
+        self._last_beat = 0.0
+        self._stop = 0
+
+    # ---- start and resume ----
+
+    def _agree_on_checkpoint(self) -> str | None:
+        """The newest checkpoint that verifies, as rank 0 sees it, on every rank."""
+        found: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                found = [checkpoint.newest(self.job.run.path, self.job.run.id, self.say)]
+            except Exception as error:  # noqa: BLE001 - raised below, on every rank at once
+                found = [error]
+        dist.broadcast_object_list(found)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    def _model(self, resumed: str | None) -> tuple[ModelConfig, PretrainingModel]:
+        recipe = self.job.recipe
+        config = ModelConfig.from_dict(recipe.architecture(self.job.encoded.vocab_size))
+        source = storage.join(resumed, "model") if resumed else recipe.model.init_from
+        if source is None:
+            torch.manual_seed(recipe.training.seed)
+            return config, PretrainingModel(config)
+        held, model = load_model_folder(source)
+        if held != config:
+            raise UsageError(
+                f"model.init_from: {source} has another architecture than the recipe: {held} is not {config}"
+            )
+        return config, model
+
+    def _restore(self, folder: str) -> None:
+        state = checkpoint.read_state(folder)
+        self.step, self.best, self.saved_step = state["step"], state["best"], state["step"]
+        reader = checkpoint.OptimizerReader(folder)
+        reader.restore(local_fragments(self.engine), self.optimizer.moments)
+        if self.rank == 0:
+            self.say(f"resumed from {folder} at step {self.step}")
+
+    def _open_tracker(self) -> Tracker:
+        recipe, run = self.job.recipe, self.job.run
+        config = recipe.model_dump(mode="json")
+        tracker = Tracker(run.path, run.name, recipe.tracking, config, run.id, last_step=self.step)
+        self.say(tracker.first_line)
+        return tracker
+
+    # ---- the stream ----
+
+    def steps(self) -> Iterator[tuple[int, list[MicroBatch], float]]:
+        """(step from 1, this worker's micro-batches, seconds waited for them) for every step that is left."""
+        last = self.job.recipe.training.max_steps
+        stream = ray_micro_batches(self.plan, self.rank, self.step, last)
+        try:
+            for step in range(self.step + 1, last + 1):
+                asked = time.monotonic()
+                micro_batches = [next(stream) for _ in range(self.accumulation)]
+                yield step, micro_batches, time.monotonic() - asked
+        finally:
+            stream.close()
+
+    def normalisers(self, micro_batches: list[MicroBatch]) -> tuple[int, int]:
+        """(masked tokens, samples with a reply) of the whole global batch, at least 1 each."""
+        n_masked = micro_batches[0].n_masked
+        if n_masked is None:  # token masking: only the drawn masks tell
+            count = torch.tensor([sum(len(m.masked_index) for m in micro_batches)], device=self.device)
+            dist.all_reduce(count)
+            n_masked = int(count)
+        return max(1, n_masked), max(1, micro_batches[0].n_rop)
+
+    def seed_dropout(self, step: int, number: int) -> None:
+        """Make dropout a function of (seed, step, micro-batch, rank) alone."""
+        mixed = hash((self.job.recipe.training.seed, step, number, self.rank)) & (2**63 - 1)  # ints: stable hash
+        torch.manual_seed(mixed)
+
+    def reduce(self, sums: torch.Tensor) -> tuple[list[float], int]:
+        """The step's one all_reduce of bookkeeping: sums [n] float64 over workers, and rank 0's stop reason."""
+        packed = torch.cat([sums, sums.new_tensor([float(self._stop if self.rank == 0 else 0)])])
+        dist.all_reduce(packed)
+        *totals, stop = packed.tolist()
+        return totals, int(stop)
+
+    # ---- talking to the driver ----
+
+    def say(self, line: str) -> None:
+        """Print a line on the driver."""
+        self.job.control.say.remote(line)
+
+    def beat(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Rank 0, twice a second: tell the driver how far we are and hear whether to stop."""
+        training = self.job.recipe.training
+        now = time.monotonic()
+        if self.rank or now - self._last_beat < 0.5:
+            return
+        self._last_beat = now
+        left = training.max_steps - step
+        done = step - self.first_step
+        seconds_left = left * (now - self.started) / max(1, done)
+        if training.max_time is not None:
+            remaining = training.max_time * 60 - (now - self.started)
+            seconds_left = min(seconds_left, max(0.0, remaining))
+            if remaining <= 0:
+                self._stop = STOP_TIME
+        import ray
+
+        asked = ray.get(
+            self.job.control.beat.remote(
+                {
+                    "step": step,
+                    "max_steps": training.max_steps,
+                    "loss": loss,
+                    "tokens_per_second": tokens_per_second,
+                    "seconds_left": seconds_left,
+                }
+            )
+        )
+        self._stop = self._stop or asked
+
+    def optimizer_row(self) -> dict[str, float]:
+        """Metrics of the latest update: optim/ keys, and the device's peak memory in bytes."""
+        row = {"optim/learning_rate": self.optimizer.learning_rate}
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None:
+            row["optim/grad_norm"] = float(norm)
+        if self.device.type == "cuda":
+            row["speed/peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        return row
+
+    # ---- evaluation and checkpoints ----
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Held-out scores of the current weights, the same on every rank; remembers the best step."""
+        recipe = self.job.recipe
+        batches = evaluation_batches(
+            self.job.encoded,
+            "valid",
+            self.rank,
+            self.world_size,
+            recipe.training.micro_batch_tokens,
+            self.plan.masking,
+            recipe.training.seed,
+        )
+        self.engine.eval()
+        sums = scoring.evaluate(self.engine, batches, self.device)
+        self.engine.train()
+        dist.all_reduce(sums)
+        scores = scoring.scores_of(sums.tolist())
+        if self.best is None or scores["loss"] < self.best["loss"]:
+            self.best = {"step": step, "loss": scores["loss"]}
+        return scores
+
+    def save(self, step: int) -> None:
+        """Write and seal the checkpoint of `step`; collective."""
+        job, stage = self.job, self.job.recipe.training.zero_stage
+        folder = storage.join(job.run.path, checkpoint.folder_name(step))
+        if self.rank == 0:
+            storage.delete(folder)  # what a broken attempt may have left
+            storage.make_dir(folder)
+        dist.barrier()
+        weights = self._full_weights()
+        fragments = owned(local_fragments(self.engine), stage, self.rank, self.world_size)
+        name = checkpoint.optimizer_file(self.rank, self.world_size)
+        mine = [checkpoint.write_file(folder, name, checkpoint.optimizer_bytes(fragments, self.optimizer.moments))]
+        if self.rank == 0:
+            model = storage.join(folder, "model")
+            save_model_folder(model, self.config, weights, tokenizer_folder=job.recipe.corpus.tokenizer)
+            mine += [checkpoint.describe_file(folder, f"model/{file}") for file in storage.list_dir(model)]
+            state = {"step": step, "epoch": self.plan.epoch_of_step(step), "run": job.run.id, "best": self.best}
+            mine.append(checkpoint.write_file(folder, "state.json", json.dumps(state, indent=1).encode()))
+            mine.append(checkpoint.write_file(folder, "recipe.yaml", recipe_file.dump(job.recipe).encode()))
+        written: list[Any] = [None] * self.world_size
+        dist.all_gather_object(written, mine)
+        if self.rank == 0:
+            checkpoint.write_manifest(folder, job.run.id, step, [entry for part in written for entry in part])
+            protected = {int(self.best["step"])} if self.best else set()
+            checkpoint.retire(job.run.path, job.recipe.training.save_total_limit, protected)
+            assert self.tracker is not None
+            self.tracker.flush()
+        dist.barrier()
+        self.saved_step = step
+
+    def _full_weights(self) -> dict[str, torch.Tensor]:
+        """The model's state on the CPU: on rank 0 whole, elsewhere perhaps empty; stage 3 gathers tensor by tensor."""
+        module = self.engine.module
+        if self.job.recipe.training.zero_stage < 3:
+            return {k: v.detach().cpu() for k, v in module.state_dict().items()} if self.rank == 0 else {}
+        import deepspeed
+
+        weights = {k: v.detach().cpu() for k, v in module.named_buffers()} if self.rank == 0 else {}
+        for name, parameter in module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if self.rank == 0:
+                    weights[name] = parameter.detach().cpu().clone()
+        return weights
+
+    def publish(self) -> str:
+        """Rank 0: copy the best checkpoint's model (else the last one's) to the run's model folder; its step's name."""
+        run, step = self.job.run, self.saved_step
+        if self.best is not None and storage.exists(self._sealed(int(self.best["step"]))):
+            step = int(self.best["step"])
+        assert step is not None
+        source = storage.join(run.path, checkpoint.folder_name(step), "model")
+        with storage.new_folder(run.model, overwrite=True) as target:
+            for file in storage.list_dir(source):
+                storage.write_bytes_atomic(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
+        return checkpoint.folder_name(step)
+
+    def _sealed(self, step: int) -> str:
+        return storage.join(self.job.run.path, checkpoint.folder_name(step), "manifest.json")

@@ -1,0 +1,286 @@
+"""twilbert-vocab: a SentencePiece vocabulary trained on a corpus' train split, as a `tokenizers` tokenizer.
+
+    corpus texts ─ sample ▸ normalise ─▶ sentencepiece ─ convert ▸ compare ids ─▶ tokenizer folder
+
+Deterministic: the same corpus and flags give the same bytes. Characters rarer than the coverage, and any never seen,
+become their UTF-8 bytes (256 of the entries), so that every emoji, joined ones too, survives and [UNK] never appears.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from twilbert import cli, storage
+from twilbert.data import tokenizer as runtime
+from twilbert.data import tokenizer_json
+from twilbert.data.corpus import Corpus
+from twilbert.data.encoding import read_text_row_groups
+from twilbert.data.randomness import uniform
+from twilbert.errors import TwilbertError, UsageError
+
+SETTINGS_FORMAT = 1
+TYPES = ("bpe", "unigram")
+DEFAULT_VOCAB_SIZE = 30_000
+# Five million sentences take some 2 GB while training; more would hardly change 30,000 pieces.
+DEFAULT_MAX_SENTENCES = 5_000_000
+DEFAULT_COVERAGE = 0.99995
+CHECKED_TEXTS = 50_000  # of the training texts: encoded by sentencepiece and by the converted tokenizer
+_THREADS = 2  # fixed: unigram's sums depend on how many threads share them
+_SAMPLE_KEY, _CHECK_KEY = np.array([0x5EED_0001, 0x5EED_0002], np.uint64)
+
+
+def vocab(
+    corpus_path: str,
+    out: str,
+    *,
+    vocab_size: int = DEFAULT_VOCAB_SIZE,
+    model_type: str = "bpe",
+    lowercase: bool = False,
+    strip_accents: bool = False,
+    max_sentences: int = DEFAULT_MAX_SENTENCES,
+    character_coverage: float = DEFAULT_COVERAGE,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train a tokenizer on both texts of the train split and write its folder `out`; returns its settings.
+
+    More than `max_sentences` texts are sampled by a hash of the row's number. UsageError for sizes that cannot be
+    (the message names the largest, or the smallest); TwilbertError where the converted tokenizer and sentencepiece
+    do not agree: nothing is written then.
+    """
+    _check_flags(vocab_size, model_type, max_sentences, character_coverage)
+    corpus = Corpus.open(corpus_path)
+    out = storage.absolute(out)
+    if storage.exists(out) and storage.list_dir(out) and not overwrite:
+        raise UsageError(f"{out}: already holds something; choose another --out, or give --overwrite")
+    normaliser = tokenizer_json.text_normaliser(lowercase=lowercase, strip_accents=strip_accents)
+    sample = _Sample(corpus, normaliser, max_sentences)
+    cli.say(f"training {model_type} with {vocab_size:,} entries on {corpus.path}")
+    model = train(sample, vocab_size, model_type, character_coverage)
+    backend = tokenizer_json.from_sentencepiece(model, model_type, lowercase=lowercase, strip_accents=strip_accents)
+    content = backend.to_str(pretty=False).encode()
+    different = compare(model, runtime.Tokenizer({runtime.TOKENIZER_FILE: content}), sample.checked, sample.normalised)
+    cli.say(f"{len(sample.checked):,} texts compared with sentencepiece: {len(different)} with other ids")
+    if different and model_type == "bpe":
+        raise TwilbertError(
+            f"the converted tokenizer gives other ids than sentencepiece for {len(different)} of {len(sample.checked)} "
+            f"texts, the first {sample.checked[different[0]]!r}; nothing was written. Please report this defect"
+        )
+    settings = {
+        "format": SETTINGS_FORMAT,
+        "type": model_type,
+        "vocab_size": vocab_size,
+        "lowercase": lowercase,
+        "strip_accents": strip_accents,
+        "character_coverage": character_coverage,
+        "byte_fallback": True,
+        "whole_words": ["url", "user"],
+        "cleaning": corpus.info.get("cleaning", {}),
+        "corpus": corpus.id,
+        "max_sentences": max_sentences,
+        "sentences": sample.sentences,
+        "compared_with_sentencepiece": {"texts": len(sample.checked), "different": len(different)},
+        "sentencepiece": _sentencepiece_version(),
+    }
+    with storage.new_folder(out, overwrite=overwrite) as folder:
+        files = {runtime.TOKENIZER_FILE: content, "spm.model": model}
+        for name, data in files.items():
+            storage.write_bytes_atomic(storage.join(folder, name), data)
+        storage.write_json_atomic(storage.join(folder, runtime.CONFIG_FILE), tokenizer_json.TOKENIZER_CONFIG)
+        storage.write_json_atomic(storage.join(folder, runtime.SETTINGS_FILE), settings)
+    return settings
+
+
+@dataclass
+class _Sample:
+    """The training texts, normalised, read in order with one row group in memory; keeps a few to compare.
+
+    A fault while reading is kept in `fault`: sentencepiece would wrap it in its own.
+    """
+
+    corpus: Corpus
+    normaliser: Any
+    max_sentences: int
+    sentences: int = 0
+    checked: list[str] = field(default_factory=list)
+    normalised: list[str] = field(default_factory=list)
+    fault: TwilbertError | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for text, check in self._texts():
+                normalised = self.normaliser.normalize_str(text)
+                self.sentences += 1
+                if check:
+                    self.checked.append(text)
+                    self.normalised.append(normalised)
+                yield normalised
+        except TwilbertError as error:
+            self.fault = error
+
+    def _texts(self) -> Iterator[tuple[str, bool]]:
+        rows = max(1, self.corpus.splits["train"].rows)
+        sampled, checked = self.max_sentences / (2 * rows), CHECKED_TEXTS / min(self.max_sentences, 2 * rows)
+        first = 0
+        for shard in self.corpus.shards("train"):
+            path = self.corpus.shard_path(shard)
+            for table in read_text_row_groups(path, ("orig_text", "reply_text"), shard.rows):
+                numbers = np.arange(first, first + table.num_rows, dtype=np.uint64)
+                first += table.num_rows
+                chosen = np.flatnonzero(uniform(_SAMPLE_KEY, numbers) < sampled)
+                check = uniform(_CHECK_KEY, numbers[chosen]) < checked
+                for column in ("orig_text", "reply_text"):
+                    texts = table.column(column).take(chosen).to_pylist()
+                    yield from ((text, c) for text, c in zip(texts, check.tolist(), strict=True) if text)
+
+
+def train(sample: _Sample, vocab_size: int, model_type: str, character_coverage: float) -> bytes:
+    """A SentencePiece model (its bytes) trained on `sample`; UsageError when the data cannot fill `vocab_size`."""
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise UsageError("sentencepiece is not installed; pip install 'twilbert[train]'") from error
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sample),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab_size,
+            character_coverage=character_coverage,
+            normalization_rule_name="identity",
+            byte_fallback=True,
+            pad_id=0,
+            pad_piece="[PAD]",
+            unk_id=1,
+            unk_piece="[UNK]",
+            bos_id=-1,
+            eos_id=-1,
+            control_symbols=["[MASK]", "[CLS]", "[SEP]"],
+            user_defined_symbols=list(tokenizer_json.WHOLE_WORDS),
+            shuffle_input_sentence=False,
+            num_threads=_THREADS,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        if sample.fault is not None:
+            raise sample.fault from None
+        raise _explained(error, sample, vocab_size) from error
+    if sample.fault is not None:
+        raise sample.fault
+    return model.getvalue()
+
+
+def compare(model: bytes, tokenizer: runtime.Tokenizer, texts: list[str], normalised: list[str]) -> list[int]:
+    """The numbers of the `texts` to which sentencepiece, given them normalised, gives other ids than `tokenizer`."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    expected = processor.encode(normalised, num_threads=_THREADS)
+    ids, offsets = tokenizer.encode_batch(texts)
+    flat, bounds = ids.tolist(), offsets.tolist()
+    return [i for i, wanted in enumerate(expected) if flat[bounds[i] : bounds[i + 1]] != wanted]
+
+
+def _check_flags(vocab_size: int, model_type: str, max_sentences: int, character_coverage: float) -> None:
+    faults = []
+    if vocab_size > runtime.MAX_VOCAB_SIZE:
+        faults.append(f"--vocab-size {vocab_size}: at most {runtime.MAX_VOCAB_SIZE}, since ids are stored in 16 bits")
+    if vocab_size < 1:
+        faults.append(f"--vocab-size {vocab_size}: must be positive")
+    if model_type not in TYPES:
+        faults.append(f"--type {model_type}: must be one of {', '.join(TYPES)}")
+    if max_sentences < 1:
+        faults.append(f"--max-sentences {max_sentences}: must be at least 1")
+    if not 0.98 <= character_coverage <= 1:
+        faults.append(f"--character-coverage {character_coverage}: must be between 0.98 and 1")
+    if faults:
+        raise UsageError("; ".join(faults))
+
+
+def _explained(error: Exception, sample: _Sample, vocab_size: int) -> TwilbertError:
+    """Sentencepiece's own faults in the user's words."""
+    where = sample.corpus.path
+    if not sample.sentences:
+        return UsageError(f"{where}: its train split holds no text; run twilbert-prepare on more data")
+    if largest := re.search(r"Vocabulary size too high.*<= (\d+)", str(error)):
+        return UsageError(
+            f"--vocab-size {vocab_size}: too large for {where}, whose {sample.sentences:,} texts give at most "
+            f"{largest[1]}; use --vocab-size {largest[1]} or less, or more text"
+        )
+    if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+        return UsageError(
+            f"--vocab-size {vocab_size}: too small for the special tokens, 256 bytes and the characters of {where}; "
+            f"use --vocab-size {smallest[1]} or more, or a lower --character-coverage"
+        )
+    return TwilbertError(f"sentencepiece could not train on {where}: {error}")
+
+
+def _sentencepiece_version() -> str:
+    import sentencepiece
+
+    return sentencepiece.__version__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Console script; the exit code."""
+    parser = cli.parser(
+        "vocab",
+        "Train a tokenizer on a corpus (SentencePiece, written as tokenizer.json).",
+        "twilbert-vocab corpora/tweets --out tokenizers/tweets-30k --vocab-size 30000",
+    )
+    parser.add_argument("corpus", metavar="CORPUS", help="folder that twilbert-prepare wrote")
+    parser.add_argument("--out", required=True, metavar="TOKENIZER", help="folder to write")
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        default=DEFAULT_VOCAB_SIZE,
+        help="entries in all: 5 special tokens, url, user, 256 bytes, the learned pieces (default: %(default)s)",
+    )
+    parser.add_argument("--type", default="bpe", help="bpe or unigram (default: %(default)s)")
+    parser.add_argument("--lowercase", action="store_true", help="lower-case all text (default: cased)")
+    parser.add_argument("--strip-accents", action="store_true", help="á to a, ñ to n (default: accents kept)")
+    parser.add_argument(
+        "--max-sentences",
+        type=int,
+        default=DEFAULT_MAX_SENTENCES,
+        help="train on a sample of about this many texts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=DEFAULT_COVERAGE,
+        help="share of the text whose characters get entries; the rest become bytes (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what TOKENIZER holds")
+    return cli.run(parser, _handle, argv)
+
+
+def _handle(args: argparse.Namespace) -> str:
+    settings = vocab(
+        args.corpus,
+        args.out,
+        vocab_size=args.vocab_size,
+        model_type=args.type,
+        lowercase=args.lowercase,
+        strip_accents=args.strip_accents,
+        max_sentences=args.max_sentences,
+        character_coverage=args.character_coverage,
+        overwrite=args.overwrite,
+    )
+    return (
+        f"tokenizer of {settings['vocab_size']:,} entries ({settings['type']}, {settings['sentences']:,} texts) "
+        f"in {storage.absolute(args.out)}"
+    )
+
+
+if __name__ == "__main__":
+    from twilbert.vocab import main as _main
+
+    raise SystemExit(_main())
