@@ -102,7 +102,8 @@ def make_corpus(
 def make_texts(n: int, seed: int = 0, n_words: int = 600) -> list[str]:
     """Cleaned texts of 3..14 Zipfian words of Spanish-looking syllables, with url, user, emoji and punctuation."""
     rng = np.random.default_rng(seed)
-    syllables = ["ca", "ma", "pe", "lo", "ti", "ra", "nes", "dor", "qué", "ño", "bur", "la", "url", "ción", "us", "er", "jaja", "aa", "güi", "sá"]
+    syllables = ("ca", "ma", "pe", "lo", "ti", "ra", "nes", "dor", "qué", "ño", "bur", "la", "url", "ción", "us", "er")
+    syllables = (*syllables, "jaja", "aa", "güi", "sá")
     words = ["".join(rng.choice(syllables, rng.integers(1, 5))) for _ in range(n_words)]
     words += ["url", "user", "burla", "👩‍👩‍👧", "😂😂", "¡Ñandú!", "...", "#Éxito", "RT", "M&M"]
     weights = 1 / np.arange(1, len(words) + 1)

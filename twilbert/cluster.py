@@ -29,6 +29,7 @@ def in_ray_job() -> bool:
 def worker_environment() -> dict[str, str]:
     """Environment variables that workers inherit from the driver: W&B, DeepSpeed and cloud settings."""
     inherited = {key: value for key, value in os.environ.items() if key.startswith(_INHERITED)}
+    inherited.pop("WANDB_SERVICE", None)  # the socket of this process's own W&B
     return {"RAY_USAGE_STATS_ENABLED": "0"} | inherited
 
 

@@ -53,7 +53,8 @@ def prepare(
 
     `columns` maps orig_id, orig_text, reply_id, reply_text to the input's names, or to positions from 1. `num_cpus`
     counts a local Ray's CPUs, `piece_bytes` the input a task reads: neither changes a byte of the shards. `runner`
-    replaces Ray Data (`run_here`: in this process). Nothing is left at `out` when it fails. UsageError for input known
+    replaces Ray Data (`run_here`: in this process). Where Ray has several nodes, all must see the inputs and `out`,
+    beside which the partitions are spilled. Nothing is left at `out` when it fails. UsageError for input known
     to be wrong at the start, TwilbertError for what is found later (damaged files, no space, nothing left to keep).
     """
     if not 0 <= valid_share < 1:
@@ -69,10 +70,12 @@ def prepare(
         spill = storage.join(work, "spill")
         storage.make_dir(spill)
         if runner is not None:
-            made = _make(files, work, spill, partitions, threshold, piece_bytes or _PIECE_BYTES[1], runner)
+            made = _make(files, target, work, spill, partitions, threshold, piece_bytes or _PIECE_BYTES[1], runner)
         else:
             with ensure_ray(num_cpus):
-                made = _make(files, work, spill, partitions, threshold, piece_bytes or _piece_bytes(size), run_on_ray)
+                made = _make(
+                    files, target, work, spill, partitions, threshold, piece_bytes or _piece_bytes(size), run_on_ray
+                )
         storage.delete(spill)
         options = {"columns": columns or {}, "valid_share": valid_share, "partitions": partitions}
         info = {"format": FORMAT, "id": made.pop("id"), "cleaning": CLEANING, "options": options, **made}
@@ -111,6 +114,7 @@ def _piece_bytes(size: int) -> int:
 
 def _make(
     files: list[raw_files.RawFile],
+    target: str,
     work: str,
     spill: str,
     partitions: int,
@@ -120,7 +124,7 @@ def _make(
 ) -> dict[str, Any]:
     """Write shards and rejects under `work`; returns corpus.json's entries about them."""
     pieces = [piece for file in files for piece in raw_files.cut(file, piece_bytes)]
-    first = functools.partial(_spill_one, pieces, spill, partitions, threshold)
+    first = functools.partial(_spill_one, target, pieces, spill, partitions, threshold)
     cleaned = sorted(_watched("read and cleaned", run(first, len(pieces)), len(pieces)), key=lambda r: r.piece)
     kept = sum(result.kept for result in cleaned)
     dropped: Counter[str] = sum((result.dropped for result in cleaned), Counter())
@@ -138,7 +142,7 @@ def _make(
         np.unique(np.concatenate([r.valid_texts for r in cleaned])),
     )
     spills = [name for result in cleaned for name in result.spills]
-    second = functools.partial(_merge_one, spill, work, spills, threshold)
+    second = functools.partial(_merge_one, target, spill, work, spills, threshold)
     merged = sorted(_watched("merged", run(second, partitions), partitions), key=lambda r: r.partition)
     valid, shared = dedup.write_valid(spill, work, merged)
     dropped.update({"repeated": sum(result.repeated for result in merged), **shared})
@@ -161,13 +165,17 @@ def _split(shards: list[Shard]) -> dict[str, Any]:
 
 
 def _spill_one(
-    pieces: list[raw_files.Piece], spill: str, partitions: int, threshold: int, index: int
+    target: str, pieces: list[raw_files.Piece], spill: str, partitions: int, threshold: int, index: int
 ) -> raw_spill.PieceResult:
-    return raw_spill.spill_piece(pieces[index], index, spill, partitions, threshold)
+    with storage.explained_write(target):
+        return raw_spill.spill_piece(pieces[index], index, spill, partitions, threshold)
 
 
-def _merge_one(spill: str, work: str, spills: list[str], threshold: int, partition: int) -> dedup.PartitionResult:
-    return dedup.merge_partition(spill, work, spills, partition, threshold)
+def _merge_one(
+    target: str, spill: str, work: str, spills: list[str], threshold: int, partition: int
+) -> dedup.PartitionResult:
+    with storage.explained_write(target):
+        return dedup.merge_partition(spill, work, spills, partition, threshold)
 
 
 def _write_rejects(pieces: list[raw_files.Piece], cleaned: list[raw_spill.PieceResult], spill: str, path: str) -> None:

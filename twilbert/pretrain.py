@@ -7,6 +7,7 @@ worker   stream ─▶ micro-batches ─▶ DeepSpeed engine ─▶ metrics, che
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from typing import Any
@@ -40,8 +41,9 @@ def _train(job: Any) -> None:
     from ray.train.torch import get_device
 
     from twilbert import scoring
+    from twilbert.model.memory import update_running_statistics
     from twilbert.train.schedule import learning_rate
-    from twilbert.train.worker import Worker
+    from twilbert.train.worker import DIVERGED, Worker
 
     cluster.quiet_ray_data()
     context = ray.train.get_context()
@@ -75,10 +77,8 @@ def _train(job: Any) -> None:
         totals, stop = worker.reduce(sums)
         log.add(totals, n_masked, n_rop, waited)
         if not log.is_finite():
-            raise TwilbertError(
-                f"step {step}: the loss became {log.loss}; the last checkpoint is intact. Lower training.learning_rate, "
-                "set training.max_grad_norm=1.0, or use precision=fp32, under another run.name"
-            )
+            raise TwilbertError(f"step {step}: the loss became {log.loss}; {DIVERGED}")
+        update_running_statistics(engine.module)
         worker.step = step
         worker.beat(step, log.loss, log.tokens_per_second)
 
@@ -86,21 +86,24 @@ def _train(job: Any) -> None:
         if tracker and (step % training.logging_steps == 0 or last):
             tracker.log(step, log.row() | worker.optimizer_row())
             log = scoring.Interval()
+        trained = time.monotonic()
         if step % training.eval_steps == 0 or last:
             scores = worker.evaluate(step)
-            if tracker:
+            if tracker and scores:
                 tracker.log(step, {f"valid/{key}": value for key, value in scores.items()})
                 worker.say(f"step {step}: held-out {scoring.summary(scores)}")
             ray.train.report({"step": step, **scores})
         is_best = worker.best is not None and worker.best["step"] == step
         if step % training.save_steps == 0 or last or stop or is_best:
             worker.save(step)
+        log.started += time.monotonic() - trained  # evaluating and saving are no training time
         if stop:
             break
 
     if tracker:
         published = worker.publish()
         tracker.close()
+        stop = stop if worker.step < training.max_steps else 0  # asked to stop at the very end: it is done
         outcome = {"step": worker.step, "stop": stop, "scores": scores, "published": published}
         ray.get(job.control.finish.remote(outcome))
 
@@ -113,7 +116,8 @@ def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
 
     UsageError or TwilbertError as the command reports them.
     """
-    from twilbert.train import checkpoint, run_folder
+    from twilbert.train import run_folder
+    from twilbert.train.worker import check_initial_model
 
     recipe = resolve(recipe)
     corpus_id, tokenizer = data_identity(recipe)
@@ -121,17 +125,18 @@ def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     with cluster.ensure_ray(workers + cluster.DATA_CPUS, recipe.cluster.address):
         cluster.check_resources(workers, 1, recipe.cluster.use_gpu)
         precision = resolve_precision(recipe)
-        identity = recipe_file.identity(recipe, {"data.corpus": corpus_id, "data.tokenizer": tokenizer})
-        identity["training.precision"] = precision
+        identity = _identity(recipe, corpus_id, tokenizer, precision)
         name = recipe.run.name or run_folder.default_name(recipe_name, identity)
         storage.probe_write(recipe.run.storage_path)
         if len(cluster.nodes()) > 1:
             cluster.probe_storage_everywhere(recipe.run.storage_path)
         encoded = _encoded(recipe)
+        if not storage.exists(storage.join(recipe.run.storage_path, name)):
+            check_initial_model(recipe, encoded.vocab_size)  # a run that is on its way needs it no more
         folder, known = run_folder.claim(recipe, name, identity)
         cli.say(f"run {name} in {folder.path}{' (found, resuming)' if known else ''}; precision {precision}")
-        done = checkpoint.finished_step(folder.path)
-        if done is not None and done >= recipe.training.max_steps and storage.exists(folder.model):
+        done = folder.trained_steps
+        if done >= recipe.training.max_steps:
             cli.say(f"already finished at step {done}; raise training.max_steps or change the recipe to train more")
             return {"run": folder.path, "model": folder.model, "step": done, "stop": 0, "scores": {}}
         outcome = _fit(recipe, folder, encoded, precision)
@@ -162,9 +167,13 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
         ),
     )
     try:
-        return watch(trainer.fit, control)
-    finally:
-        storage.delete(ray_folder)
+        outcome = watch(trainer.fit, control)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong is said; Ray may still be writing there
+            storage.delete(ray_folder)
+        raise
+    storage.delete(ray_folder)
+    return outcome
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -186,6 +195,11 @@ def data_identity(recipe: Recipe) -> tuple[str, str]:
     from twilbert.data.tokenizer import Tokenizer
 
     return Corpus.open(recipe.corpus.path).id, Tokenizer.load(recipe.corpus.tokenizer).fingerprint
+
+
+def _identity(recipe: Recipe, corpus_id: str, tokenizer: str, precision: str) -> dict[str, Any]:
+    data = {"data.corpus": corpus_id, "data.tokenizer": tokenizer}
+    return recipe_file.identity(recipe, data) | {"training.precision": precision}
 
 
 def resolve_precision(recipe: Recipe) -> str:
@@ -216,12 +230,15 @@ def _dry_run(recipe: Recipe, name: str) -> str:
     print(recipe_file.dump(recipe), end="")
     missing = []
     try:
-        corpus_id, tokenizer = data_identity(recipe)
-        identity = recipe_file.identity(recipe, {"data.corpus": corpus_id, "data.tokenizer": tokenizer})
+        data = data_identity(recipe)
         from twilbert.train import run_folder
 
-        chosen = recipe.run.name or run_folder.default_name(name, identity)
-        print(f"# run: {storage.join(recipe.run.storage_path, chosen)}")
+        chosen = recipe.run.name
+        if chosen is None and recipe.training.precision == "auto" and recipe.cluster.use_gpu:
+            print("# run: its name depends on what the GPUs compute; give training.precision or run.name to know it")
+        else:
+            chosen = chosen or run_folder.default_name(name, _identity(recipe, *data, resolve_precision(recipe)))
+            print(f"# run: {storage.join(recipe.run.storage_path, chosen)}")
     except UsageError as error:
         missing.append(str(error))
         print(f"# missing: {error}")

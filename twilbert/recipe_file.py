@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,18 @@ def locate(path: str) -> str:
     """`path` itself, or the shipped recipe of that name (recipes/tiny.yaml) when no such file is here."""
     if storage.exists(path):
         return storage.absolute(path)
-    shipped = resources.files("twilbert.recipes").joinpath(Path(path).name)
+    shipped = _shipped_recipes() / Path(path).name
     if str(Path(path).parent) in (".", "recipes") and shipped.is_file():
         return str(shipped)
-    names = sorted(item.name for item in resources.files("twilbert.recipes").iterdir() if item.name.endswith(".yaml"))
+    names = sorted(item.name for item in _shipped_recipes().glob("*.yaml"))
     raise UsageError(f"{path}: no such recipe; give a YAML file, or one of the shipped ones: {', '.join(names)}")
+
+
+def _shipped_recipes() -> Path:
+    """The folder of recipes inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Recipe:

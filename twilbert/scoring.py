@@ -74,6 +74,12 @@ def scores_of(sums: Sequence[float]) -> dict[str, float]:
     }
 
 
+def counts_of(sums: Sequence[float]) -> dict[str, float]:
+    """How many masked positions and samples with a reply the sums are over."""
+    s = dict(zip(_SUMS, sums, strict=True))
+    return {key: s[key] for key in ("n_masked", "n_at_mask", "n_rop")}
+
+
 def summary(scores: dict[str, float]) -> str:
     """The two scores to watch, on one line."""
     return f"MLM loss {scores['mlm_loss']:.3f}, ROP accuracy {scores['rop_accuracy']:.3f}"

@@ -50,7 +50,7 @@ def test_it_travels_by_pickle(tmp_path):
 
 
 def test_a_split_it_does_not_have_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="no split 'test'.*train, valid"):
+    with pytest.raises(UsageError, match=r"no split 'test'.*train, valid"):
         make_encoded(tmp_path / "e").split("test")
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.make_encoded import make_encoded
-from twilbert.data.cut import cut, padded
+from twilbert.data.build import build
 from twilbert.data.encoded import EncodedCorpus, read_row_group
 from twilbert.data.microbatch import VALUES, MicroBatch, Packed
 from twilbert.data.objectives import CLS, MASK, PAD, SEP, MaskingSettings
-from twilbert.data.plan import StreamPlan, epoch_windows, items, windows_from
+from twilbert.data.plan import StreamPlan, epoch_windows, items
 from twilbert.data.ray_stream import ray_micro_batches
 from twilbert.data.stream import accumulation_for, evaluation_batches, micro_batches
 from twilbert.errors import TwilbertError, UsageError
@@ -39,16 +40,16 @@ def all_workers(plan: StreamPlan, start: int, stop: int) -> list[MicroBatch]:
     return [batch for rank in range(plan.world_size) for batch in micro_batches(plan, rank, start, stop)]
 
 
-def samples_of(batch: MicroBatch) -> dict[int, tuple]:
-    """What the model sees of each sample, by sample id: ids, segments, masked positions with labels, ROP label."""
+def samples_of(batch: MicroBatch) -> list[tuple[int, tuple]]:
+    """What the model sees of each sample, with its id: ids, segments, masked positions with labels, ROP label."""
     width = batch.input_ids.shape[1]
-    seen = {}
+    seen = []
     for i, (sample, length) in enumerate(zip(batch.sample_ids.tolist(), batch.lengths.tolist(), strict=True)):
         here = batch.masked_index // width == i
         masked = list(zip((batch.masked_index[here] % width).tolist(), batch.masked_labels[here].tolist(), strict=True))
         assert (batch.input_ids[i, length:] == PAD).all() and (batch.segment_ids[i, length:] == 0).all()
         ids, segments = batch.input_ids[i, :length].tolist(), batch.segment_ids[i, :length].tolist()
-        seen[sample] = (ids, segments, masked, int(batch.rop_labels[i]))
+        seen.append((sample, (ids, segments, masked, int(batch.rop_labels[i]))))
     return seen
 
 
@@ -56,7 +57,7 @@ def step_contents(batches: list[MicroBatch]) -> dict[int, list]:
     """The samples of each step with all the model sees of them, whatever batches and workers they came in."""
     steps: dict[int, list] = {}
     for batch in batches:
-        steps.setdefault(batch.step, []).extend(samples_of(batch).items())
+        steps.setdefault(batch.step, []).extend(samples_of(batch))
     return {step: sorted(samples) for step, samples in steps.items()}
 
 
@@ -74,42 +75,6 @@ def corpus_rows(encoded: EncodedCorpus, split: str) -> list[tuple[list[int], lis
         table = read_row_group(encoded, group)
         rows += zip(table.column("orig_ids").to_pylist(), table.column("reply_ids").to_pylist(), strict=True)
     return rows
-
-
-# --- the plan -----------------------------------------------------------------------------------------------------
-
-
-def test_windows_hold_every_row_group_once_an_epoch_in_an_order_of_the_epochs_own(encoded):
-    plan = make_plan(encoded, window_row_groups=3)
-    orders = [[n for window in epoch_windows(plan, epoch) for n in window.row_groups] for epoch in range(20)]
-    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
-    assert len({tuple(order) for order in orders}) > 10
-    assert [len(window.row_groups) for window in epoch_windows(plan, 0)] == [3, 1]
-    assert orders == [[n for w in epoch_windows(plan, e) for n in w.row_groups] for e in range(20)]
-
-
-@pytest.mark.parametrize("size", [1, 7, 32, 275, 1000])
-@pytest.mark.parametrize("start", [0, 3])
-def test_items_cover_each_step_once_with_every_window_it_reaches(encoded, size, start):
-    plan = make_plan(encoded, global_batch_size=size)
-    stop = start + max(4, 60_000 // size)
-    found = list(items(plan, start, stop))
-    assert [found[0].first_step, found[-1].stop_step] == [start, stop]
-    assert all(a.stop_step == b.first_step for a, b in zip(found, found[1:], strict=False))
-    for item in found:
-        first, last = item.first_step * size, item.stop_step * size
-        assert item.windows[0].start <= first < item.windows[0].stop
-        assert item.windows[-1].start < last <= item.windows[-1].stop
-        assert all(a.stop == b.start for a, b in zip(item.windows, item.windows[1:], strict=False))
-    assert len(found) > 1
-
-
-def test_windows_go_on_over_epochs_without_a_gap(encoded):
-    plan = make_plan(encoded)
-    upcoming = windows_from(plan, 500)
-    windows = [next(upcoming) for _ in range(10)]
-    assert windows[0].start <= 500 < windows[0].stop
-    assert all(a.stop == b.start for a, b in zip(windows, windows[1:], strict=False))
 
 
 # --- exactly once -------------------------------------------------------------------------------------------------
@@ -140,7 +105,7 @@ def test_three_epochs_at_one_sample_a_step_are_three_different_orders_of_all_sam
     assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == n for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     # both orders of a pair lie in the same window, seldom side by side
-    side_by_side = sum(a // 2 == b // 2 for a, b in zip(stream, stream[1:], strict=False))
+    side_by_side = sum(a // 2 == b // 2 for a, b in pairwise(stream))
     assert side_by_side < 0.05 * len(stream)
 
 
@@ -204,9 +169,8 @@ def test_workers_beyond_the_samples_get_empty_micro_batches_of_the_right_shape(e
     assert len(empty) >= 3 * (12 - 5)
     for batch in empty:
         assert batch.input_ids.shape == batch.segment_ids.shape == (0, 1)
-        assert all(
-            getattr(batch, n).shape == (0,) for n in ("masked_index", "masked_labels", "rop_labels", "sample_ids")
-        )
+        others = (batch.masked_index, batch.masked_labels, batch.rop_labels, batch.sample_ids, batch.lengths)
+        assert all(array.shape == (0,) for array in others)
         assert batch.n_masked and batch.padded_tokens == batch.real_tokens == 0
 
 
@@ -216,7 +180,7 @@ def test_workers_beyond_the_samples_get_empty_micro_batches_of_the_right_shape(e
 def test_samples_are_the_corpus_rows_in_both_orders_and_single_tweets_once(encoded):
     rows = corpus_rows(encoded, "train")
     n_steps = encoded.split("train").samples // 32 + 1
-    seen = {s: what for b in all_workers(make_plan(encoded), 0, n_steps) for s, what in samples_of(b).items()}
+    seen = dict(seen for b in all_workers(make_plan(encoded), 0, n_steps) for seen in samples_of(b))
     singles = 0
     for number, (orig, reply) in enumerate(rows):
         for direction in range(2 if reply else 1):
@@ -259,34 +223,7 @@ def test_another_seed_is_another_order_and_other_masks(encoded):
     assert all([s for s, _ in one[step]] != [s for s, _ in other[step]] for step in range(3))
 
 
-# --- cutting ------------------------------------------------------------------------------------------------------
-
-
-def test_the_largest_piece_is_the_least_possible():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        lengths = np.sort(rng.integers(1, 30, rng.integers(1, 12)))
-        n_pieces = int(rng.integers(1, 5))
-        edges = cut(lengths, n_pieces)
-        assert (
-            edges[0] == 0 and edges[-1] == len(lengths) and (np.diff(edges) >= 0).all() and len(edges) == n_pieces + 1
-        )
-        n = len(lengths)
-        every_cut = np.sort(np.stack(np.meshgrid(*[np.arange(n + 1)] * (n_pieces - 1)), -1).reshape(-1, n_pieces - 1))
-        least = min(padded(lengths, np.array([0, *inner, n])).max() for inner in every_cut)
-        assert padded(lengths, edges).max() == least
-
-
-@pytest.mark.parametrize(("n_pieces", "most_padding"), [(8, 0.14), (32, 0.04), (64, 0.02)])
-def test_pieces_of_a_step_of_conversations_are_level_and_hold_little_padding(n_pieces, most_padding):
-    """2,048 samples of two texts each, gamma-distributed in length: mean 30 tokens, a long tail."""
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        texts = np.clip(rng.gamma(2.2, 6.0, (2048, 2)).astype(np.int64) + 1, 1, 128)
-        lengths = np.sort(texts.sum(axis=1) + 3)
-        costs = padded(lengths, cut(lengths, n_pieces))
-        assert costs.max() < 1.03 * costs.mean()
-        assert 1 - lengths.sum() / costs.sum() < most_padding
+# --- accumulation --------------------------------------------------------------------------------------------------
 
 
 def test_accumulation_is_the_least_whose_mean_micro_batch_fits(encoded):
@@ -316,16 +253,14 @@ def evaluate_all(encoded: EncodedCorpus, world_size: int, **options) -> list[lis
 @pytest.mark.parametrize("masking", [SPAN, TOKEN], ids=["span", "token"])
 def test_evaluation_sees_each_sample_once_with_the_same_mask_at_any_world_size(tmp_path, masking):
     encoded = make_encoded(tmp_path, valid_rows=[20, 20, 7])
-    reference = {
-        s: what for batch in evaluate_all(encoded, 1, masking=masking)[0] for s, what in samples_of(batch).items()
-    }
+    reference = dict(seen for batch in evaluate_all(encoded, 1, masking=masking)[0] for seen in samples_of(batch))
     assert len(reference) == encoded.split("valid").samples
     for world_size in (1, 2, 3):
         by_rank = evaluate_all(encoded, world_size, masking=masking)
         assert len({len(batches) for batches in by_rank}) == 1
         batches = [batch for rank in by_rank for batch in rank]
         assert sum(len(batch.lengths) for batch in batches) == encoded.split("valid").samples
-        assert {s: what for batch in batches for s, what in samples_of(batch).items()} == reference
+        assert dict(seen for batch in batches for seen in samples_of(batch)) == reference
         assert max(batch.padded_tokens for batch in batches) <= 300
 
 
@@ -333,8 +268,8 @@ def test_evaluation_masks_are_not_those_of_training(encoded):
     """The first epoch of training on the same split, same seed: other masks."""
     plan = make_plan(encoded, 1, 1, split="valid", seed=3, global_batch_size=encoded.split("valid").samples)
     (training,) = micro_batches(plan, 0, 0, 1)
-    trained = samples_of(training)
-    evaluated = {s: what for batch in evaluate_all(encoded, 1)[0] for s, what in samples_of(batch).items()}
+    trained = dict(samples_of(training))
+    evaluated = dict(seen for batch in evaluate_all(encoded, 1)[0] for seen in samples_of(batch))
     assert trained.keys() == evaluated.keys()
     assert sum(trained[s][2] == evaluated[s][2] for s in trained) < len(trained) / 2
 
@@ -345,8 +280,6 @@ def test_evaluation_masks_are_not_those_of_training(encoded):
 def test_micro_batches_survive_an_arrow_table_and_any_slice_of_it(encoded):
     plan = make_plan(encoded, 2, 3, global_batch_size=9)
     (item,) = items(plan, 0, 8)
-    from twilbert.data.build import build
-
     (run,) = build(plan, 0, item)
     plain = list(run.micro_batches())
     table = run.to_table()
@@ -370,12 +303,6 @@ def test_a_truncated_shard_is_named(tmp_path):
     assert path in str(raised.value) and "twilbert-encode" in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["global_batch_size", "world_size", "accumulation", "window_row_groups"])
-def test_a_plan_of_nothing_is_refused_by_name(encoded, name):
-    with pytest.raises(UsageError, match=name):
-        dataclasses.replace(make_plan(encoded), **{name: 0})
-
-
 @pytest.mark.ray
 def test_ray_data_gives_the_same_micro_batches_and_stops_when_closed(ray_local, encoded, monkeypatch):
     """Tasks pack small items here, so that several tasks and blocks take part."""
@@ -397,13 +324,13 @@ def test_a_fault_in_a_task_is_the_streams_own_error_after_the_steps_before_it(ra
     monkeypatch.setattr("twilbert.data.plan._ITEM_SAMPLES", 50)
     encoded = make_encoded(tmp_path, [40, 40, 40, 40], seed=1)
     plan = make_plan(encoded, window_row_groups=1, global_batch_size=20)
-    damaged = {2, 3}
+    # The second file holds row groups 2 and 3: a seed whose first window is of the first file.
     sound_first = next(s for s in range(99) if epoch_windows(dataclasses.replace(plan, seed=s), 0)[0].row_groups[0] < 2)
     plan = dataclasses.replace(plan, seed=sound_first)
     path = truncated(encoded)
     stream = ray_micro_batches(plan, 0, 0, 100)
+    assert next(stream).step == 0
     with pytest.raises(TwilbertError) as raised:
         list(stream)
     assert type(raised.value) is TwilbertError
     assert str(raised.value).startswith(path) and str(raised.value).endswith("twilbert-encode again")
-    assert damaged  # the row groups of the second file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import pickle
 
@@ -41,14 +42,14 @@ def make_tokenizer(model: bytes, model_type: str, **folding: bool) -> Tokenizer:
 
 
 def split(ids: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
-    return [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 def random_texts(n: int, seed: int) -> list[str]:
     """Texts of characters that normalisers and word splitting might treat apart."""
     rng = np.random.default_rng(seed)
-    parts = ["url", "user", "@", "ana", "https://t.co/x", "&amp;", "&lt;", "…", "▁", " ", "  ", "\u3000", "\t", "[MASK]",
-             "ñ", "n\u0303", "É", "😂", "\u200d", "ja", "ja", ".", "<0x41>", "\u0301", "Σ", "İ"]  # fmt: skip
+    parts = ["url", "user", "@", "ana", "https://t.co/x", "&amp;", "&lt;", "…", "▁", " ", "  ", "\u3000", "\t",
+             "[MASK]", "ñ", "n\u0303", "É", "😂", "\u200d", "ja", "ja", ".", "<0x41>", "\u0301", "Σ", "İ"]  # fmt: skip
     return ["".join(rng.choice(parts, rng.integers(0, 12))) for _ in range(n)]
 
 
@@ -235,7 +236,7 @@ def test_berts_word_piece_goes_word_by_word_too(tmp_path):
 
 
 def test_a_tokenizer_that_looks_across_spaces_is_given_whole_texts(tmp_path):
-    vocabulary = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", "h", "o", "l", "a"] + ["\u0120", "\u0120h"]
+    vocabulary = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", "h", "o", "l", "a", "\u0120", "\u0120h"]
     model = tokenizers.models.BPE({w: i for i, w in enumerate(vocabulary)}, [("\u0120", "h")])
     bytelevel = tokenizers.Tokenizer(model)
     bytelevel.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def test_every_parameter_gets_a_gradient_on_nothing_too(switch: str, case: str, 
 def test_sums_and_gradients_do_not_depend_on_the_cut(switch: str):
     torch.manual_seed(0)
     memory = config(switch).pkm_params
-    model = PretrainingModel(config(switch, pkm_params=memory.__class__(**vars(memory) | {"batch_norm": False})))
+    model = PretrainingModel(config(switch, pkm_params=dataclasses.replace(memory, batch_norm=False)))
     whole = batch([17, 16, 12, 12, 9])
     t = whole["input_ids"].shape[1]
     parts = []
@@ -58,6 +60,20 @@ def test_sums_and_gradients_do_not_depend_on_the_cut(switch: str):
     assert sums[0][4] == 15 and sums[0][5] == 3
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_sums_at_mask_tokens_leave_out_random_and_kept_ones():
+    torch.manual_seed(0)
+    model, data = PretrainingModel(config("plain")).eval(), batch([14, 12, 9])
+    out = model(**data)
+    scores = model.score(*(data[name] for name in list(data)[:5]))
+    at_mask = data["input_ids"].reshape(-1)[data["masked_index"]] == 2
+    assert out.n_at_mask == at_mask.sum() == 5 and out.n_masked == 9
+    assert torch.equal(scores.at_mask_K, at_mask)
+    torch.testing.assert_close(out.mlm_loss_sum_at_mask, scores.mlm_nll_K[at_mask].sum())
+    correct = scores.mlm_prediction_K == data["masked_labels"]
+    assert (out.mlm_correct, out.mlm_correct_at_mask) == (correct.sum(), correct[at_mask].sum())
+    assert not out.mlm_loss_sum_at_mask.requires_grad
 
 
 def test_an_untrained_model_is_near_chance():

@@ -1,9 +1,9 @@
 """Cutting a step's samples into micro-batches of near-equal padded tokens.
 
 Samples come sorted by length. A piece of n samples whose longest has t tokens costs n·t padded tokens: what a device
-stores and computes. Pieces are contiguous, so that a piece holds like lengths; the least largest cost makes them level,
-so that no worker waits for another. Trading levelness for less padding (dynamic programming over all edges, pieces up to
-3 % above the least) saved one worker 0.7 points of padding, and cost two to eight workers 1 to 2.5 points in waiting.
+stores and computes. Pieces are contiguous, so that a piece holds like lengths; the least largest cost makes them
+level, so that no worker waits for another. Trading levelness for padding (dynamic programming over all edges, pieces
+up to 3 % above the least) saved one worker 0.7 points of padding, and cost two to eight workers 1 to 2.5 in waiting.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def cut(lengths: np.ndarray, n_pieces: int) -> np.ndarray:
 
 
 def pieces_needed(lengths: np.ndarray, cap: int) -> int:
-    """The fewest contiguous pieces of ascending `lengths` of at most `cap` padded tokens (a longer sample: its own)."""
+    """The fewest contiguous pieces of ascending `lengths` within `cap` padded tokens, or the longest sample's."""
     if not len(lengths):
         return 0
     tops = _tops(lengths.tolist(), max(cap, int(lengths[-1])), len(lengths))

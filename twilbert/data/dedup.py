@@ -67,11 +67,7 @@ def merge_partition(folder: str, out: str, spills: list[str], partition: int, th
     if valid.num_rows:
         result.valid = f"valid-{partition:05d}.arrow"
         system, inner = storage.filesystem(storage.join(folder, result.valid))
-        with (
-            storage.explained_write(folder),
-            system.open_output_stream(inner) as sink,
-            pa.ipc.new_file(sink, valid.schema) as writer,
-        ):
+        with system.open_output_stream(inner) as sink, pa.ipc.new_file(sink, valid.schema) as writer:
             writer.write_table(valid)
     return result
 
@@ -128,7 +124,6 @@ def write_shards(tables: Iterable[pa.Table], out: str, split: str, first: int = 
         path = storage.join(out, split, f"{number:05d}.parquet")
         system, inner = storage.filesystem(path)
         with (
-            storage.explained_write(out),
             system.open_output_stream(inner) as sink,
             pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=False) as writer,
         ):

@@ -7,9 +7,9 @@ and on the style of the text, the word itself on this word and the topic,
 
 where W mixes Zipf's law with a few favourite successors of each word. A tweet has the style `statement` or `question`,
 its answers `reply`; in ambiguous threads all texts are `neutral`. Only statements hold an OPEN word, only questions
-"¿" (first) and "?" (last), only replies an ANSWER word, and each of them surely does; every text holds a noun, and nouns
-tell the topic. So with one word of a pair hidden the others still tell topic, order and styles for certain, and what is
-left to know is the chain's own posterior, p(word | left, right) ∝ p(word | left) · p(right | word).
+"¿" and "?", only replies an ANSWER word, and each of them surely does; every text holds a noun, and nouns tell the
+topic. So with one word of a pair hidden the others still tell topic, order and styles for certain, and what is left to
+know is the chain's own posterior, p(word | left, right) ∝ p(word | left) · p(right | word).
 
 Words may be written in other ways (drawn out, misspelt) that stand for one word each: this adds the same entropy to
 every figure.
@@ -75,8 +75,8 @@ _OF_STYLE = {
         "EXCL": {"EMOJI": 0.3, "LAUGH": 0.1, "END": 0.6},
     },
     "neutral": {
-        "START": {"VAYA": 0.5, "MENTION": 0.2, "DET_M": 0.15, "DET_F": 0.15},
-        "MENTION": {"VAYA": 0.6, "DET_M": 0.2, "DET_F": 0.2},
+        "START": {"VAYA": 0.7, "MENTION": 0.3},
+        "MENTION": {"VAYA": 1.0},
         "VAYA": {"DET_M": 0.3, "DET_F": 0.3, "VERB": 0.3, "COMMA": 0.1},
         "FINISH": {"DOT": 0.4, "EMOJI": 0.2, "END": 0.4},
     },
@@ -151,7 +151,10 @@ def _chains(names: list[str], rng: np.random.Generator) -> np.ndarray:
             extra = loyalty[:, None] * np.array(_FAVOURITES)
             share *= 1 - loyalty[:, None]
             np.put_along_axis(
-                share, order[:, : len(_FAVOURITES)], np.take_along_axis(share, order, 1)[:, : len(_FAVOURITES)] + extra, 1
+                share,
+                order[:, : len(_FAVOURITES)],
+                np.take_along_axis(share, order, 1)[:, : len(_FAVOURITES)] + extra,
+                1,
             )
         within[:, at] = share
     chains = np.zeros((len(STYLES), size + 1, size + 1))

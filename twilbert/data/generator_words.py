@@ -12,15 +12,15 @@ import random
 SHARED: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
     for name, words in {
-        "OPEN": """Hoy Ayer Anoche Mañana Ahora Siempre Atención Última Urgente Buenas Necesito Busco Recuerdo Confirmado
-            Oficial Increíble Cuidado Vuelve Empieza Termina Llega Noticia Resumen Finalmente Hilo Dicen Parece Creo Sueño
-            Domingo""",
+        "OPEN": """Hoy Ayer Anoche Mañana Ahora Siempre Atención Última Urgente Buenas Necesito Busco Recuerdo
+            Confirmado Oficial Increíble Cuidado Vuelve Empieza Termina Llega Noticia Resumen Finalmente Hilo
+            Dicen Parece Creo Sueño Domingo""",
         "QMARK": "¿",
         "QWORD": "Alguien Quién Cómo Cuándo Dónde Qué Cuál Cuánto",
         "MENTION": "user",
-        "ANSWER": """sí no claro gracias exacto totalmente jamás obvio vale perdona tranquilo lógico ojalá depende imposible
-            correcto mentira venga enhorabuena felicidades bravo efectivamente tampoco seguramente anda perfecto ánimo
-            igualmente opino entiendo""",
+        "ANSWER": """sí no claro gracias exacto totalmente jamás obvio vale perdona tranquilo lógico ojalá depende
+            imposible correcto mentira venga enhorabuena felicidades bravo efectivamente tampoco seguramente
+            anda perfecto ánimo igualmente opino entiendo""",
         "VAYA": "Vaya Bueno Mira Oye Pues Total Hombre Dios",
         "DET_M": "el un este ese nuestro otro algún aquel",
         "DET_F": "la una esta esa nuestra otra alguna aquella",
@@ -40,44 +40,50 @@ SHARED: dict[str, tuple[str, ...]] = {
 
 # Topic: masculine nouns; feminine nouns; adjectives without their ending; verbs; hashtags.
 _TOPICS = """
-partido gol equipo jugador árbitro estadio portero entrenador | liga copa final pelota afición defensa cantera grada
- | épic nuev mític durísim | gana pierde juega marca celebra ficha entrena golea | #Fútbol #LaLiga #Gol #Derbi
-gobierno ministro voto congreso presidente debate partidazo decreto | ley elección reforma oposición campaña democracia crisis
- moción | polític públic corrupt históric | vota aprueba promete dimite gobierna niega pacta miente
- | #Elecciones #Debate #Congreso #Política
-disco concierto grupo cantante festival escenario ritmo videoclip | canción guitarra gira letra banda melodía batería entrada
- | clásic acústic roquer sonor | canta suena toca baila estrena graba compone escucha | #Música #NowPlaying #Concierto #Rock
-actor director guion estreno cine personaje tráiler capítulo | película serie escena actriz trama temporada saga taquilla
- | romántic cómic dramátic maravillos | actúa rueda dirige emociona interpreta protagoniza filma aburre
- | #Cine #Series #Goya #Estreno
-plato chef vino arroz restaurante postre queso desayuno | receta tortilla cocina cena sopa salsa ensalada cerveza
- | ric sabros saladit caser | come prueba sirve hornea mezcla huele invita | #Receta #Foodie #Cena #Tapas
-examen profesor libro curso colegio aula apunte | clase universidad beca nota carrera tarea biblioteca maestra
- | aplicad estudios académic pesad | estudia enseña suspende aprende lee repasa explica
- | #Universidad #Examen #Educación #Lectura
+partido gol equipo jugador árbitro estadio portero entrenador | liga copa final pelota afición defensa cantera
+ grada | épic nuev mític durísim | gana pierde juega marca celebra ficha entrena golea | #Fútbol #LaLiga #Gol #Derbi
+gobierno ministro voto congreso presidente debate partidazo decreto | ley elección reforma oposición campaña
+ democracia crisis moción | polític públic corrupt históric | vota aprueba promete dimite gobierna niega pacta
+ miente | #Elecciones #Debate #Congreso #Política
+disco concierto grupo cantante festival escenario ritmo videoclip | canción guitarra gira letra banda melodía
+ batería entrada | clásic acústic roquer sonor | canta suena toca baila estrena graba compone escucha | #Música
+ #NowPlaying #Concierto #Rock
+actor director guion estreno cine personaje tráiler capítulo | película serie escena actriz trama temporada saga
+ taquilla | romántic cómic dramátic maravillos | actúa rueda dirige emociona interpreta protagoniza filma aburre |
+ #Cine #Series #Goya #Estreno
+plato chef vino arroz restaurante postre queso desayuno | receta tortilla cocina cena sopa salsa ensalada cerveza |
+ ric sabros saladit caser | come prueba sirve hornea mezcla huele invita | #Receta #Foodie #Cena #Tapas
+examen profesor libro curso colegio aula apunte | clase universidad beca nota carrera tarea biblioteca maestra |
+ aplicad estudios académic pesad | estudia enseña suspende aprende lee repasa explica | #Universidad #Examen
+ #Educación #Lectura
 móvil ordenador teclado código servidor error juego programa | pantalla aplicación red cámara consola nube
- contraseña | digital-nuev rápid modern electrónic | descarga falla actualiza conecta instala reinicia carga
- | #Tecnología #Móvil #Código #Gaming
+ contraseña | digital-nuev rápid modern electrónic | descarga falla actualiza conecta instala reinicia carga |
+ #Tecnología #Móvil #Código #Gaming
 viaje hotel tren avión aeropuerto destino mapa equipaje | playa maleta montaña isla ciudad ruta frontera excursión
- | lejan turístic exótic barat | viaja vuela visita reserva recorre aterriza camina descansa
- | #Viajes #Playa #Turismo #Verano
-médico hospital virus paciente síntoma tratamiento enfermero cuerpo | vacuna salud consulta fiebre dieta enfermedad terapia
- farmacia | san médic crónic doloros | cura opera duele mejora contagia examina recupera
- | #Salud #Sanidad #Vacuna #Médicos
-perro gato pájaro caballo animal cachorro veterinario pelaje | mascota jaula correa gata oveja tortuga manada adopción
- | tiern peludit doméstic abandonad | ladra maúlla muerde duerme salta adopta rescata corre
- | #Perros #Gatos #Adopta #Animales
-abrigo vestido zapato bolso desfile diseñador pantalón estilo | moda falda camisa tienda rebaja tela prenda pasarela
- | elegantísim bonit car modernísim | viste compra luce estiliza combina cose vende diseña | #Moda #Look #Rebajas #Estilo
+ | lejan turístic exótic barat | viaja vuela visita reserva recorre aterriza camina descansa | #Viajes #Playa
+ #Turismo #Verano
+médico hospital virus paciente síntoma tratamiento enfermero cuerpo | vacuna salud consulta fiebre dieta enfermedad
+ terapia farmacia | san médic crónic doloros | cura opera duele mejora contagia examina recupera | #Salud #Sanidad
+ #Vacuna #Médicos
+perro gato pájaro caballo animal cachorro veterinario pelaje | mascota jaula correa gata oveja tortuga manada
+ adopción | tiern peludit doméstic abandonad | ladra maúlla muerde duerme salta adopta rescata corre | #Perros
+ #Gatos #Adopta #Animales
+abrigo vestido zapato bolso desfile diseñador pantalón estilo | moda falda camisa tienda rebaja tela prenda
+ pasarela | elegantísim bonit car modernísim | viste compra luce estiliza combina cose vende diseña | #Moda #Look
+ #Rebajas #Estilo
 frío calor viento temporal invierno cielo pronóstico termómetro | lluvia nieve tormenta ola nube temperatura alerta
- niebla | helad mojad soleadísim húmed | llueve nieva sopla baja sube refresca amanece amenaza
- | #Tiempo #Lluvia #Frío #Aemet
+ niebla | helad mojad soleadísim húmed | llueve nieva sopla baja sube refresca amanece amenaza | #Tiempo #Lluvia
+ #Frío #Aemet
 """
 
 # Class -> words a topic has; the lists above are filled up to these with made words.
 TOPIC_SIZES = {"NOUN_M": 40, "NOUN_F": 40, "ADJ_M": 24, "ADJ_F": 24, "VERB": 36, "HASHTAG": 8}
-_ONSETS = "b c d f g l m n p r s t v br cr dr fl gr pl pr tr ch ll".split()
-_ENDINGS = {"NOUN_M": ["o", "or", "aje", "ón", "ismo"], "NOUN_F": ["a", "ción", "dad", "ura", "eza"], "VERB": ["a", "e"]}
+_ONSETS = [*"bcdfglmnprstv", "br", "cr", "dr", "fl", "gr", "pl", "pr", "tr", "ch", "ll"]
+_ENDINGS = {
+    "NOUN_M": ["o", "or", "aje", "ón", "ismo"],
+    "NOUN_F": ["a", "ción", "dad", "ura", "eza"],
+    "VERB": ["a", "e"],
+}
 
 
 def topics() -> list[dict[str, list[str]]]:
@@ -87,10 +93,10 @@ def topics() -> list[dict[str, list[str]]]:
     made = []
     for line in _TOPICS.strip().replace("\n ", " ").split("\n"):
         nouns_m, nouns_f, stems, verbs, tags = (part.split() for part in line.split("|"))
-        adjectives = list(stems)
+        adjectives: list[str] = list(stems)
         while len(adjectives) < TOPIC_SIZES["ADJ_M"]:
             adjectives.append(_stem(rng, 2))
-        start: dict[str, list[str]] = {"NOUN_M": nouns_m, "NOUN_F": nouns_f, "VERB": verbs}
+        start = {"NOUN_M": nouns_m, "NOUN_F": nouns_f, "VERB": verbs}
         topic: dict[str, list[str]] = {"ADJ_M": [], "ADJ_F": [], "HASHTAG": []}
         for stem in adjectives:
             while {f"{stem}o", f"{stem}a"} & taken:
@@ -100,7 +106,7 @@ def topics() -> list[dict[str, list[str]]]:
             taken |= {f"{stem}o", f"{stem}a"}
         for name, real in start.items():
             topic[name] = []
-            queue = list(real)
+            queue: list[str] = list(real)
             while len(topic[name]) < TOPIC_SIZES[name]:
                 word = queue.pop(0) if queue else _stem(rng, rng.randint(1, 2)) + rng.choice(_ENDINGS[name])
                 if word not in taken:

@@ -39,8 +39,7 @@ class StreamPlan:
         for name in ("global_batch_size", "world_size", "accumulation", "window_row_groups"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
-        if self.counts.samples == 0:
-            raise UsageError(f"{self.encoded.path}: split {self.split!r} is empty; prepare a corpus that holds rows")
+        nonempty_split(self.encoded, self.split)
 
     @property
     def counts(self) -> Split:
@@ -55,6 +54,14 @@ class StreamPlan:
     def epoch_of_step(self, step: int) -> int:
         """The epoch of the first sample of `step`."""
         return step * self.global_batch_size // self.counts.samples
+
+
+def nonempty_split(encoded: EncodedCorpus, name: str) -> Split:
+    """The counts of a split; UsageError when there is none of that name or it holds nothing."""
+    split = encoded.split(name)
+    if split.samples == 0:
+        raise UsageError(f"{encoded.path}: split {name!r} is empty; prepare a corpus that holds rows")
+    return split
 
 
 @dataclass(frozen=True)

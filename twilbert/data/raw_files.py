@@ -133,7 +133,7 @@ def inspect(path: str, renamed: Mapping[str, str] | None = None) -> RawFile | No
             head = stream.read(_HEAD_BYTES)
     except OSError as error:
         raise UsageError(f"{path}: cannot be unpacked as {compression} ({error}); the file is damaged") from error
-    if b"\0" in head:
+    if b"\0" in head and _looks_binary(head):
         raise UsageError(f"{path}: a binary file (or UTF-16 text); expected UTF-8 TSV, CSV, JSON lines, or Parquet")
     skipped = len(_BOM) if head.startswith(_BOM) else 0
     body = head[skipped:]
@@ -145,7 +145,19 @@ def inspect(path: str, renamed: Mapping[str, str] | None = None) -> RawFile | No
     for _ in range(header_lines):
         end = head.find(b"\n", skipped)
         skipped = len(head) if end < 0 else end + 1
+    if not compression and skipped == size:  # a header and nothing under it
+        return None
     return RawFile(path, kind, compression, columns, width, skipped, header_lines, size)
+
+
+def _looks_binary(head: bytes) -> bool:
+    """Whether NUL bytes are no mere fault of a line: the first line has one, or most lines are no text."""
+    lines = head.split(b"\n")
+
+    def faulty(line: bytes) -> bool:
+        return b"\0" in line or "\ufffd" in line.decode(errors="replace")
+
+    return b"\0" in lines[0] or 2 * sum(map(faulty, lines)) > len(lines)
 
 
 def _inspect_parquet(path: str, renamed: dict[str, str], size: int) -> RawFile:
@@ -176,8 +188,8 @@ def _by_name(path: str, names: Sequence[str], renamed: Mapping[str, str]) -> tup
         unknown = f"--columns {' '.join(missing)}: no such column; " if missing else ""
         raise UsageError(
             f"{path}: {unknown}columns found: {', '.join(repr(_short(n)) for n in names)}; expected ORIG_ID, "
-            "ORIG_TEXT, REPLY_ID, REPLY_TEXT; name yours, e.g. --columns orig_text=parent reply_text=child, or by position "
-            "where there is no header: orig_id=1 orig_text=2"
+            "ORIG_TEXT, REPLY_ID, REPLY_TEXT; name yours, e.g. --columns orig_text=parent reply_text=child, or by "
+            "position where there is no header: orig_id=1 orig_text=2"
         )
     return columns
 

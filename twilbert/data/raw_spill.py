@@ -62,7 +62,7 @@ def in_valid(orig_hash: np.ndarray, threshold: int) -> np.ndarray:
 
 
 def spill_piece(piece: Piece, index: int, folder: str, partitions: int, threshold: int) -> PieceResult:
-    """Read, clean and spill one piece into `folder`; TwilbertError when it cannot be read or there is no space."""
+    """Read, clean and spill one piece into `folder`; TwilbertError when it cannot be read to its end."""
     result = PieceResult(index)
     held: list[pa.Table] = []
     held_bytes = 0
@@ -139,14 +139,13 @@ def _spill(tables: list[pa.Table], name: str, folder: str, partitions: int) -> s
     ends = np.searchsorted(partition[order], np.arange(1, partitions + 1))
     table = table.take(pa.array(order)).combine_chunks()
     system, inner = storage.filesystem(storage.join(folder, name))
-    with storage.explained_write(folder), system.open_output_stream(inner) as sink:
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.ipc.new_file(sink, SPILL_SCHEMA, options=options) as writer:
-            start = 0
-            for end in ends.tolist():
-                part = table.slice(start, end - start).to_batches()
-                writer.write_batch(part[0] if part else _NOTHING)
-                start = end
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with system.open_output_stream(inner) as sink, pa.ipc.new_file(sink, SPILL_SCHEMA, options=options) as writer:
+        start = 0
+        for end in ends.tolist():
+            part = table.slice(start, end - start).to_batches()
+            writer.write_batch(part[0] if part else _NOTHING)
+            start = end
     return name
 
 
@@ -166,6 +165,5 @@ def read_partition(folder: str, spills: list[str], partition: int) -> pa.Table:
 def _append_rejects(result: PieceResult, block: Block, folder: str) -> None:
     """Note refused lines, numbered within the piece, in a file of their own: there may be very many."""
     name = f"rejects-{result.piece:06d}-{len(result.rejects):05d}.json"
-    with storage.explained_write(folder):
-        storage.write_bytes_atomic(storage.join(folder, name), json.dumps(block.rejects).encode())
+    storage.write_bytes_atomic(storage.join(folder, name), json.dumps(sorted(block.rejects)).encode())
     result.rejects.append(name)

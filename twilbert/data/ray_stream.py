@@ -57,9 +57,10 @@ def ray_micro_batches(
     read_ahead_bytes: int = READ_AHEAD_BYTES,
     parallel_tasks: int = 1,
 ) -> Generator[MicroBatch]:
-    """The same micro-batches as `stream.micro_batches`, built in Ray Data tasks; `close()` stops them.
+    """The same micro-batches as `stream.micro_batches`, built in Ray Data tasks ahead of the consumer.
 
     Needs a running Ray with a free CPU for each of `parallel_tasks`. Arrays are read-only views of shared memory.
+    `close()` stops the tasks: to be called on a stream that is not used up, before Ray shuts down, or the exit hangs.
     TwilbertError, naming the file, when a shard cannot be read.
     """
     remaining = items(plan, start_step, stop_step)

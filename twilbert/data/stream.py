@@ -20,7 +20,7 @@ from twilbert.data.cut import cut, padded, pieces_needed
 from twilbert.data.encoded import EncodedCorpus
 from twilbert.data.microbatch import UNKNOWN, MicroBatch
 from twilbert.data.objectives import MaskingSettings, span_budget
-from twilbert.data.plan import StreamPlan, items
+from twilbert.data.plan import StreamPlan, items, nonempty_split
 from twilbert.errors import UsageError
 
 EVALUATION_EPOCH = 2**32  # keys the masks of evaluation: no epoch of training
@@ -46,7 +46,7 @@ def accumulation_for(
     Judged on steps made of the lengths of up to 8 row groups, evenly spaced over the split; a step's own mean varies
     around it by sampling. UsageError when not even the longest sample fits.
     """
-    counts = encoded.split(split)
+    counts = nonempty_split(encoded, split)
     numbers = np.linspace(0, len(counts.row_groups) - 1, min(len(counts.row_groups), _SURVEYED_ROW_GROUPS))
     lengths = np.sort(rows_of.read_lengths(encoded, counts, np.unique(numbers.round().astype(np.int64)).tolist()))
     if lengths[-1] > micro_batch_tokens:
@@ -82,8 +82,8 @@ def evaluation_batches(
     """Worker `rank`'s share of one pass over `split`: both orders of each pair, each single tweet once.
 
     Samples are sorted by length inside chunks of `chunk_row_groups` row groups, which bounds memory, and cut into
-    micro-batches of at most `micro_batch_tokens` padded tokens (a longer sample stands alone); every worker gets
-    equally many, some of them maybe empty. Masks depend on (seed, sample) alone. `step` counts chunks; `n_masked`,
+    micro-batches of at most `micro_batch_tokens` padded tokens, or the longest sample's if it is longer; every worker
+    gets equally many, some of them maybe empty. Masks depend on (seed, sample) alone. `step` counts chunks; `n_masked`,
     `n_rop` and `n_samples` are those of the whole chunk.
     """
     counts = encoded.split(split)

@@ -127,8 +127,13 @@ def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def _cleaning() -> list[Any]:
-    """The steps of data/text.py's clean() that can be said here, in its order."""
+    """The steps of data/text.py's clean() that can be said here, in its order.
+
+    The pre-tokeniser marks a text's start only where the first character is still the text's own: what replaces more
+    than one character there brings its space along.
+    """
     return [
+        normalizers.Replace(Regex(r"\A&(?=(?:lt|gt|quot|#39|amp);)"), " &"),
         *(normalizers.Replace(entity, character) for entity, character in _ENTITIES),
         normalizers.Replace(Regex(r"https?://[^\s\x{1c}-\x{1f}]+"), "url"),
         normalizers.Replace(Regex(rf"@+{_WORD_CHARACTER}+"), "user"),
@@ -141,7 +146,13 @@ def _folding(lowercase: bool, strip_accents: bool) -> list[Any]:
     """Casing and accents; then single spaces, none at the end."""
     steps: list[Any] = [normalizers.Lowercase()] if lowercase else []
     if strip_accents:  # ñ becomes n too, as in BERT's uncased models
-        steps += [normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
+        # Marks that open a text would be removed from its start: see _cleaning.
+        steps += [
+            normalizers.Replace(Regex(r"\A\p{Mn}+"), " "),
+            normalizers.NFD(),
+            normalizers.StripAccents(),
+            normalizers.NFC(),
+        ]
     return [*steps, normalizers.Replace(Regex(f"{_SPACE}+"), " "), normalizers.Strip(left=False, right=True)]
 
 

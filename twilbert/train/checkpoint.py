@@ -97,18 +97,19 @@ def verify(folder: str, run_id: str | None = None) -> str | None:
         return "no manifest.json: its writing was not finished"
     try:
         manifest = storage.read_json(path)
-        files, owner = manifest["files"], manifest["run"]
-    except (TwilbertError, KeyError, TypeError) as error:
+        owner = manifest["run"]
+        files = {file: (listed["size"], listed["sha256"]) for file, listed in manifest["files"].items()}
+    except (TwilbertError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json is damaged ({error})"
     if run_id is not None and owner != run_id:
         return f"belongs to another run ({owner})"
-    for file, expected in files.items():
+    for file, (size, sha256) in files.items():
         inside = storage.join(folder, file)
         if not storage.exists(inside):
             return f"{file} is missing"
-        if storage.size(inside) != expected["size"]:
-            return f"{file} has {storage.size(inside)} bytes, the manifest says {expected['size']}"
-        if storage.sha256_file(inside) != expected["sha256"]:
+        if storage.size(inside) != size:
+            return f"{file} has {storage.size(inside)} bytes, the manifest says {size}"
+        if storage.sha256_file(inside) != sha256:
             return f"{file} does not match its sha256"
     return None
 
@@ -138,24 +139,18 @@ def newest(run_folder: str, run_id: str | None, say: Callable[[str], None]) -> s
     return None
 
 
-def finished_step(run_folder: str) -> int | None:
-    """The step of the newest sealed checkpoint, unverified; None when there is none."""
-    for step in reversed(steps_in(run_folder)):
-        if storage.exists(storage.join(run_folder, folder_name(step), "manifest.json")):
-            return step
-    return None
+def retire(run_folder: str, written: int, keep: int, protected: set[int]) -> None:
+    """After step `written` was sealed: remove all older checkpoints, sealed or not, but the newest and the protected.
 
-
-def retire(run_folder: str, keep: int, protected: set[int]) -> None:
-    """Remove all but the `keep` newest sealed checkpoints and the protected ones; unsealed leftovers before them too."""
-    steps = steps_in(run_folder)
+    `keep` sealed ones stay, `written` among them. Later ones are left alone: a run that resumed before them found them
+    damaged, so they count for nothing, and the run will write them anew.
+    """
+    steps = [step for step in steps_in(run_folder) if step <= written]
     sealed = [s for s in steps if storage.exists(storage.join(run_folder, folder_name(s), "manifest.json"))]
-    kept = set(sealed[-keep:]) | protected
-    if not kept:
-        return
-    for step in steps:
-        if step not in kept and step < max(kept):
-            storage.delete(storage.join(run_folder, folder_name(step)))
+    for step in set(steps) - set(sealed[-keep:]) - protected - {written}:
+        folder = storage.join(run_folder, folder_name(step))
+        storage.delete(storage.join(folder, "manifest.json"))  # first: what is half removed is no checkpoint
+        storage.delete(folder)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ from typing import Any
 from twilbert import recipe_file, storage
 from twilbert.errors import UsageError
 from twilbert.recipe import Recipe
+from twilbert.train import checkpoint
 
 _SHOWN = 8  # differences named in a refusal
+_PUBLISHED = "training.json"  # in the model folder: which checkpoint it is, and how far the run had come
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,23 @@ class RunFolder:
     def model(self) -> str:
         """The finished run's model folder: the best by held-out loss, else the last."""
         return storage.join(self.path, "model")
+
+    @property
+    def trained_steps(self) -> int:
+        """How far the run had come when it published its model folder; 0 when it has none."""
+        record = storage.join(self.model, _PUBLISHED)
+        return int(storage.read_json(record)["trained_steps"]) if storage.exists(record) else 0
+
+    def publish(self, step: int, trained_steps: int) -> str:
+        """Copy the model of checkpoint `step` to the model folder, whole or not at all; the checkpoint's name."""
+        name = checkpoint.folder_name(step)
+        source = storage.join(self.path, name, "model")
+        record = {"run": self.id, "checkpoint": name, "trained_steps": trained_steps}
+        with storage.new_folder(self.model, overwrite=True) as target:
+            for file in storage.list_dir(source):
+                storage.write_bytes_atomic(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
+            storage.write_json_atomic(storage.join(target, _PUBLISHED), record)
+        return name
 
 
 def default_name(recipe_path: str, identity: dict[str, Any]) -> str:

@@ -113,6 +113,8 @@ class Tracker:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         inside = Path(self._run.dir).parent
+        # A link to a log in the home folder, whose path tells the user's name; nothing in it is about this run.
+        (inside / "logs" / "debug-core.log").unlink(missing_ok=True)
         self.first_line = f"tracking: W&B {self.mode} in {inside}; metrics in {self.where}" + (
             f"; to upload later: wandb sync {inside}" if self.mode == "offline" else f"; {self._run.url}"
         )

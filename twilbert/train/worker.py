@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -19,17 +20,22 @@ from twilbert.data.objectives import MaskingSettings
 from twilbert.data.plan import StreamPlan
 from twilbert.data.ray_stream import ray_micro_batches
 from twilbert.data.stream import accumulation_for, evaluation_batches
-from twilbert.errors import UsageError
+from twilbert.errors import TwilbertError, UsageError
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
-from twilbert.model.transformers_api import load_model_folder, save_model_folder
+from twilbert.model.transformers_api import load_model_config, load_model_folder, save_model_folder
 from twilbert.recipe import Recipe
 from twilbert.train import checkpoint
 from twilbert.train.control import STOP_TIME
 from twilbert.train.engine import make_engine
 from twilbert.train.run_folder import RunFolder
-from twilbert.train.shards import local_fragments, owned
+from twilbert.train.shards import Fragment, local_fragments, owned
 from twilbert.train.tracking import Tracker
+
+DIVERGED = (
+    "the last checkpoint is intact. Lower training.learning_rate, set training.max_grad_norm=1.0, or use "
+    "precision=fp32, under another run.name"
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,18 @@ def masking_settings(recipe: Recipe) -> MaskingSettings:
     return MaskingSettings(
         kind=masked.type, max_span=masked.max_span, budget=masked.budget, **masked.probs.model_dump()
     )
+
+
+def check_initial_model(recipe: Recipe, vocab_size: int) -> None:
+    """UsageError that lists the differences when model.init_from is not of the recipe's architecture."""
+    source = recipe.model.init_from
+    if source is None:
+        return
+    held = dataclasses.asdict(load_model_config(source))
+    asked = dataclasses.asdict(ModelConfig.from_dict(recipe.architecture(vocab_size)))
+    differences = [f"{key} is {held[key]}, the recipe asks {asked[key]}" for key in asked if held[key] != asked[key]]
+    if differences:
+        raise UsageError(f"model.init_from: {source} is another model: {'; '.join(differences)}")
 
 
 class Worker:
@@ -108,11 +126,7 @@ class Worker:
         if source is None:
             torch.manual_seed(recipe.training.seed)
             return config, PretrainingModel(config)
-        held, model = load_model_folder(source)
-        if held != config:
-            raise UsageError(
-                f"model.init_from: {source} has another architecture than the recipe: {held} is not {config}"
-            )
+        _, model = load_model_folder(source)
         return config, model
 
     def _restore(self, folder: str) -> None:
@@ -125,7 +139,9 @@ class Worker:
 
     def _open_tracker(self) -> Tracker:
         recipe, run = self.job.recipe, self.job.run
-        config = recipe.model_dump(mode="json")
+        # W&B need not know users' folders and hosts.
+        places = {"run": {"storage_path"}, "corpus": {"path", "tokenizer"}, "model": {"init_from"}}
+        config = recipe.model_dump(mode="json", exclude=places | {"cluster": {"address"}})
         tracker = Tracker(run.path, run.name, recipe.tracking, config, run.id, last_step=self.step)
         self.say(tracker.first_line)
         return tracker
@@ -214,7 +230,10 @@ class Worker:
     # ---- evaluation and checkpoints ----
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Held-out scores of the current weights, the same on every rank; remembers the best step."""
+        """Held-out scores of the current weights, the same on every rank; remembers the best step.
+
+        Empty for a corpus that holds nothing out: then there is no best step.
+        """
         recipe = self.job.recipe
         batches = evaluation_batches(
             self.job.encoded,
@@ -229,6 +248,8 @@ class Worker:
         sums = scoring.evaluate(self.engine, batches, self.device)
         self.engine.train()
         dist.all_reduce(sums)
+        if not any(sums.tolist()):
+            return {}
         scores = scoring.scores_of(sums.tolist())
         if self.best is None or scores["loss"] < self.best["loss"]:
             self.best = {"step": step, "loss": scores["loss"]}
@@ -238,12 +259,14 @@ class Worker:
         """Write and seal the checkpoint of `step`; collective."""
         job, stage = self.job, self.job.recipe.training.zero_stage
         folder = storage.join(job.run.path, checkpoint.folder_name(step))
+        local = local_fragments(self.engine)
+        self._refuse_broken_weights(step, local)
         if self.rank == 0:
             storage.delete(folder)  # what a broken attempt may have left
             storage.make_dir(folder)
         dist.barrier()
         weights = self._full_weights()
-        fragments = owned(local_fragments(self.engine), stage, self.rank, self.world_size)
+        fragments = owned(local, stage, self.rank, self.world_size)
         name = checkpoint.optimizer_file(self.rank, self.world_size)
         mine = [checkpoint.write_file(folder, name, checkpoint.optimizer_bytes(fragments, self.optimizer.moments))]
         if self.rank == 0:
@@ -258,11 +281,21 @@ class Worker:
         if self.rank == 0:
             checkpoint.write_manifest(folder, job.run.id, step, [entry for part in written for entry in part])
             protected = {int(self.best["step"])} if self.best else set()
-            checkpoint.retire(job.run.path, job.recipe.training.save_total_limit, protected)
+            checkpoint.retire(job.run.path, step, job.recipe.training.save_total_limit, protected)
             assert self.tracker is not None
             self.tracker.flush()
         dist.barrier()
         self.saved_step = step
+
+    def _refuse_broken_weights(self, step: int, fragments: list[Fragment]) -> None:
+        """TwilbertError on all workers when a weight is not a finite number: such a checkpoint would hide a sound one.
+
+        A gradient can overflow at a finite loss; the loss of the next step would tell, after the weights are saved.
+        """
+        broken = torch.tensor([sum(not bool(f.values.isfinite().all()) for f in fragments)], device=self.device)
+        dist.all_reduce(broken)
+        if int(broken):
+            raise TwilbertError(f"step {step}: weights are no longer finite; nothing was saved, {DIVERGED}")
 
     def _full_weights(self) -> dict[str, torch.Tensor]:
         """The model's state on the CPU: on rank 0 whole, elsewhere perhaps empty; stage 3 gathers tensor by tensor."""
@@ -284,11 +317,7 @@ class Worker:
         if self.best is not None and storage.exists(self._sealed(int(self.best["step"]))):
             step = int(self.best["step"])
         assert step is not None
-        source = storage.join(run.path, checkpoint.folder_name(step), "model")
-        with storage.new_folder(run.model, overwrite=True) as target:
-            for file in storage.list_dir(source):
-                storage.write_bytes_atomic(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
-        return checkpoint.folder_name(step)
+        return run.publish(step, trained_steps=self.step)
 
     def _sealed(self, step: int) -> str:
         return storage.join(self.job.run.path, checkpoint.folder_name(step), "manifest.json")

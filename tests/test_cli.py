@@ -1,0 +1,64 @@
+"""Commands: exit codes, messages without tracebacks, help with an example, a light core."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from twilbert import cli
+from twilbert.errors import Interrupted, TwilbertError, UsageError
+
+ROOT = Path(__file__).parents[1]
+VERBS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(TwilbertError("x"), 1), (UsageError("x"), 2), (Interrupted("x"), 130), (KeyboardInterrupt(), 130)],
+)
+def test_errors_become_one_line_and_an_exit_code(error, code, capsys):
+    def handler(args):
+        raise error
+
+    assert cli.run(cli.parser("verb", "d", "e"), handler, []) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("twilbert-verb: ")
+    assert "Traceback" not in printed.err
+
+
+def test_the_last_line_is_the_result(capsys):
+    assert cli.run(cli.parser("verb", "d", "e"), lambda args: "wrote x", []) == 0
+    assert capsys.readouterr().out == "wrote x\n"
+
+
+def test_tables_align(capsys):
+    cli.table(["name", "n"], [["a", 1], ["bb", 22]])
+    assert capsys.readouterr().out == "name   n\n----  --\na      1\nbb    22\n"
+
+
+@pytest.mark.parametrize("script", sorted(VERBS))
+def test_every_verb_has_help_with_an_example_and_is_a_module(script):
+    module = VERBS[script].partition(":")[0]
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    assert f"example:\n  {script}" in done.stdout
+
+
+def test_the_core_imports_no_cluster_packages():
+    code = (
+        "import sys, twilbert, twilbert.inference, twilbert.recipe_file, twilbert.evaluate, twilbert.pretrain\n"
+        "import twilbert.model.transformers_api, twilbert.data.tokenizer\n"
+        "print([m for m in ('ray', 'deepspeed', 'wandb', 'sentencepiece') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, twilbert; print([m for m in ('torch', 'numpy', 'pyarrow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,73 @@
+"""Storage: files and folders appear whole or not at all; faults of the disk are one message."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from twilbert import storage
+from twilbert.errors import TwilbertError, UsageError
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = str(tmp_path / "a" / "b.json")
+    storage.write_json_atomic(path, {"x": 1})
+    storage.write_json_atomic(path, {"x": "ñ"})
+    assert storage.read_json(path) == {"x": "ñ"}
+    assert storage.list_dir(str(tmp_path / "a")) == ["b.json"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = str(tmp_path / "out")
+    with pytest.raises(RuntimeError), storage.new_folder(target) as folder:
+        Path(folder, "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with storage.new_folder(target) as folder:
+        Path(folder, "whole").write_text("x")
+    assert storage.list_dir(target) == ["whole"]
+
+
+def test_an_existing_folder_is_kept_unless_overwritten(tmp_path):
+    target = str(tmp_path / "out")
+    for name in ("old", "new"):
+        with storage.new_folder(target, overwrite=name == "new") as folder:
+            Path(folder, name).write_text("x")
+    assert storage.list_dir(target) == ["new"]
+    with pytest.raises(UsageError, match="already holds something"), storage.new_folder(target):
+        pass
+    with pytest.raises(RuntimeError), storage.new_folder(target, overwrite=True):
+        raise RuntimeError
+    assert storage.list_dir(target) == ["new"]
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "cannot be written")])
+def test_faults_of_the_disk_are_one_message(number, words):
+    with pytest.raises(TwilbertError, match=words), storage.explained_write("/data/x"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_damaged_json_names_the_file(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": ')
+    with pytest.raises(TwilbertError, match=r"x\.json: not readable as JSON"):
+        storage.read_json(str(tmp_path / "x.json"))
+
+
+def test_unknown_schemes_are_refused():
+    with pytest.raises(UsageError, match="not a path or URI"):
+        storage.filesystem("foo://bar/x")
+
+
+def test_paths():
+    assert storage.absolute("file:///a/b/") == "/a/b"
+    assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
+    assert storage.absolute("x") == str(Path.cwd() / "x")
+    assert storage.join("s3://b/", "c", "d") == "s3://b/c/d"
+
+
+def test_the_write_probe_leaves_nothing_behind(tmp_path):
+    storage.probe_write(str(tmp_path / "new"))
+    assert list((tmp_path / "new").iterdir()) == []

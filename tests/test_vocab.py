@@ -1,0 +1,144 @@
+"""twilbert-vocab: deterministic, the first five ids fixed, impossible sizes refused with the possible ones."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.make_encoded import make_corpus, make_texts
+from twilbert import vocab as verb
+from twilbert.data.tokenizer import Tokenizer
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.vocab import main, vocab
+
+SIZE = 400
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    texts = make_texts(3000)
+    rows = [(texts[i], texts[i + 1] if i % 5 else None) for i in range(0, len(texts) - 1, 2)]
+    return make_corpus(tmp_path_factory.mktemp("vocab") / "corpus", rows, n_shards=2, row_group_rows=300)
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_folder_holds_a_tokenizer_of_the_size_asked_for(corpus, tmp_path):
+    settings = vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
+    tokenizer = Tokenizer.load(str(tmp_path / "t"))
+    assert tokenizer.vocab_size == SIZE
+    assert [tokenizer.token(i) for i in range(7)] == [
+        "[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", "▁url", "▁user"
+    ]  # fmt: skip
+    assert set(files_of(tmp_path / "t")) == {
+        "tokenizer.json", "tokenizer_config.json", "twilbert_tokenizer.json", "spm.model"
+    }  # fmt: skip
+    assert tokenizer.settings == settings == json.loads((tmp_path / "t" / "twilbert_tokenizer.json").read_text())
+    assert settings["corpus"] == corpus.id and settings["sentences"] == 1500 + 1200
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_the_same_corpus_gives_the_same_bytes(corpus, tmp_path, model_type):
+    for name in ("a", "b"):
+        vocab(corpus.path, str(tmp_path / name), vocab_size=SIZE, model_type=model_type)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_bpe_is_compared_with_sentencepiece_text_by_text(corpus, tmp_path):
+    settings = vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
+    assert settings["compared_with_sentencepiece"] == {"texts": 2700, "different": 0}
+
+
+def test_a_conversion_that_differs_writes_nothing(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("twilbert.data.tokenizer_json._merges", lambda scores: [])
+    with pytest.raises(TwilbertError, match=r"other ids than sentencepiece for \d+ of 2700 texts"):
+        vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lowercase_and_accents_shape_the_vocabulary(corpus, tmp_path):
+    vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE, lowercase=True, strip_accents=True)
+    tokenizer = Tokenizer.load(str(tmp_path / "t"))
+    assert tokenizer.decode(tokenizer.encode("¡Ñandú! Éxito")) == "¡nandu! exito"
+    pieces = "".join(tokenizer.token(i) for i in range(263, tokenizer.vocab_size))
+    assert pieces == pieces.lower() and not set("áéíóúñü") & set(pieces)
+
+
+def test_a_large_corpus_is_sampled_and_the_sample_is_always_the_same(corpus, tmp_path):
+    first = vocab(corpus.path, str(tmp_path / "a"), vocab_size=300, max_sentences=900)
+    vocab(corpus.path, str(tmp_path / "b"), vocab_size=300, max_sentences=900)
+    assert 700 <= first["sentences"] <= 1000
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_more_entries_than_16_bits_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="--vocab-size 65536: at most 65535"):
+        vocab(str(tmp_path), str(tmp_path / "t"), vocab_size=65_536)
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_too_large_for_the_data_names_the_largest_which_works(corpus, tmp_path, model_type):
+    with pytest.raises(UsageError, match="too large") as caught:
+        vocab(corpus.path, str(tmp_path / "t"), vocab_size=60_000, model_type=model_type)
+    named = re.search(r"use --vocab-size (\d+) or less", str(caught.value))
+    assert named is not None
+    assert vocab(corpus.path, str(tmp_path / "t"), vocab_size=int(named[1]), model_type=model_type)["vocab_size"]
+
+
+def test_too_small_for_the_characters_names_the_smallest_which_works(corpus, tmp_path):
+    with pytest.raises(UsageError, match="too small") as caught:
+        vocab(corpus.path, str(tmp_path / "t"), vocab_size=100)
+    named = re.search(r"use --vocab-size (\d+) or more", str(caught.value))
+    assert named is not None
+    assert vocab(corpus.path, str(tmp_path / "t"), vocab_size=int(named[1]))["vocab_size"]
+
+
+def test_a_train_split_without_text_is_refused(tmp_path):
+    empty = make_corpus(tmp_path / "c", [])
+    with pytest.raises(UsageError, match="train split holds no text"):
+        vocab(empty.path, str(tmp_path / "t"), vocab_size=SIZE)
+
+
+def test_a_folder_that_holds_something_is_kept_unless_told_otherwise(corpus, tmp_path):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "mine").write_text("x")
+    with pytest.raises(UsageError, match="already holds something"):
+        vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
+    vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE, overwrite=True)
+    assert not (tmp_path / "t" / "mine").exists()
+
+
+def test_a_shard_cut_short_is_named_without_a_traceback_or_a_trace(tmp_path, capsys):
+    corpus = make_corpus(tmp_path / "c", [(text, None) for text in make_texts(200)])
+    shard = tmp_path / "c" / "train" / "00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-50])
+    assert main([corpus.path, "--out", str(tmp_path / "t"), "--vocab-size", "300"]) == 1
+    message = capsys.readouterr().err
+    assert "train/00000.parquet: cannot be read" in message and "Traceback" not in message
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_missing_corpus_is_wrong_usage(tmp_path, capsys):
+    assert main([str(tmp_path / "none"), "--out", str(tmp_path / "t")]) == 2
+    assert "twilbert-prepare" in capsys.readouterr().err
+
+
+def test_every_wrong_flag_is_reported_at_once(tmp_path, capsys):
+    flags = ["--vocab-size", "70000", "--type", "word", "--max-sentences", "0", "--character-coverage", "2"]
+    assert main([str(tmp_path), "--out", str(tmp_path / "t"), *flags]) == 2
+    message = capsys.readouterr().err
+    assert all(flag in message for flag in flags[::2])
+
+
+def test_the_last_line_says_what_was_written_where(corpus, tmp_path, capsys):
+    assert main([corpus.path, "--out", str(tmp_path / "t"), "--vocab-size", str(SIZE)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"tokenizer of {SIZE} entries (bpe, 2,700 texts) in {tmp_path / 't'}"
+
+
+def test_defaults_are_a_cased_bpe_of_30000():
+    assert (verb.DEFAULT_VOCAB_SIZE, verb.TYPES[0]) == (30_000, "bpe")

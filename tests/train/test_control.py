@@ -1,0 +1,105 @@
+"""The driver's side of a run: outcome, workers' own messages, lines to print, and a stop that reaches the workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.train.control import STOP_SIGNAL, RunControl, watch
+
+
+class Local:
+    """The actor without Ray: `control.method.remote(*args)` calls at once."""
+
+    def __init__(self) -> None:
+        self.actor = RunControl()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.actor, name)
+        return type("Method", (), {"remote": staticmethod(method)})()
+
+
+@pytest.fixture
+def control(monkeypatch) -> Local:
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    return Local()
+
+
+def test_the_outcome_comes_back_and_lines_are_printed_in_order(control, capsys):
+    def fit() -> None:
+        control.actor.say("first")
+        control.actor.beat({"step": 1, "max_steps": 4, "loss": 9.5, "tokens_per_second": 1234.5, "seconds_left": 120.0})
+        time.sleep(0.5)
+        control.actor.say("second")
+        control.actor.finish({"step": 4, "stop": 0})
+
+    assert watch(fit, control) == {"step": 4, "stop": 0}
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["first", "step 1/4  loss 9.500  1,234 tokens/s  2.0 min left", "second"]
+
+
+def test_a_workers_own_message_and_exit_code_surface_at_once(control):
+    def fit() -> None:
+        control.actor.fail("micro_batch_tokens 3: too few", 2)
+        control.actor.fail("a later one", 1)
+        time.sleep(60)  # Ray Train tries again; nobody waits for it
+
+    started = time.monotonic()
+    with pytest.raises(TwilbertError, match="^micro_batch_tokens 3: too few$") as caught:
+        watch(fit, control)
+    assert caught.value.exit_code == 2
+    assert time.monotonic() - started < 30
+    assert control.actor.failed()
+
+
+def test_a_known_error_is_found_inside_rays_wrapping(control):
+    class WorkerGroupError(Exception):
+        worker_failures: dict[int, Exception]
+
+    def fit() -> None:
+        inner = RuntimeError("wrapped")
+        inner.cause = UsageError("model.init_from: /nowhere")  # type: ignore[attr-defined]
+        outer = WorkerGroupError("a page of traceback")
+        outer.worker_failures = {1: inner}
+        raise RuntimeError("training failed") from outer
+
+    with pytest.raises(UsageError, match="^model.init_from: /nowhere$"):
+        watch(fit, control)
+
+
+def test_workers_that_end_without_a_result_are_a_failure(control):
+    with pytest.raises(TwilbertError, match="without a result"):
+        watch(lambda: None, control)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_asks_for_a_checkpoint_and_the_handlers_come_back(control, capsys, number):
+    before = signal.getsignal(number)
+
+    def fit() -> None:
+        os.kill(os.getpid(), number)
+        while not (stop := control.actor.beat({})):
+            time.sleep(0.01)
+        control.actor.finish({"stop": stop})
+
+    assert watch(fit, control) == {"stop": STOP_SIGNAL}
+    assert "with a checkpoint" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_leaves_at_once(control):
+    def fit() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)  # two signals, not one delivered twice
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        watch(fit, control)
