@@ -62,3 +62,11 @@ def test_importing_the_package_is_light():
     code = "import sys, twilbert; print([m for m in ('torch', 'numpy', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_missing_extra_is_named(capsys):
+    def handler(args):
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
+
+    assert cli.run(cli.parser("verb", "d", "e"), handler, []) == 2
+    assert "pip install 'twilbert[train]'" in capsys.readouterr().err

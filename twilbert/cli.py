@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from twilbert import __version__
-from twilbert.errors import Interrupted, TwilbertError
+from twilbert.errors import Interrupted, TwilbertError, UsageError
+
+_TRAIN_EXTRA = {"deepspeed", "pandas", "ray", "sentencepiece", "wandb"}
 
 
 def parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -38,6 +40,11 @@ def run(made: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], s
     except TwilbertError as error:
         print(f"{made.prog}: error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN_EXTRA:
+            raise
+        print(f"{made.prog}: error: needs the package {error.name}: pip install 'twilbert[train]'", file=sys.stderr)
+        return UsageError.exit_code
     except KeyboardInterrupt:
         print(f"{made.prog}: interrupted", file=sys.stderr, flush=True)
         return Interrupted.exit_code

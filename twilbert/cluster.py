@@ -19,6 +19,7 @@ from twilbert.errors import TwilbertError, UsageError
 DATA_CPUS = 2
 _OBJECT_STORE_BYTES = 2**30  # a local Ray's object store: blocks in flight, never a whole corpus
 _INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
+_SECRET = ("KEY", "SECRET", "TOKEN", "PASSWORD")
 
 
 def in_ray_job() -> bool:
@@ -27,10 +28,26 @@ def in_ray_job() -> bool:
 
 
 def worker_environment() -> dict[str, str]:
-    """Environment variables that workers inherit from the driver: W&B, DeepSpeed and cloud settings."""
+    """Environment variables that workers inherit from the driver: W&B, DeepSpeed and cloud settings, no secrets.
+
+    They travel in Ray's runtime environment, which Ray writes to its logs.
+    """
+    return {"RAY_USAGE_STATS_ENABLED": "0"} | {k: v for k, v in _inherited().items() if not _is_secret(k)}
+
+
+def worker_secrets() -> dict[str, str]:
+    """The secrets among what workers inherit; they travel in an actor's memory alone."""
+    return {key: value for key, value in _inherited().items() if _is_secret(key)}
+
+
+def _inherited() -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if key.startswith(_INHERITED)}
     inherited.pop("WANDB_SERVICE", None)  # the socket of this process's own W&B
-    return {"RAY_USAGE_STATS_ENABLED": "0"} | inherited
+    return inherited
+
+
+def _is_secret(key: str) -> bool:
+    return any(part in key for part in _SECRET)
 
 
 @contextlib.contextmanager
@@ -44,6 +61,7 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
     import ray
 
     if ray.is_initialized():
+        quiet_ray_data()
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS")
@@ -130,6 +148,7 @@ def nodes() -> list[str]:
 def probe_storage_everywhere(path: str) -> None:
     """Every node writes, reads and removes a file under `path`; TwilbertError naming the nodes that cannot."""
     import ray
+    from ray.exceptions import RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from twilbert import storage
@@ -144,7 +163,7 @@ def probe_storage_everywhere(path: str) -> None:
     for node, task in tasks.items():
         try:
             ray.get(task)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             failed.append(f"node {node[:8]}: {error.cause}")
     if failed:
         raise TwilbertError("run.storage_path: not writable everywhere; " + "; ".join(failed))

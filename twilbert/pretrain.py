@@ -29,6 +29,7 @@ def train_worker(config: dict[str, Any]) -> None:
     job = config["job"]
     if ray.get(job.control.failed.remote()):  # a fault that starting again does not mend
         return
+    os.environ.update(ray.get(job.control.secrets.remote()))
     try:
         _train(job)
     except TwilbertError as error:
@@ -84,13 +85,13 @@ def _train(job: Any) -> None:
 
         last = step == training.max_steps
         if tracker and (step % training.logging_steps == 0 or last):
-            tracker.log(step, log.row() | worker.optimizer_row())
+            tracker.log(step, log.row() | worker.row(log))
             log = scoring.Interval()
         trained = time.monotonic()
         if step % training.eval_steps == 0 or last:
             scores = worker.evaluate(step)
             if tracker and scores:
-                tracker.log(step, {f"valid/{key}": value for key, value in scores.items()})
+                tracker.log(step, {f"valid/{key}": value for key, value in scores.items()} | worker.memory_usage)
                 worker.say(f"step {step}: held-out {scoring.summary(scores)}")
             ray.train.report({"step": step, **scores})
         is_best = worker.best is not None and worker.best["step"] == step
@@ -151,7 +152,7 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
     from twilbert.train.control import RunControl, watch
     from twilbert.train.worker import Job
 
-    control = ray.remote(num_cpus=0)(RunControl).remote()
+    control = ray.remote(num_cpus=0)(RunControl).remote(cluster.worker_secrets())
     ray_folder = storage.join(folder.path, ".ray")
     use_gpu = recipe.cluster.use_gpu
     trainer = TorchTrainer(

@@ -19,8 +19,8 @@ _COUNTS = ("real_tokens", "padded_tokens", "samples")
 _SUMS = (*PretrainingOutput._fields, *_COUNTS)
 
 
-def tensors(micro_batch: MicroBatch, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The arguments of `PretrainingModel.forward` on `device`; ids int64."""
+def tensors(micro_batch: MicroBatch, device: torch.device) -> tuple[torch.Tensor | None, ...]:
+    """The arguments of `PretrainingModel.forward` on `device`; ids int64, no lengths where nothing is padded."""
 
     def moved(array: Any) -> torch.Tensor:
         return torch.as_tensor(array.astype("int64")).to(device, non_blocking=True)  # a copy: views are read-only
@@ -34,7 +34,7 @@ def tensors(micro_batch: MicroBatch, device: torch.device) -> tuple[torch.Tensor
         moved(m.masked_index),
         moved(m.masked_labels),
         moved(m.rop_labels),
-    )  # pyright: ignore[reportReturnType]
+    )
 
 
 def zero_sums(device: torch.device) -> torch.Tensor:
@@ -109,15 +109,20 @@ class Interval:
     @property
     def tokens_per_second(self) -> float:
         """Real tokens of all workers a second."""
-        return self._sums[_SUMS.index("real_tokens")] / self._seconds
+        return self["real_tokens"] / self.seconds
 
     @property
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
+        """Wall time since the interval began, never 0."""
         return max(1e-9, time.monotonic() - self.started)
+
+    def __getitem__(self, name: str) -> float:
+        """The sum of that name."""
+        return self._sums[_SUMS.index(name)]
 
     def row(self) -> dict[str, float]:
         """The interval as metrics: train/, speed/ and data/ keys."""
-        s, seconds = dict(zip(_SUMS, self._sums, strict=True)), self._seconds
+        s, seconds = dict(zip(_SUMS, self._sums, strict=True)), self.seconds
         return {f"train/{key}": value for key, value in scores_of(self._sums).items()} | {
             "speed/tokens_per_second": s["real_tokens"] / seconds,
             "speed/samples_per_second": s["samples"] / seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,7 @@ def run_cut(optimizer: type[FragmentOptimizer], cuts: list[int], padding: int, *
     edges = [0, *cuts, len(flat)]
 
     def shards_of(everything: torch.Tensor) -> list[torch.Tensor]:
-        pieces = [everything[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [everything[a:b] for a, b in pairwise(edges)]
         return [torch.cat([piece, torch.full((padding,), 7.0)]) for piece in pieces]
 
     shards = [torch.nn.Parameter(shard) for shard in shards_of(flat)]

@@ -125,7 +125,7 @@ def _child(target: Any, rank: int, world_size: int, port: int, queue: Any, args:
 def engine_losses(
     rank: int, world_size: int, cuts: list[tuple[Recipe, int]], folder: str, steps: int
 ) -> list[tuple[list[float], list[list[int]]]]:
-    """For each (recipe, accumulation): the loss of each step over all workers, this worker's sample ids of each step."""
+    """For each (recipe, accumulation): each step's loss over all workers, this worker's sample ids."""
     encoded = EncodedCorpus.open_folder(folder)
     return [_engine_run(rank, world_size, recipe, encoded, accumulation, steps) for recipe, accumulation in cuts]
 

@@ -20,15 +20,23 @@ STOP_NO, STOP_SIGNAL, STOP_TIME = 0, 1, 2
 STOP_REASONS = {STOP_SIGNAL: "interrupted", STOP_TIME: "training.max_time reached"}
 
 
+_SAME_SIGNAL_S = 2.0  # `timeout` and terminals may send one stop twice: later than this it is a second one
+
+
 class RunControl:
     """The actor's body."""
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: dict[str, str] | None = None) -> None:
+        self._secrets = secrets or {}
         self._stop = STOP_NO
         self._progress: dict[str, Any] = {}
         self._lines: list[str] = []
         self._fault: tuple[str, int] | None = None
         self._outcome: dict[str, Any] | None = None
+
+    def secrets(self) -> dict[str, str]:
+        """Worker: environment variables that must not travel where Ray would log them."""
+        return self._secrets
 
     def beat(self, progress: dict[str, Any]) -> int:
         """Rank 0: here is how far I am; shall I stop?"""
@@ -61,7 +69,7 @@ class RunControl:
         return self._progress, lines, self._fault, self._outcome
 
 
-def watch(fit: Callable[[], None], control: Any) -> dict[str, Any]:
+def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
     """Run `fit` in a thread while this (main) thread shows progress and turns signals into a stop; the run's outcome.
 
     A first Ctrl-C or SIGTERM asks for a checkpoint, a second one leaves at once. TwilbertError carries a worker's
@@ -77,11 +85,11 @@ def watch(fit: Callable[[], None], control: Any) -> dict[str, Any]:
         except BaseException as error:  # noqa: BLE001 - carried to the main thread and raised there
             failure.append(error)
 
-    signals: list[int] = []
+    signals: list[float] = []  # when they came
     previous = {}
     if threading.current_thread() is threading.main_thread():
         previous = {
-            s: signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
+            s: signal.signal(s, lambda *_: signals.append(time.monotonic())) for s in (signal.SIGINT, signal.SIGTERM)
         }
     thread = threading.Thread(target=target, name="fit", daemon=True)
     thread.start()
@@ -103,7 +111,7 @@ def watch(fit: Callable[[], None], control: Any) -> dict[str, Any]:
                     display.say("stopping after this step, with a checkpoint; once more to leave at once")
                     control.stop.remote(STOP_SIGNAL)
                     asked = True
-                if len(signals) > 1:
+                if signals and signals[-1] - signals[0] > _SAME_SIGNAL_S:
                     raise KeyboardInterrupt
                 if not alive:
                     break

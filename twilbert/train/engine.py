@@ -48,7 +48,9 @@ def deepspeed_config(recipe: Recipe, precision: str, accumulation: int, world_si
     }
 
 
-def make_engine(recipe: Recipe, model: nn.Module, precision: str, accumulation: int, world_size: int):
+def make_engine(
+    recipe: Recipe, model: nn.Module, precision: str, accumulation: int, world_size: int
+) -> tuple[Any, FragmentOptimizer]:
     """(engine, optimiser): `model` wrapped by DeepSpeed with the recipe's optimiser bound to its shards.
 
     Needs an initialised torch.distributed process group.

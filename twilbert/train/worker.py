@@ -23,11 +23,13 @@ from twilbert.data.stream import accumulation_for, evaluation_batches
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.memory import ProductKeyMemory, memories, usage_statistics
 from twilbert.model.transformers_api import load_model_config, load_model_folder, save_model_folder
 from twilbert.recipe import Recipe
 from twilbert.train import checkpoint
 from twilbert.train.control import STOP_TIME
 from twilbert.train.engine import make_engine
+from twilbert.train.flops import device_peak, useful_flops
 from twilbert.train.run_folder import RunFolder
 from twilbert.train.shards import Fragment, local_fragments, owned
 from twilbert.train.tracking import Tracker
@@ -93,6 +95,7 @@ class Worker:
         self.step = 0  # optimiser steps done
         self.best: dict[str, float] | None = None  # step and loss of the best held-out evaluation
         self.saved_step: int | None = None
+        self.memory_usage: dict[str, float] = {}  # pkm/ metrics of the latest evaluation
         resumed = self._agree_on_checkpoint()
         self.config, model = self._model(resumed)
         self.engine, self.optimizer = make_engine(recipe, model, job.precision, self.accumulation, world_size)
@@ -178,8 +181,8 @@ class Worker:
         """The step's one all_reduce of bookkeeping: sums [n] float64 over workers, and rank 0's stop reason."""
         packed = torch.cat([sums, sums.new_tensor([float(self._stop if self.rank == 0 else 0)])])
         dist.all_reduce(packed)
-        *totals, stop = packed.tolist()
-        return totals, int(stop)
+        values: list[Any] = packed.tolist()
+        return values[:-1], int(values[-1])
 
     # ---- talking to the driver ----
 
@@ -217,12 +220,20 @@ class Worker:
         )
         self._stop = self._stop or asked
 
-    def optimizer_row(self) -> dict[str, float]:
-        """Metrics of the latest update: optim/ keys, and the device's peak memory in bytes."""
-        row = {"optim/learning_rate": self.optimizer.learning_rate}
+    def row(self, log: scoring.Interval) -> dict[str, float]:
+        """Metrics of the latest update and of the interval that only the worker knows: optim/, data/, speed/ keys."""
+        training = self.job.recipe.training
+        row = {
+            "optim/learning_rate": self.optimizer.learning_rate,
+            "data/epoch": self.step * training.global_batch_size / self.plan.counts.samples,
+        }
         norm = self.engine.get_global_grad_norm()
         if norm is not None:
             row["optim/grad_norm"] = float(norm)
+        row["speed/flops"] = useful_flops(self.config, log["real_tokens"], log["n_masked"]) / log.seconds
+        peak = device_peak(self.device)
+        if peak is not None:
+            row["speed/mfu"] = row["speed/flops"] / (peak * self.world_size)
         if self.device.type == "cuda":
             row["speed/peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
         return row
@@ -244,16 +255,29 @@ class Worker:
             self.plan.masking,
             recipe.training.seed,
         )
+        layers = [memory for _, memory in memories(self.engine.module)]
+        for memory in layers:
+            memory.start_usage()
         self.engine.eval()
         sums = scoring.evaluate(self.engine, batches, self.device)
         self.engine.train()
         dist.all_reduce(sums)
+        self.memory_usage = self._usage_of(layers)
         if not any(sums.tolist()):
             return {}
         scores = scoring.scores_of(sums.tolist())
         if self.best is None or scores["loss"] < self.best["loss"]:
             self.best = {"step": step, "loss": scores["loss"]}
         return scores
+
+    def _usage_of(self, layers: list[ProductKeyMemory]) -> dict[str, float]:
+        """How evenly each memory was read since `start_usage`, over all workers, as pkm/ metrics."""
+        found: dict[str, float] = {}
+        for layer, memory in zip(self.config.memory_layers, layers, strict=True):
+            usage = memory.stop_usage()
+            dist.all_reduce(usage)
+            found |= {f"pkm/layer_{layer}_{key}": value for key, value in usage_statistics(usage).items()}
+        return found
 
     def save(self, step: int) -> None:
         """Write and seal the checkpoint of `step`; collective."""

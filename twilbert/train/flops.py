@@ -1,0 +1,33 @@
+"""Useful arithmetic of training: what the model's matrices ask, no padding, no attention scores, no recomputation."""
+
+from __future__ import annotations
+
+import torch
+
+from twilbert.model.config import ModelConfig
+
+# Dense bf16 peak in FLOP/s, as the makers' data sheets give it.
+_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
+
+
+def useful_flops(config: ModelConfig, tokens: float, masked: float) -> float:
+    """Floating-point operations of forward and backward over `tokens` real and `masked` masked tokens.
+
+    6 per weight and token: 2 forward, 4 backward. A shared block counts once for every layer that calls it.
+    """
+    hidden, pkm = config.hidden_size, config.pkm_params
+    attention = 4 * hidden * config.attention_width
+    feed_forward = 8 * hidden * hidden
+    memory = pkm.n_heads * (pkm.k_dim * (hidden + pkm.memory_size) + pkm.knn * config.memory_value_size)
+    n_memory = len(config.memory_layers)
+    layers = config.n_encoders * attention + (config.n_encoders - n_memory) * feed_forward + n_memory * memory
+    projection = config.embedding_size * hidden if config.factorize_embeddings else 0
+    return 6.0 * ((layers + projection) * tokens + hidden * config.vocab_size * masked)
+
+
+def device_peak(device: torch.device) -> float | None:
+    """The device's dense bf16 peak in FLOP/s; None where it is not known here."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in _PEAK.items() if key in name.split() or f" {key}" in name), None)
