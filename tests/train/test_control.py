@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.train.control import STOP_SIGNAL, RunControl, watch
+from twilbert.train.control import _SAME_SIGNAL_S, STOP_SIGNAL, RunControl, watch
 
 
 class Local:
@@ -94,10 +94,26 @@ def test_a_first_signal_asks_for_a_checkpoint_and_the_handlers_come_back(control
 
 def test_a_second_signal_leaves_at_once(control):
     def fit() -> None:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)  # two signals, not one delivered twice
+        os.kill(os.getpid(), signal.SIGINT)
+        while not control.actor.beat({}):
+            time.sleep(0.01)
+        time.sleep(_SAME_SIGNAL_S + 0.3)  # sooner, it would count as the same Ctrl-C
+        os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
 
     with pytest.raises(KeyboardInterrupt):
         watch(fit, control)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(control):
+    """A terminal and a launcher may both pass on one Ctrl-C."""
+
+    def fit() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while not (stop := control.actor.beat({})):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        control.actor.finish({"stop": stop})
+
+    assert watch(fit, control) == {"stop": STOP_SIGNAL}

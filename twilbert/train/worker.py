@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -181,8 +181,8 @@ class Worker:
         """The step's one all_reduce of bookkeeping: sums [n] float64 over workers, and rank 0's stop reason."""
         packed = torch.cat([sums, sums.new_tensor([float(self._stop if self.rank == 0 else 0)])])
         dist.all_reduce(packed)
-        values: list[Any] = packed.tolist()
-        return values[:-1], int(values[-1])
+        *totals, stop = (float(value) for value in packed.cpu().numpy())
+        return totals, int(stop)
 
     # ---- talking to the driver ----
 
@@ -218,7 +218,7 @@ class Worker:
                 }
             )
         )
-        self._stop = self._stop or asked
+        self._stop = self._stop or cast(int, asked)
 
     def row(self, log: scoring.Interval) -> dict[str, float]:
         """Metrics of the latest update and of the interval that only the worker knows: optim/, data/, speed/ keys."""
