@@ -10,4 +10,6 @@ PY
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 # shellcheck disable=SC1091
 source "$VENV/bin/activate"
+# wheel: pip builds DeepSpeed, which comes as source, through it.
+python -m pip install --quiet --disable-pip-version-check wheel
 python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$1"

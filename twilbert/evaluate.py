@@ -124,9 +124,9 @@ def _show(scores: dict[str, Any]) -> None:
         ["MLM loss at all masked positions", scores["mlm_loss"], scores["context_free_loss"]],
         ["MLM accuracy at [MASK] positions", scores["mlm_accuracy_at_mask"], None],
         ["MLM accuracy", scores["mlm_accuracy"], None],
-        ["ROP loss", scores["rop_loss"], float(np.log(2))],
-        ["ROP accuracy", scores["rop_accuracy"], 0.5],
     ]
+    if "rop_loss" in scores:
+        rows += [["ROP loss", scores["rop_loss"], float(np.log(2))], ["ROP accuracy", scores["rop_accuracy"], 0.5]]
     cells = [[name, f"{value:.3f}", "" if other is None else f"{other:.3f}"] for name, value, other in rows]
     cli.table(["score (losses in nats)", "model", "without context"], cells)
 

@@ -59,19 +59,18 @@ def evaluate(model: Any, batches: Iterable[MicroBatch], device: torch.device) ->
 
 
 def scores_of(sums: Sequence[float]) -> dict[str, float]:
-    """Means from sums: losses in nats, accuracies from 0 to 1."""
+    """Means from sums: losses in nats, accuracies from 0 to 1; no rop_ keys where no reply order was judged."""
     s = dict(zip(_SUMS, sums, strict=True))
     masked, at_mask, replies = (max(1.0, s[key]) for key in ("n_masked", "n_at_mask", "n_rop"))
     mlm, rop = s["mlm_loss_sum"] / masked, s["rop_loss_sum"] / replies
-    return {
+    scores = {
         "loss": mlm + rop,
         "mlm_loss": mlm,
         "mlm_accuracy": s["mlm_correct"] / masked,
         "mlm_loss_at_mask": s["mlm_loss_sum_at_mask"] / at_mask,
         "mlm_accuracy_at_mask": s["mlm_correct_at_mask"] / at_mask,
-        "rop_loss": rop,
-        "rop_accuracy": s["rop_correct"] / replies,
     }
+    return scores | ({"rop_loss": rop, "rop_accuracy": s["rop_correct"] / replies} if s["n_rop"] else {})
 
 
 def counts_of(sums: Sequence[float]) -> dict[str, float]:
@@ -81,8 +80,9 @@ def counts_of(sums: Sequence[float]) -> dict[str, float]:
 
 
 def summary(scores: dict[str, float]) -> str:
-    """The two scores to watch, on one line."""
-    return f"MLM loss {scores['mlm_loss']:.3f}, ROP accuracy {scores['rop_accuracy']:.3f}"
+    """The scores to watch, on one line."""
+    rop = f", ROP accuracy {scores['rop_accuracy']:.3f}" if "rop_accuracy" in scores else ""
+    return f"MLM loss {scores['mlm_loss']:.3f}{rop}"
 
 
 class Interval:
