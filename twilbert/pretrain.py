@@ -123,7 +123,8 @@ def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     recipe = resolve(recipe)
     corpus_id, tokenizer = data_identity(recipe)
     workers = recipe.cluster.num_workers
-    with cluster.ensure_ray(workers + cluster.DATA_CPUS, recipe.cluster.address):
+    # A logical CPU for every worker's stream: one that waits for another's would hold up the step of both.
+    with cluster.ensure_ray(workers + max(cluster.DATA_CPUS, workers), recipe.cluster.address):
         cluster.check_resources(workers, 1, recipe.cluster.use_gpu)
         precision = resolve_precision(recipe)
         identity = _identity(recipe, corpus_id, tokenizer, precision)

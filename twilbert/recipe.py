@@ -296,7 +296,7 @@ def cross_faults(recipe: Recipe) -> list[str]:
         faults.append(f"training.learning_rate: a {training.schedule} schedule needs a peak learning rate, e.g. 1e-4")
     if training.learning_rate is None and training.optimizer == "lamb":
         faults.append(
-            "training.learning_rate: lamb needs its own, e.g. 0.00125 at 2,048 samples a step (You et al. 2020, 5 / 4,000)"
+            "training.learning_rate: lamb needs its own, e.g. 0.00125 at 2,048 samples a step (You et al. 2020)"
         )
     if training.schedule == "linear" and training.warmup_steps >= recipe.schedule_steps:
         faults.append(
