@@ -30,27 +30,31 @@ def train_worker(config: dict[str, Any]) -> None:
     if ray.get(job.control.failed.remote()):  # a fault that starting again does not mend
         return
     os.environ.update(ray.get(job.control.secrets.remote()))
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    from twilbert.train.worker import Worker
+
+    cluster.quiet_ray_data()
+    here = get_context()
+    ranks = here.get_world_rank(), here.get_world_size(), here.get_local_world_size()
     try:
-        _train(job)
+        with contextlib.closing(Worker(job, *ranks, get_device())) as worker:
+            _train(worker)
     except TwilbertError as error:
         ray.get(job.control.fail.remote(str(error), error.exit_code))
         raise
 
 
-def _train(job: Any) -> None:
+def _train(worker: Any) -> None:
     import ray.train
-    from ray.train.torch import get_device
 
     from twilbert import scoring
     from twilbert.model.memory import update_running_statistics
     from twilbert.train.schedule import learning_rate
-    from twilbert.train.worker import DIVERGED, Worker
+    from twilbert.train.worker import DIVERGED
 
-    cluster.quiet_ray_data()
-    context = ray.train.get_context()
-    world_size = context.get_world_size()
-    worker = Worker(job, context.get_world_rank(), world_size, context.get_local_world_size(), get_device())
-    recipe, training, tracker = job.recipe, job.recipe.training, worker.tracker
+    recipe, training, tracker = worker.job.recipe, worker.job.recipe.training, worker.tracker
     engine, optimizer, device = worker.engine, worker.optimizer, worker.device
     log = scoring.Interval()
     stop, scores = 0, {}
@@ -72,7 +76,7 @@ def _train(job: Any) -> None:
             # DeepSpeed divides by the accumulation and averages over workers: multiply by both, so that the gradient
             # is that of the global batch's own mean, however it was cut.
             loss = out.mlm_loss_sum / n_masked + out.rop_loss_sum / n_rop
-            engine.backward(loss * (worker.accumulation * world_size))
+            engine.backward(loss * (worker.accumulation * worker.world_size))
             engine.step()  # reduces, clips and updates at the last accumulation
             sums += scoring.sums_of(out, micro_batch)
         totals, stop = worker.reduce(sums)
@@ -103,10 +107,9 @@ def _train(job: Any) -> None:
 
     if tracker:
         published = worker.publish()
-        tracker.close()
         stop = stop if worker.step < training.max_steps else 0  # asked to stop at the very end: it is done
         outcome = {"step": worker.step, "stop": stop, "scores": scores, "published": published}
-        ray.get(job.control.finish.remote(outcome))
+        ray.get(worker.job.control.finish.remote(outcome))
 
 
 # ---- the driver ----------------------------------------------------------------------------------------------------

@@ -134,4 +134,8 @@ class Tracker:
         """End both logs."""
         self._file.close()
         if self._run is not None:
+            import wandb
+
             self._run.finish()
+            # `finish` returns before the last block is on the disk: end W&B's own process, which waits for it.
+            wandb.teardown()

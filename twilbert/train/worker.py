@@ -107,6 +107,11 @@ class Worker:
         self._last_beat = 0.0
         self._stop = 0
 
+    def close(self) -> None:
+        """End the logs, whatever ended the run."""
+        if self.tracker is not None:
+            self.tracker.close()
+
     # ---- start and resume ----
 
     def _agree_on_checkpoint(self) -> str | None:
