@@ -278,6 +278,8 @@ def test_a_dry_run_without_data_says_what_is_missing(world, tmp_path, capsys):
 def test_a_dry_run_shows_the_name_that_the_run_has(finished, world, capsys):
     assert pretrain(world, "--dry-run") == 0
     printed = capsys.readouterr().out
-    assert f"# run: {finished}" in printed
+    assert f"# run: {finished} (found, would be resumed)" in printed
+    assert pretrain(world, "--dry-run", f"run.name={finished.name}", "training.seed=9") == 2
+    assert "training.seed: was 0, now 9" in capsys.readouterr().err
     shown = yaml.safe_load("\n".join(line for line in printed.splitlines()[:-1] if not line.startswith("#")))
     assert shown["training"]["max_steps"] == STEPS

@@ -31,7 +31,7 @@ def parser(verb: str, description: str, example: str) -> argparse.ArgumentParser
 
 def run(made: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], str], argv: Sequence[str] | None) -> int:
     """Parse `argv`, call `handler`, print the line it returns; user errors become one message and an exit code."""
-    args = made.parse_args(argv)
+    args = made.parse_intermixed_args(argv)  # overrides may stand before and after flags
     try:
         last_line = handler(args)
     except Interrupted as error:

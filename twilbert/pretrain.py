@@ -124,26 +124,27 @@ def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     from twilbert.train.worker import check_initial_model
 
     recipe = resolve(recipe)
-    corpus_id, tokenizer = data_identity(recipe)
+    corpus, tokenizer = open_data(recipe)
     workers = recipe.cluster.num_workers
     # A logical CPU for every worker's stream: one that waits for another's would hold up the step of both.
     with cluster.ensure_ray(workers + max(cluster.DATA_CPUS, workers), recipe.cluster.address):
         cluster.check_resources(workers, 1, recipe.cluster.use_gpu)
         precision = resolve_precision(recipe)
-        identity = _identity(recipe, corpus_id, tokenizer, precision)
+        identity = _identity(recipe, corpus, tokenizer, precision)
         name = recipe.run.name or run_folder.default_name(recipe_name, identity)
+        known = run_folder.find(recipe, name, identity)
+        if known is None:
+            check_initial_model(recipe, tokenizer.vocab_size)  # a run that is on its way needs it no more
+        elif known.trained_steps >= recipe.training.max_steps:
+            done = known.trained_steps
+            cli.say(f"already finished at step {done}; raise training.max_steps or change the recipe to train more")
+            return {"run": known.path, "model": known.model, "step": done, "stop": 0, "scores": {}}
         storage.probe_write(recipe.run.storage_path)
         if len(cluster.nodes()) > 1:
             cluster.probe_storage_everywhere(recipe.run.storage_path)
-        encoded = _encoded(recipe)
-        if not storage.exists(storage.join(recipe.run.storage_path, name)):
-            check_initial_model(recipe, encoded.vocab_size)  # a run that is on its way needs it no more
-        folder, known = run_folder.claim(recipe, name, identity)
+        encoded = _encoded(recipe, corpus, tokenizer)
+        folder = run_folder.claim(recipe, name, identity)
         cli.say(f"run {name} in {folder.path}{' (found, resuming)' if known else ''}; precision {precision}")
-        done = folder.trained_steps
-        if done >= recipe.training.max_steps:
-            cli.say(f"already finished at step {done}; raise training.max_steps or change the recipe to train more")
-            return {"run": folder.path, "model": folder.model, "step": done, "stop": 0, "scores": {}}
         outcome = _fit(recipe, folder, encoded, precision)
     return {"run": folder.path, "model": folder.model, **outcome}
 
@@ -194,16 +195,16 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe_file.absolute_paths(recipe)
 
 
-def data_identity(recipe: Recipe) -> tuple[str, str]:
-    """(corpus id, tokenizer fingerprint); UsageError, with the command that makes it, for what is missing."""
+def open_data(recipe: Recipe) -> tuple[Any, Any]:
+    """(Corpus, Tokenizer) of the recipe; UsageError, with the command that makes it, for what is missing."""
     from twilbert.data.corpus import Corpus
     from twilbert.data.tokenizer import Tokenizer
 
-    return Corpus.open(recipe.corpus.path).id, Tokenizer.load(recipe.corpus.tokenizer).fingerprint
+    return Corpus.open(recipe.corpus.path), Tokenizer.load(recipe.corpus.tokenizer)
 
 
-def _identity(recipe: Recipe, corpus_id: str, tokenizer: str, precision: str) -> dict[str, Any]:
-    data = {"data.corpus": corpus_id, "data.tokenizer": tokenizer}
+def _identity(recipe: Recipe, corpus: Any, tokenizer: Any, precision: str) -> dict[str, Any]:
+    data = {"data.corpus": corpus.id, "data.tokenizer": tokenizer.fingerprint}
     return recipe_file.identity(recipe, data) | {"training.precision": precision}
 
 
@@ -215,13 +216,10 @@ def resolve_precision(recipe: Recipe) -> str:
     return "bf16" if training.zero_stage > 0 and cluster.device_computes_bf16(recipe.cluster.use_gpu) else "fp32"
 
 
-def _encoded(recipe: Recipe) -> Any:
+def _encoded(recipe: Recipe, corpus: Any, tokenizer: Any) -> Any:
     """The encoded corpus, made now when it is missing."""
     from twilbert.data import encoding
-    from twilbert.data.corpus import Corpus
-    from twilbert.data.tokenizer import Tokenizer
 
-    corpus, tokenizer = Corpus.open(recipe.corpus.path), Tokenizer.load(recipe.corpus.tokenizer)
     found = encoding.find(corpus, tokenizer, recipe.corpus.max_len)
     if found is None:
         cli.say(f"{corpus.path}: not yet encoded with {recipe.corpus.tokenizer}; encoding it now, once")
@@ -230,24 +228,24 @@ def _encoded(recipe: Recipe) -> Any:
 
 
 def _dry_run(recipe: Recipe, name: str) -> str:
-    """Print the resolved recipe and the checks that need no Ray; the last line."""
+    """Print the resolved recipe and the checks that need no Ray; UsageError as the run itself would raise it."""
     recipe = resolve(recipe)
     print(recipe_file.dump(recipe), end="")
-    missing = []
     try:
-        data = data_identity(recipe)
-        from twilbert.train import run_folder
-
-        chosen = recipe.run.name
-        if chosen is None and recipe.training.precision == "auto" and recipe.cluster.use_gpu:
-            print("# run: its name depends on what the GPUs compute; give training.precision or run.name to know it")
-        else:
-            chosen = chosen or run_folder.default_name(name, _identity(recipe, *data, resolve_precision(recipe)))
-            print(f"# run: {storage.join(recipe.run.storage_path, chosen)}")
+        corpus, tokenizer = open_data(recipe)
     except UsageError as error:
-        missing.append(str(error))
         print(f"# missing: {error}")
-    return f"{name}: the recipe is valid" + ("; what is missing stands above" if missing else "; nothing was started")
+        return f"{name}: the recipe is valid; what is missing stands above"
+    if recipe.training.precision == "auto" and recipe.cluster.use_gpu:
+        print("# run: what it is depends on the GPUs' arithmetic; give training.precision to know its name here")
+        return f"{name}: the recipe is valid; nothing was started"
+    from twilbert.train import run_folder
+
+    identity = _identity(recipe, corpus, tokenizer, resolve_precision(recipe))
+    chosen = recipe.run.name or run_folder.default_name(name, identity)
+    known = run_folder.find(recipe, chosen, identity)
+    print(f"# run: {storage.join(recipe.run.storage_path, chosen)}{' (found, would be resumed)' if known else ''}")
+    return f"{name}: the recipe is valid; nothing was started"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from tests.train.training_runs import small_recipe
 from twilbert import recipe_file, storage
 from twilbert.errors import UsageError
 from twilbert.recipe import Recipe
-from twilbert.train.run_folder import claim, default_name
+from twilbert.train.run_folder import claim, default_name, find
 
 DATA = {"data.corpus": "c0ffee", "data.tokenizer": "f00d"}
 
@@ -50,12 +50,11 @@ def test_under_noam_a_run_may_be_made_longer():
 
 def test_the_same_science_finds_its_run_again(tmp_path):
     recipe = in_folder(tmp_path)
-    first, known = claim(recipe, "r", identity(recipe))
-    assert not known
+    assert find(recipe, "r", identity(recipe)) is None
+    first = claim(recipe, "r", identity(recipe))
     again = in_folder(tmp_path, zero_stage=2, save_steps=5)
-    second, known = claim(again, "r", identity(again))
-    assert known
-    assert second == first
+    assert find(again, "r", identity(again)) == first
+    assert claim(again, "r", identity(again)) == first
     assert recipe_file.load(storage.join(first.path, "recipe.yaml")) == again, "what runs now is what is written down"
 
 
@@ -80,12 +79,12 @@ def test_a_longer_run_of_a_schedule_with_an_end_keeps_its_schedule_steps(tmp_pat
     recipe = in_folder(tmp_path)
     claim(recipe, "r", identity(recipe))
     longer = in_folder(tmp_path, max_steps=40, schedule_steps=20)
-    assert claim(longer, "r", identity(longer))[1]
+    assert find(longer, "r", identity(longer)) is not None
 
 
 def test_the_published_model_says_how_far_the_run_had_come(tmp_path):
     recipe = in_folder(tmp_path)
-    run, _ = claim(recipe, "r", identity(recipe))
+    run = claim(recipe, "r", identity(recipe))
     assert run.trained_steps == 0
     for step in (4, 8):
         storage.write_bytes_atomic(f"{run.path}/checkpoint-{step:06d}/model/model.safetensors", f"{step}".encode())

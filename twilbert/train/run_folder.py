@@ -14,6 +14,7 @@ from twilbert.errors import UsageError
 from twilbert.recipe import Recipe
 from twilbert.train import checkpoint
 
+_IDENTITY = "identity.json"
 _SHOWN = 8  # differences named in a refusal
 _PUBLISHED = "training.json"  # in the model folder: which checkpoint it is, and how far the run had come
 
@@ -56,29 +57,31 @@ def default_name(recipe_path: str, identity: dict[str, Any]) -> str:
     return f"{stem}-{recipe_file.short_hash(identity)}"
 
 
-def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> tuple[RunFolder, bool]:
-    """The run's folder, made or found again, and whether it was there; writes identity.json and recipe.yaml.
-
-    UsageError that lists the differences when a run of this name has other science.
-    """
+def find(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder | None:
+    """The run of this name where there is one; UsageError that lists the differences when it has other science."""
     path = storage.join(recipe.run.storage_path, name)
-    record = storage.join(path, "identity.json")
-    known = storage.exists(record)
-    if known:
-        held = storage.read_json(record)
-        run = RunFolder(path, name, held["id"], held["identity"])
-        differences = _differences(run.identity, identity)
-        if differences:
-            raise UsageError(
-                f"run {name} at {path} was started with another recipe or other data:\n"
-                + "\n".join(f"  {line}" for line in differences)
-                + "\n  start it under another name with run.name=NAME, or undo these changes to resume it"
-            )
-    else:
-        run = RunFolder(path, name, uuid.uuid4().hex[:8], identity)
-        storage.write_json_atomic(record, {"id": run.id, "identity": identity})
-    storage.write_bytes_atomic(storage.join(path, "recipe.yaml"), recipe_file.dump(recipe).encode())
-    return run, known
+    record = storage.join(path, _IDENTITY)
+    if not storage.exists(record):
+        return None
+    held = storage.read_json(record)
+    differences = _differences(held["identity"], identity)
+    if differences:
+        raise UsageError(
+            f"run {name} at {path} was started with another recipe or other data:\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\n  start it under another name with run.name=NAME, or undo these changes to resume it"
+        )
+    return RunFolder(path, name, held["id"], held["identity"])
+
+
+def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder:
+    """The run's folder, found again or made; writes identity.json and recipe.yaml. Errors as `find`."""
+    run = find(recipe, name, identity)
+    if run is None:
+        run = RunFolder(storage.join(recipe.run.storage_path, name), name, uuid.uuid4().hex[:8], identity)
+        storage.write_json_atomic(storage.join(run.path, _IDENTITY), {"id": run.id, "identity": identity})
+    storage.write_bytes_atomic(storage.join(run.path, "recipe.yaml"), recipe_file.dump(recipe).encode())
+    return run
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
