@@ -29,8 +29,13 @@ def world(tmp_path_factory):
     """A corpus of random words, a tokenizer, and a model that gives every word the same chance."""
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
-    text = lambda: " ".join(rng.choice(WORDS, rng.integers(3, 9)))  # noqa: E731
-    rows = lambda n: [(text(), None if rng.random() < 0.2 else text()) for _ in range(n)]  # noqa: E731
+
+    def text() -> str:
+        return " ".join(rng.choice(WORDS, rng.integers(3, 9)))
+
+    def rows(count: int) -> list[tuple[str, str | None]]:
+        return [(text(), None if rng.random() < 0.2 else text()) for _ in range(count)]
+
     corpus = make_corpus(folder / "corpus", train=rows(300), valid=rows(80))
     vocab(str(folder / "corpus"), str(folder / "tokenizer"), vocab_size=350)
     tokenizer = Tokenizer.load(str(folder / "tokenizer"))

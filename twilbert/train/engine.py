@@ -77,6 +77,21 @@ def make_engine(
     return engine, optimizer
 
 
+def full_weights(engine: Any, rank: int) -> dict[str, torch.Tensor]:
+    """The model's state on the CPU: whole on rank 0, empty elsewhere. At stage 3 a collective, tensor by tensor."""
+    module = engine.module
+    if engine.zero_optimization_stage() < 3:
+        return {name: value.detach().cpu() for name, value in module.state_dict().items()} if rank == 0 else {}
+    import deepspeed
+
+    weights = {name: buffer.detach().cpu() for name, buffer in module.named_buffers()} if rank == 0 else {}
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if rank == 0:
+                weights[name] = parameter.detach().cpu().clone()
+    return weights
+
+
 def import_deepspeed():
     """The deepspeed module, quiet, on the accelerator there is, with its process group taken from torch's.
 

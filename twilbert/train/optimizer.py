@@ -6,6 +6,7 @@ hold. Work goes in pieces that stay in the processor's cache; the update is kept
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -98,8 +99,9 @@ class FragmentOptimizer(torch.optim.Optimizer):
                     )
             self._apply(shards)
 
+    @abstractmethod
     def _apply(self, shards: list[torch.Tensor]) -> None:
-        raise NotImplementedError
+        """Update `shards`, every one of which has a gradient and is known."""
 
     def _views(self, flat: torch.Tensor):
         """(piece, weights, gradient, first moment, second moment) of each piece, views of its elements."""

@@ -28,7 +28,7 @@ from twilbert.model.transformers_api import load_model_config, load_model_folder
 from twilbert.recipe import Recipe
 from twilbert.train import checkpoint
 from twilbert.train.control import STOP_TIME
-from twilbert.train.engine import make_engine
+from twilbert.train.engine import full_weights, make_engine
 from twilbert.train.flops import device_peak, useful_flops
 from twilbert.train.run_folder import RunFolder
 from twilbert.train.shards import Fragment, local_fragments, owned
@@ -294,7 +294,7 @@ class Worker:
             storage.delete(folder)  # what a broken attempt may have left
             storage.make_dir(folder)
         dist.barrier()
-        weights = self._full_weights()
+        weights = full_weights(self.engine, self.rank)
         fragments = owned(local, stage, self.rank, self.world_size)
         name = checkpoint.optimizer_file(self.rank, self.world_size)
         mine = [checkpoint.write_file(folder, name, checkpoint.optimizer_bytes(fragments, self.optimizer.moments))]
@@ -325,20 +325,6 @@ class Worker:
         dist.all_reduce(broken)
         if int(broken):
             raise TwilbertError(f"step {step}: weights are no longer finite; nothing was saved, {DIVERGED}")
-
-    def _full_weights(self) -> dict[str, torch.Tensor]:
-        """The model's state on the CPU: on rank 0 whole, elsewhere perhaps empty; stage 3 gathers tensor by tensor."""
-        module = self.engine.module
-        if self.job.recipe.training.zero_stage < 3:
-            return {k: v.detach().cpu() for k, v in module.state_dict().items()} if self.rank == 0 else {}
-        import deepspeed
-
-        weights = {k: v.detach().cpu() for k, v in module.named_buffers()} if self.rank == 0 else {}
-        for name, parameter in module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter]):
-                if self.rank == 0:
-                    weights[name] = parameter.detach().cpu().clone()
-        return weights
 
     def publish(self) -> str:
         """Rank 0: copy the best checkpoint's model (else the last one's) to the run's model folder; its step's name."""
