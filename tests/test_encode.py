@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -81,7 +82,7 @@ def test_a_damaged_encoding_is_made_again(ray_local, corpus, tokenizer_path, cap
     made = encode(corpus.path, tokenizer_path)
     shard = f"{made.path}/train/00002.parquet"
     whole = pq.read_table(shard)
-    with open(shard, "r+b") as file:  # noqa: PTH123
+    with Path(shard).open("r+b") as file:
         file.truncate(100)
     assert encode(corpus.path, tokenizer_path) == made
     assert pq.read_table(shard) == whole

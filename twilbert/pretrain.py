@@ -262,10 +262,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(args: argparse.Namespace) -> str:
     recipe = recipe_file.load(args.recipe, args.overrides)
-    name = os.path.basename(args.recipe)  # noqa: PTH119 - of a URI too
     if args.dry_run:
-        return _dry_run(recipe, name)
-    result = run(recipe, name)
+        return _dry_run(recipe, args.recipe)
+    result = run(recipe, args.recipe)
     from twilbert.train.control import STOP_REASONS, STOP_SIGNAL
 
     stopped = STOP_REASONS.get(result["stop"])
