@@ -65,13 +65,7 @@ def plain_losses(recipe: Recipe, encoded: EncodedCorpus) -> list[float]:
         if training.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
         optimizer.update = batch.step + 1
-        optimizer.learning_rate = learning_rate(
-            optimizer.update,
-            schedule=training.schedule,
-            peak=recipe.peak_learning_rate,
-            warmup_steps=training.warmup_steps,
-            schedule_steps=recipe.schedule_steps,
-        )
+        optimizer.learning_rate = learning_rate(recipe, optimizer.update)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()))

@@ -61,13 +61,7 @@ def _train(worker: Any) -> None:
 
     for step, micro_batches, waited in worker.steps():
         optimizer.update = step
-        optimizer.learning_rate = learning_rate(
-            step,
-            schedule=training.schedule,
-            peak=recipe.peak_learning_rate,
-            warmup_steps=training.warmup_steps,
-            schedule_steps=recipe.schedule_steps,
-        )
+        optimizer.learning_rate = learning_rate(recipe, step)
         n_masked, n_rop = worker.normalisers(micro_batches)
         sums = scoring.zero_sums(device)
         for number, micro_batch in enumerate(micro_batches):
@@ -83,6 +77,8 @@ def _train(worker: Any) -> None:
         log.add(totals, n_masked, n_rop, waited)
         if not log.is_finite():
             raise TwilbertError(f"step {step}: the loss became {log.loss}; {DIVERGED}")
+        if not (engine.was_step_applied() and optimizer.finite):
+            raise TwilbertError(f"step {step}: the gradient is not finite; {DIVERGED}")
         update_running_statistics(engine.module)
         worker.step = step
         worker.beat(step, log.loss, log.tokens_per_second)
@@ -121,7 +117,7 @@ def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     UsageError or TwilbertError as the command reports them.
     """
     from twilbert.train import run_folder
-    from twilbert.train.worker import check_initial_model
+    from twilbert.train.initial_model import check_initial_model
 
     recipe = resolve(recipe)
     corpus, tokenizer = open_data(recipe)
@@ -134,7 +130,7 @@ def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
         name = recipe.run.name or run_folder.default_name(recipe_name, identity)
         known = run_folder.find(recipe, name, identity)
         if known is None:
-            check_initial_model(recipe, tokenizer.vocab_size)  # a run that is on its way needs it no more
+            check_initial_model(recipe, tokenizer)  # a run that is on its way needs it no more
         elif known.trained_steps >= recipe.training.max_steps:
             done = known.trained_steps
             cli.say(f"already finished at step {done}; raise training.max_steps or change the recipe to train more")
@@ -183,7 +179,13 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths; UsageError for relative ones inside a Ray job, whose folder is thrown away."""
+    """The recipe with absolute paths and what it takes over from model.init_from.
+
+    UsageError where it contradicts that model, and for relative paths inside a Ray job, whose folder is thrown away.
+    """
+    from twilbert.train.initial_model import inherit
+
+    recipe = inherit(recipe)
     if cluster.in_ray_job():
         relative = recipe_file.relative_paths(recipe)
         if relative:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+ENDING = ("linear", "cosine", "wsd")
+"""Schedules that reach 0 at schedule_steps."""
 
 
 class Section(BaseModel):
@@ -28,9 +31,17 @@ class Corpus(Section):
     path: str = "corpus"
     """Folder made by twilbert-prepare."""
     tokenizer: str = "tokenizer"
-    """Folder made by twilbert-vocab."""
+    """Folder made by twilbert-vocab; absent or null with model.init_from = the model's own."""
     max_len: PositiveInt = 128
     """Longest tweet or reply, in tokens; longer ones are cut. A sample is at most 2 * max_len + 3 tokens."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, values: Any) -> Any:
+        """A tokenizer of null is none named, so that an override can take back a recipe's."""
+        if isinstance(values, dict) and values.get("tokenizer", "") is None:
+            return {key: value for key, value in values.items() if key != "tokenizer"}
+        return values
 
 
 class PkmParams(Section):
@@ -56,7 +67,7 @@ class PkmParams(Section):
 
 class Model(Section):
     init_from: str | None = None
-    """Model folder to start from; null = random weights."""
+    """Model folder to start from, whose sizes and vocabulary are taken over; null = random weights."""
     max_len: PositiveInt | None = None
     """Longest tweet that the 2 * max_len + 4 learned positions allow, in tokens; null = corpus.max_len."""
     hidden_size: PositiveInt = 768
@@ -129,15 +140,22 @@ class Training(Section):
     epsilon: float = Field(default=1e-6, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled decay of matrices; biases and LayerNorm are never decayed."""
+    """Decoupled decay of the weights, a share of them per unit of learning rate."""
+    exclude_1d: bool = True
+    """Leave tensors of one dimension (biases, LayerNorm) undecayed, and unadapted by lamb."""
+    trust_clip: float = Field(default=0.0, ge=0)
+    """Largest trust ratio of lamb; 0 = no limit."""
     max_grad_norm: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; larger ones are scaled down to it; 0 = no clipping."""
-    schedule: Literal["noam", "linear"] = "noam"
-    """noam: Vaswani et al. 2017, equation 3; linear: warm-up, then down to 0 at schedule_steps."""
+    schedule: Literal["noam", "linear", "cosine", "wsd", "constant"] = "noam"
+    """After a linear warm-up: noam (Vaswani et al. 2017, equation 3), linear or cosine down to 0 at schedule_steps, wsd
+    (warm-up, stable, decay: constant, then linear to 0 over the last decay_share of schedule_steps), constant."""
+    decay_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of schedule_steps that the decay of wsd takes."""
     warmup_steps: PositiveInt = 8000
     """Optimiser steps until the peak learning rate."""
     schedule_steps: PositiveInt | None = None
-    """Step at which a linear schedule reaches 0; null = max_steps."""
+    """Step at which linear, cosine and wsd schedules reach 0; null = max_steps."""
     max_steps: PositiveInt = 110_000
     """Optimiser steps of the whole run."""
     max_time: float | None = Field(default=None, gt=0)
@@ -210,6 +228,11 @@ class Recipe(Section):
         """The step at which a schedule with an end reaches it."""
         return self.training.schedule_steps or self.training.max_steps
 
+    @property
+    def decay_start(self) -> int:
+        """The last step at the peak learning rate of a wsd schedule."""
+        return self.schedule_steps - round(self.training.decay_share * self.schedule_steps)
+
     def architecture(self, vocab_size: int) -> dict[str, Any]:
         """The arguments of `twilbert.model.config.ModelConfig` for a vocabulary of `vocab_size` entries."""
         model, rop = self.model, self.objective.rop
@@ -252,8 +275,12 @@ def science(recipe: Recipe) -> dict[str, Any]:
                 found[dotted] = item
 
     walk(recipe.model_dump(mode="json"), "", set())
-    if recipe.training.schedule != "noam":
+    if recipe.training.schedule in ENDING:
         found["training.schedule_steps"] = recipe.schedule_steps
+    idle = set() if recipe.training.optimizer == "lamb" else {"training.trust_clip"}
+    if recipe.training.schedule != "wsd":
+        idle.add("training.decay_share")
+    found = {path: value for path, value in found.items() if path not in idle}
     if not recipe.model.pkm:
         found = {path: value for path, value in found.items() if not path.startswith("model.pkm_params.")}
     return found
@@ -287,20 +314,17 @@ def cross_faults(recipe: Recipe) -> list[str]:
         )
     if training.precision == "bf16" and training.zero_stage == 0:
         faults.append("training.zero_stage: bf16 needs stage 1, 2 or 3 for its fp32 masters; raise it, or use fp32")
-    if training.optimizer == "lamb" and training.zero_stage > 0:
-        faults.append(
-            f"training.optimizer: lamb is not exact on the shards of training.zero_stage={training.zero_stage} yet; "
-            "use zero_stage=0 with precision=fp32, or optimizer=adam"
-        )
     if training.learning_rate is None and training.schedule != "noam":
         faults.append(f"training.learning_rate: a {training.schedule} schedule needs a peak learning rate, e.g. 1e-4")
     if training.learning_rate is None and training.optimizer == "lamb":
         faults.append(
             "training.learning_rate: lamb needs its own, e.g. 0.00125 at 2,048 samples a step (You et al. 2020)"
         )
-    if training.schedule == "linear" and training.warmup_steps >= recipe.schedule_steps:
+    ends = recipe.decay_start if training.schedule == "wsd" else recipe.schedule_steps
+    if training.schedule in ENDING and training.warmup_steps >= ends:
         faults.append(
-            f"training.warmup_steps: {training.warmup_steps} leaves nothing of schedule_steps {recipe.schedule_steps}; "
+            f"training.warmup_steps: {training.warmup_steps} leaves nothing of the {ends} steps before "
+            f"{'the decay of wsd' if training.schedule == 'wsd' else 'the end of the schedule'}; "
             "lower warmup_steps, or raise max_steps"
         )
     return faults

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from twilbert import recipe_file
-from twilbert.train.schedule import learning_rate, linear, noam
+from twilbert.train.schedule import cosine, learning_rate, linear, noam, warmup_stable_decay
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "noam.json"
 
@@ -49,18 +49,40 @@ def test_linear_climbs_to_the_peak_and_falls_to_zero_after_the_last_update():
     assert rates[10:] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("schedule", ["noam", "linear"])
+def test_cosine_is_half_way_down_in_the_middle():
+    rates = [cosine(k, peak=2.0, warmup_steps=4, schedule_steps=13) for k in range(1, 16)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[8] == pytest.approx(1.0), "9 of the updates 4 to 14: half of the way"
+    assert all(before > after for before, after in pairwise(rates[3:14]))
+    assert rates[13:] == [0.0, 0.0]
+
+
+def test_warm_up_stable_decay_rests_at_the_peak():
+    rates = [warmup_stable_decay(k, peak=1.0, warmup_steps=2, decay_start=6, schedule_steps=9) for k in range(1, 12)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0])
+
+
+def recipe_of(schedule: str, **training):
+    settings = {"schedule": schedule, "learning_rate": 2e-3, "warmup_steps": 50, "max_steps": 200, **training}
+    return recipe_file.build({"training": settings})
+
+
+@pytest.mark.parametrize("schedule", ["noam", "linear", "cosine", "wsd", "constant"])
 def test_the_first_update_moves_and_the_peak_is_reached_at_the_end_of_warm_up(schedule):
-    def rate(k: int) -> float:
-        return learning_rate(k, schedule=schedule, peak=2e-3, warmup_steps=50, schedule_steps=200)
+    rates = [learning_rate(recipe_of(schedule), k) for k in range(1, 201)]
+    assert rates[0] == pytest.approx(2e-3 / 50)
+    assert rates[49] == pytest.approx(2e-3)
+    assert max(rates) == pytest.approx(rates[49])
+    assert all(before < after for before, after in pairwise(rates[:50]))
+    assert all(before >= after > 0 for before, after in pairwise(rates[49:]))
 
-    assert rate(1) == pytest.approx(2e-3 / 50)
-    assert rate(50) == pytest.approx(2e-3)
-    assert max(rate(k) for k in range(1, 201)) == rate(50)
+
+def test_the_decay_of_wsd_takes_its_share():
+    rates = [learning_rate(recipe_of("wsd", decay_share=0.25), k) for k in range(1, 201)]
+    assert rates[149] == 2e-3
+    assert rates[150] < 2e-3
 
 
-def test_updates_count_from_one_and_an_unknown_schedule_is_refused():
+def test_updates_count_from_one():
     with pytest.raises(ValueError, match="count from 1"):
-        learning_rate(0, schedule="noam", peak=1.0, warmup_steps=1, schedule_steps=10)
-    with pytest.raises(ValueError, match="'cosmic'"):
-        learning_rate(1, schedule="cosmic", peak=1.0, warmup_steps=1, schedule_steps=10)
+        learning_rate(recipe_of("noam"), 0)

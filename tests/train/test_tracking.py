@@ -12,7 +12,7 @@ import pytest
 
 from tests.read_wandb import records, series
 from twilbert.recipe import Tracking
-from twilbert.train.tracking import MetricsFile, Tracker, read_metrics, resolve_mode
+from twilbert.train.tracking import Histogram, MetricsFile, Tracker, read_metrics, resolve_mode
 
 
 def test_an_offline_run_and_metrics_jsonl_hold_the_same_series(tmp_path, monkeypatch):
@@ -32,6 +32,20 @@ def test_an_offline_run_and_metrics_jsonl_hold_the_same_series(tmp_path, monkeyp
     assert file.stat().st_size > 2 * 32 * 1024  # rows lie across blocks
     assert read_metrics(str(tmp_path / "run" / "metrics.jsonl")) == expected
     assert series(file) == expected
+
+
+def test_a_histogram_is_counts_and_edges_in_both(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = Tracker(str(tmp_path / "run"), "run", Tracking(), {}, "0123abce", last_step=0)
+    tracker.log(1, {"optim/trust_ratios/heads": Histogram([0.0, 1.0, 2.0], [3, 4])})
+    tracker.close()
+    (row,) = read_metrics(str(tmp_path / "run" / "metrics.jsonl"))
+    assert row == {"step": 1, "optim/trust_ratios/heads": {"edges": [0.0, 1.0, 2.0], "counts": [3, 4]}}
+    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-0123abce.wandb")
+    (logged,) = series(file)
+    assert logged["optim/trust_ratios/heads/_type"] == "histogram"
+    assert logged["optim/trust_ratios/heads/values"] == [3, 4]
+    assert logged["optim/trust_ratios/heads/bins"] == [0.0, 1.0, 2.0]
 
 
 def test_a_resume_cuts_back_to_the_checkpoint_and_goes_on(tmp_path):

@@ -53,14 +53,7 @@ def model_of(recipe: Recipe, encoded: EncodedCorpus) -> PretrainingModel:
 
 
 def rate(recipe: Recipe, step: int) -> float:
-    t = recipe.training
-    return learning_rate(
-        step,
-        schedule=t.schedule,
-        peak=recipe.peak_learning_rate,
-        warmup_steps=t.warmup_steps,
-        schedule_steps=recipe.schedule_steps,
-    )
+    return learning_rate(recipe, step)
 
 
 def plain_losses(recipe: Recipe, encoded: EncodedCorpus, steps: int) -> list[float]:

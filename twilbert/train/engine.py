@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from twilbert.recipe import Recipe
-from twilbert.train.optimizer import OPTIMIZERS, FragmentOptimizer
+from twilbert.train.flat_optimizer import FragmentOptimizer
+from twilbert.train.optimizer import OPTIMIZERS
 
 
 def deepspeed_config(recipe: Recipe, precision: str, accumulation: int, world_size: int) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def deepspeed_config(recipe: Recipe, precision: str, accumulation: int, world_si
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "fp16": {"enabled": False},
-        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},  # a gradient that is not finite skips
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
@@ -56,9 +57,10 @@ def make_engine(
     Needs an initialised torch.distributed process group.
     """
     deepspeed = import_deepspeed()
-    from twilbert.train.shards import local_fragments
+    from twilbert.train.shards import check_fragments, local_fragments
 
     training = recipe.training
+    settings = {"trust_clip": training.trust_clip} if training.optimizer == "lamb" else {}
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     optimizer: FragmentOptimizer = OPTIMIZERS[training.optimizer](
         [p for p in model.parameters() if p.requires_grad],
@@ -66,6 +68,8 @@ def make_engine(
         beta2=recipe.beta2,
         epsilon=training.epsilon,
         weight_decay=training.weight_decay,
+        exclude_1d=training.exclude_1d,
+        **settings,
     )
     engine, _, _, _ = deepspeed.initialize(
         model=model,
@@ -73,7 +77,9 @@ def make_engine(
         config=deepspeed_config(recipe, precision, accumulation, world_size),
         dist_init_required=False,
     )
-    optimizer.bind(local_fragments(engine), parameters)
+    fragments = local_fragments(engine)
+    check_fragments(engine, fragments)
+    optimizer.bind(fragments, parameters, sharded=training.zero_stage > 0)
     return engine, optimizer
 
 

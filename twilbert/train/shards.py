@@ -49,8 +49,6 @@ def local_fragments(engine: Any) -> list[Fragment]:
     RuntimeError, naming the DeepSpeed version, when its inner layout is not the one known here, or when fragments
     do not cover what they should.
     """
-    import deepspeed  # here, so that optimisers and checkpoints do not need it to be imported
-
     named = [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
     stage = engine.zero_optimization_stage()
     try:
@@ -61,14 +59,48 @@ def local_fragments(engine: Any) -> list[Fragment]:
         else:
             found = _stage_3(engine, named)
     except AttributeError as error:
-        raise RuntimeError(
-            f"DeepSpeed {deepspeed.__version__} lays out ZeRO stage {stage} in a way unknown here ({error}); "
-            "install the version that the constraints file names"
-        ) from error
+        raise _unknown_layout(engine, str(error)) from error
     for fragment in found:
         if fragment.length <= 0 or fragment.offset + fragment.length > fragment.flat.numel():
-            raise RuntimeError(f"DeepSpeed {deepspeed.__version__}: fragment of {fragment.name} lies outside its shard")
+            raise _unknown_layout(engine, f"the fragment of {fragment.name} lies outside its shard")
     return found
+
+
+def check_fragments(engine: Any, fragments: list[Fragment]) -> None:
+    """RuntimeError, the same on all ranks, unless the fragments hold the weights they name, each exactly once.
+
+    For a new engine, whose fp32 masters are still its weights. A collective.
+    """
+    if engine.zero_optimization() and engine.zero_round_robin_gradients():
+        raise RuntimeError("round_robin_gradients moves gradients to where no mapping says: leave it false")
+    parameters = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    held = dict.fromkeys(parameters, 0)
+    wrong = 0
+    for fragment in fragments:
+        parameter = parameters[fragment.name]
+        held[fragment.name] += fragment.length
+        if engine.zero_optimization_stage() == 3:
+            working = parameter.ds_tensor.detach().view(-1)[: fragment.length]
+        else:
+            working = flat_view(parameter).narrow(0, fragment.start, fragment.length)
+        wrong += not torch.equal(fragment.values.to(working.dtype), working)
+    counts = torch.tensor([wrong, *held.values()], device=engine.device)
+    if engine.zero_optimization_stage() > 0:
+        torch.distributed.all_reduce(counts)
+    elements = [p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in parameters.values()]
+    wrong, *held_by_all = counts.tolist()
+    lost = [name for name, n, h in zip(parameters, elements, held_by_all, strict=True) if h != n]
+    if wrong or lost:
+        raise _unknown_layout(engine, f"{wrong} fragments hold other weights, not covered once: {lost[:3]}")
+
+
+def _unknown_layout(engine: Any, reason: str) -> RuntimeError:
+    import deepspeed  # here, so that optimisers and checkpoints do not need it to be imported
+
+    return RuntimeError(
+        f"DeepSpeed {deepspeed.__version__} lays out ZeRO stage {engine.zero_optimization_stage()} in a way unknown "
+        f"here ({reason}); install the version that the constraints file names"
+    )
 
 
 def _stage_1_2(engine, named) -> list[Fragment]:

@@ -10,12 +10,19 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from twilbert import storage
 from twilbert.recipe import Tracking
 
 METRICS_FILE = "metrics.jsonl"
+
+
+class Histogram(NamedTuple):
+    """Counts between edges: one more edge than counts."""
+
+    edges: list[float]
+    counts: list[int]
 
 
 class MetricsFile:
@@ -119,12 +126,12 @@ class Tracker:
             f"; to upload later: wandb sync {inside}" if self.mode == "offline" else f"; {self._run.url}"
         )
 
-    def log(self, step: int, values: dict[str, float | int]) -> None:
-        """Write one row of `step`."""
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Write one row of `step`: numbers, and histograms, which metrics.jsonl holds as {"edges", "counts"}."""
         row = {"step": step, **values}
-        self._file.append(row)
+        self._file.append({key: v._asdict() if isinstance(v, Histogram) else v for key, v in row.items()})
         if self._run is not None:
-            self._run.log(row)
+            self._run.log({key: _wandb_value(value) for key, value in row.items()})
 
     def flush(self) -> None:
         """Make the rows so far durable."""
@@ -139,3 +146,12 @@ class Tracker:
             self._run.finish()
             # `finish` returns before the last block is on the disk: end W&B's own process, which waits for it.
             wandb.teardown()
+
+
+def _wandb_value(value: Any) -> Any:
+    if not isinstance(value, Histogram):
+        return value
+    import numpy as np
+    import wandb
+
+    return wandb.Histogram(np_histogram=(np.asarray(value.counts), np.asarray(value.edges)))

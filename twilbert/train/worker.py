@@ -24,15 +24,17 @@ from twilbert.errors import TwilbertError, UsageError
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.memory import ProductKeyMemory, memories, usage_statistics
-from twilbert.model.transformers_api import load_model_config, load_model_folder, save_model_folder
+from twilbert.model.transformers_api import load_model_folder, save_model_folder
 from twilbert.recipe import Recipe
 from twilbert.train import checkpoint
 from twilbert.train.control import STOP_TIME
 from twilbert.train.engine import full_weights, make_engine
 from twilbert.train.flops import device_peak, useful_flops
+from twilbert.train.optimizer import Lamb
 from twilbert.train.run_folder import RunFolder
 from twilbert.train.shards import Fragment, local_fragments, owned
-from twilbert.train.tracking import Tracker
+from twilbert.train.tracking import Histogram, Tracker
+from twilbert.train.trust import trust_ratio_metrics
 
 DIVERGED = (
     "the last checkpoint is intact. Lower training.learning_rate, set training.max_grad_norm=1.0, or use "
@@ -60,18 +62,6 @@ def masking_settings(recipe: Recipe) -> MaskingSettings:
     )
 
 
-def check_initial_model(recipe: Recipe, vocab_size: int) -> None:
-    """UsageError that lists the differences when model.init_from is not of the recipe's architecture."""
-    source = recipe.model.init_from
-    if source is None:
-        return
-    held = dataclasses.asdict(load_model_config(source))
-    asked = dataclasses.asdict(ModelConfig.from_dict(recipe.architecture(vocab_size)))
-    differences = [f"{key} is {held[key]}, the recipe asks {asked[key]}" for key in asked if held[key] != asked[key]]
-    if differences:
-        raise UsageError(f"model.init_from: {source} is another model: {'; '.join(differences)}")
-
-
 class Worker:
     """One of `world_size` training processes."""
 
@@ -95,6 +85,7 @@ class Worker:
         self.step = 0  # optimiser steps done
         self.best: dict[str, float] | None = None  # step and loss of the best held-out evaluation
         self.saved_step: int | None = None
+        self.update_norm = 0.0  # of all that the latest step subtracted from the weights
         self.memory_usage: dict[str, float] = {}  # pkm/ metrics of the latest evaluation
         resumed = self._agree_on_checkpoint()
         self.config, model = self._model(resumed)
@@ -183,10 +174,15 @@ class Worker:
         torch.manual_seed(mixed)
 
     def reduce(self, sums: torch.Tensor) -> tuple[list[float], int]:
-        """The step's one all_reduce of bookkeeping: sums [n] float64 over workers, and rank 0's stop reason."""
-        packed = torch.cat([sums, sums.new_tensor([float(self._stop if self.rank == 0 else 0)])])
+        """The step's one all_reduce of bookkeeping: sums [n] float64 over workers, and rank 0's stop reason.
+
+        It also adds up the update's squares, for the norm in the metrics.
+        """
+        square = self.optimizer.update_square / (1 if self.optimizer.sharded else self.world_size)
+        packed = torch.cat([sums, sums.new_tensor([float(self._stop if self.rank == 0 else 0)]), square.view(1)])
         dist.all_reduce(packed)
-        *totals, stop = (float(value) for value in packed.cpu().numpy())
+        *totals, stop, update_square = (float(value) for value in packed.cpu().numpy())
+        self.update_norm = update_square**0.5
         return totals, int(stop)
 
     # ---- talking to the driver ----
@@ -225,20 +221,23 @@ class Worker:
         )
         self._stop = self._stop or cast(int, asked)
 
-    def row(self, log: scoring.Interval) -> dict[str, float]:
+    def row(self, log: scoring.Interval) -> dict[str, float | Histogram]:
         """Metrics of the latest update and of the interval that only the worker knows: optim/, data/, speed/ keys."""
         training = self.job.recipe.training
-        row = {
+        row: dict[str, float | Histogram] = {
             "optim/learning_rate": self.optimizer.learning_rate,
+            "optim/update_norm": self.update_norm,
             "data/epoch": self.step * training.global_batch_size / self.plan.counts.samples,
         }
-        norm = self.engine.get_global_grad_norm()
-        if norm is not None:
-            row["optim/grad_norm"] = float(norm)
-        row["speed/flops"] = useful_flops(self.config, log["real_tokens"], log["n_masked"]) / log.seconds
+        norm = self.engine.get_global_grad_norm()  # None at stage 0 without clipping
+        row["optim/grad_norm"] = self.optimizer.gradient_norm if norm is None else float(norm)
+        if isinstance(self.optimizer, Lamb):
+            row |= trust_ratio_metrics(self.optimizer.tensor_names, self.optimizer.trust_ratios, self.optimizer.adapted)
+        flops = useful_flops(self.config, log["real_tokens"], log["n_masked"]) / log.seconds
+        row["speed/flops"] = flops
         peak = device_peak(self.device)
         if peak is not None:
-            row["speed/mfu"] = row["speed/flops"] / (peak * self.world_size)
+            row["speed/mfu"] = flops / (peak * self.world_size)
         if self.device.type == "cuda":
             row["speed/peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
         return row
