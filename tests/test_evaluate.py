@@ -9,53 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from tests.make_encoded import make_corpus
+from tests.evaluation_world import make_world
 from twilbert import evaluate as verb
-from twilbert import inference
-from twilbert.data.heldout import read_pairs, token_counts
+from twilbert import inference, scoring
+from twilbert.data.heldout import chosen_samples, encode_pairs, read_pairs, token_counts
 from twilbert.data.objectives import N_SPECIAL, MaskingSettings
-from twilbert.data.tokenizer import Tokenizer
-from twilbert.errors import UsageError
-from twilbert.model.config import ModelConfig
-from twilbert.model.heads import PretrainingModel
-from twilbert.model.transformers_api import save_model_folder
-from twilbert.vocab import vocab
-
-WORDS = ["sol", "luna", "mar", "río", "gato", "perro", "casa", "calle", "vino", "pan", "hoy", "ayer", "burla", "url"]
+from twilbert.data.stream import evaluation_batches
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.evaluation.frequencies import Frequencies
+from twilbert.evaluation.pairs import PairScores, judge
+from twilbert.evaluation.scores import evaluate_orders, evaluate_pairs, evaluate_texts
+from twilbert.model.transformers_api import load_model_folder
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A corpus of random words, a tokenizer, and a model that gives every word the same chance."""
-    folder = tmp_path_factory.mktemp("world")
-    rng = np.random.default_rng(0)
-
-    def text() -> str:
-        return " ".join(rng.choice(WORDS, rng.integers(3, 9)))
-
-    def rows(count: int) -> list[tuple[str, str | None]]:
-        return [(text(), None if rng.random() < 0.2 else text()) for _ in range(count)]
-
-    corpus = make_corpus(folder / "corpus", train=rows(300), valid=rows(80))
-    vocab(str(folder / "corpus"), str(folder / "tokenizer"), vocab_size=350)
-    tokenizer = Tokenizer.load(str(folder / "tokenizer"))
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, max_len=32, hidden_size=16, embedding_size=16, n_encoders=1, n_heads=2,
-        attention_size=8,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = PretrainingModel(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.startswith(("masked_lm", "reply_order")):
-                parameter.zero_()
-    save_model_folder(str(folder / "model"), config, model.state_dict(), str(folder / "tokenizer"))
-    return folder, corpus, tokenizer
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def test_a_model_that_knows_nothing_scores_so(world):
     folder, _, tokenizer = world
-    scores = verb.evaluate(str(folder / "model"), str(folder / "corpus"))
+    scores = evaluate_pairs(str(folder / "model"), str(folder / "corpus"))
     assert scores["mlm_loss"] == pytest.approx(math.log(tokenizer.vocab_size), abs=1e-5)
     assert scores["mlm_loss_at_mask"] == pytest.approx(math.log(tokenizer.vocab_size), abs=1e-5)
     assert scores["rop_loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -70,7 +44,7 @@ def test_baselines_are_those_of_the_train_splits_frequencies(world):
     assert counts[:N_SPECIAL].sum() == 0
     share = (counts[N_SPECIAL:] + 1) / (counts[N_SPECIAL:] + 1).sum()
     entropy = -(counts[N_SPECIAL:] / counts.sum() * np.log(share)).sum()
-    scores = verb.evaluate(str(folder / "model"), str(folder / "corpus"))
+    scores = evaluate_pairs(str(folder / "model"), str(folder / "corpus"))
     assert scores["unigram_loss_at_mask"] == pytest.approx(entropy, abs=0.1)  # words are drawn independently
     assert scores["label_entropy_at_mask"] <= scores["unigram_loss_at_mask"] + 1e-9
     assert scores["context_free_loss"] < scores["unigram_loss_at_mask"]  # it also sees kept and random words
@@ -80,7 +54,7 @@ def test_the_context_free_predictor_follows_bayes():
     settings = MaskingSettings()
     counts = np.zeros(N_SPECIAL + 3, np.int64)
     counts[N_SPECIAL:] = [9, 4, 0]
-    reference = verb._Frequencies(counts, settings)
+    reference = Frequencies(counts, settings)
     u = np.array([10, 5, 1]) / 16
 
     class Batch:
@@ -105,7 +79,7 @@ def test_raw_pairs_and_their_corpus_score_alike(world, tmp_path):
     ]
     (tmp_path / "raw.tsv").write_text("ORIG_ID\tORIG_TEXT\tREPLY_ID\tREPLY_TEXT\n" + "".join(rows))
     kept, raw = (
-        verb.evaluate(str(folder / "model"), data, train=str(folder / "corpus"))
+        evaluate_pairs(str(folder / "model"), data, train=str(folder / "corpus"))
         for data in (str(folder / "corpus"), str(tmp_path / "raw.tsv"))
     )
     for key in ("n_masked", "n_rop", "mlm_loss", "unigram_loss_at_mask", "context_free_loss"):
@@ -139,3 +113,188 @@ def test_bad_data_is_one_message(world, tmp_path, data, capsys):
     (tmp_path / "empty.tsv").write_text("")
     assert verb.main([str(folder / "model"), str(tmp_path / data)]) == 2
     assert data in capsys.readouterr().err
+
+
+def test_perplexity_is_the_losses_exponential(world):
+    folder, _, tokenizer = world
+    scores = evaluate_pairs(str(folder / "model"), str(folder / "corpus"))
+    assert scores["mlm_perplexity"] == pytest.approx(tokenizer.vocab_size, rel=1e-5)
+    assert scores["mlm_perplexity_at_mask"] == pytest.approx(math.exp(scores["mlm_loss_at_mask"]))
+
+
+@pytest.fixture
+def encoded(world, tmp_path):
+    """The random model, and the corpus' held-out pairs encoded for it."""
+    folder, _, tokenizer = world
+    config, network = load_model_folder(str(folder / "random"))
+    pairs = encode_pairs(read_pairs(str(folder / "corpus")), tokenizer, config.max_len, str(tmp_path / "scratch"))
+    return network.eval(), pairs
+
+
+def _batches(pairs):
+    return evaluation_batches(pairs, "valid", 0, 1, 300, MaskingSettings(), 3)
+
+
+def test_scores_one_by_one_add_up_to_trainings_sums(encoded):
+    network, pairs = encoded
+    device = torch.device("cpu")
+    gathered = PairScores(network.config.vocab_size, network.config.n_positions)
+    gathered.run(network, _batches(pairs), device)
+    sums = scoring.evaluate(network, _batches(pairs), device).tolist()
+    assert gathered.sums == pytest.approx(sums, rel=1e-5)
+    samples = gathered.samples()
+    totals = scoring.sums_named(dict(zip(scoring._SUMS, sums, strict=True)))
+    assert totals == sums
+    named = dict(zip(scoring._SUMS, sums, strict=True))
+    assert samples.masked.sum() == named["n_masked"] and samples.correct.sum() == named["mlm_correct"]
+    assert samples.mlm_loss_sum.sum() == pytest.approx(named["mlm_loss_sum"], rel=1e-5)
+    assert samples.judged.sum() == named["n_rop"] > 0
+    assert (np.diff(samples.ids) > 0).all()
+    for counts in (gathered.by_token, gathered.by_position):
+        assert counts.sum(1).tolist() == [named["n_at_mask"], named["mlm_correct_at_mask"]]
+    assert gathered.by_token[0, :N_SPECIAL].sum() == gathered.by_position[0, 0] == 0
+
+
+def test_chosen_samples_are_masked_as_in_the_evaluation(encoded):
+    network, pairs = encoded
+    evaluated = {}
+    for batch in _batches(pairs):
+        row, position = np.divmod(batch.masked_index, batch.input_ids.shape[1])
+        for i, sample in enumerate(batch.sample_ids.tolist()):
+            mine = row == i
+            shown = batch.input_ids[i, position[mine]]
+            evaluated[sample] = list(zip(position[mine], batch.masked_labels[mine], shown, strict=True))
+    rows = [0, 7, 41, 79]
+    judged = judge(network, chosen_samples(pairs, "valid", rows, MaskingSettings(), 3), torch.device("cpu"))
+    assert {one.sample_id // 2 for one in judged} == set(rows)
+    assert [one.sample_id for one in judged] == sorted(one.sample_id for one in judged)
+    for one in judged:
+        assert [(w.position, w.truth, w.shown) for w in one.words] == evaluated[one.sample_id]
+        for word in one.words:
+            assert one.ids[word.position] == word.truth
+            shares = [share for _, share in word.top]
+            assert shares == sorted(shares, reverse=True) and len(shares) == 5
+            if word.truth_rank <= 5:
+                assert word.top[word.truth_rank - 1] == (word.truth, pytest.approx(word.truth_probability))
+            else:
+                assert word.truth_probability <= shares[-1]
+
+
+def test_examples_of_pairs_hold_every_sample_with_its_texts(world, tmp_path):
+    folder, _, _ = world
+    out = tmp_path / "examples.jsonl"
+    scores = evaluate_pairs(str(folder / "random"), str(folder / "corpus"), examples=str(out))
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 2 * scores["pairs"] + scores["singles"]
+    texts = [pair for part in read_pairs(str(folder / "corpus")) for pair in zip(*part, strict=True)]
+    for line in lines:
+        tweet, reply = texts[line["row"] - 1]
+        expected = {"tweet": (tweet, None), "tweet, reply": (tweet, reply), "reply, tweet": (reply, tweet)}
+        assert (line["first"], line["second"]) == expected[line["order"]]
+        assert (line["rop_correct"] is None) == (reply is None)
+    assert sum(line["masked"] for line in lines) == scores["n_masked"]
+    loss = sum(line["mlm_loss"] * line["masked"] for line in lines) / scores["n_masked"]
+    assert loss == pytest.approx(scores["mlm_loss"])
+    judged = [line["rop_correct"] for line in lines if line["rop_correct"] is not None]
+    assert np.mean(judged) == pytest.approx(scores["rop_accuracy"])
+
+
+def test_a_model_without_a_reply_head_is_scored_on_words_alone(world, tmp_path):
+    folder, _, _ = world
+    page = tmp_path / "page.html"
+    out = tmp_path / "lines.jsonl"
+    scores = evaluate_pairs(
+        str(folder / "mlm only"), str(folder / "corpus"), report=str(page), examples=str(out), n_samples=2
+    )
+    assert "rop_accuracy" not in scores and scores["n_rop"] == 0
+    assert "Sampled pairs" in page.read_text() and "Reply order" not in page.read_text()
+    assert all(json.loads(line)["reply_second"] is None for line in out.read_text().splitlines())
+    (tmp_path / "rows.tsv").write_text("sol y mar\tluna\t1\n")
+    with pytest.raises(TwilbertError, match="no reply-order head"):
+        evaluate_orders(str(folder / "mlm only"), str(tmp_path / "rows.tsv"))
+
+
+def _naive_orders(network, tokenizer, rows):
+    for first, second, _ in rows:
+        a, b = tokenizer.encode(first), tokenizer.encode(second)
+        ids = torch.tensor([[3, *a, 4, *b, 4]])
+        segments = torch.tensor([[0] * (len(a) + 2) + [1] * (len(b) + 1)])
+        with torch.no_grad():
+            yield float(network.reply_order(network.encoder(ids, segments)[:, 0]).softmax(-1)[0, 1])
+
+
+def test_given_orders_are_judged_as_they_stand(world, tmp_path):
+    folder, _, tokenizer = world
+    _, network = load_model_folder(str(folder / "random"))
+    rows = [("sol y mar", "luna", 1), ("luna", "sol y mar", 0), ("gato perro casa", "pan", 1), ("vino", "hoy ayer", 0)]
+    text = "".join(f"{a}\t{b}\t{label}\n" for a, b, label in rows)
+    (tmp_path / "rows.tsv").write_text(text)
+    (tmp_path / "header.tsv").write_text("FIRST\tSECOND\tLABEL\n" + text)
+    out, page = tmp_path / "out.jsonl", tmp_path / "page.html"
+    scores = evaluate_orders(str(folder / "random"), str(tmp_path / "rows.tsv"), examples=str(out), report=str(page))
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    shares = list(_naive_orders(network.eval(), tokenizer, rows))
+    assert [line["reply_second"] for line in lines] == pytest.approx(shares, abs=1e-5)
+    right = [(share > 0.5) == bool(label) for share, (_, _, label) in zip(shares, rows, strict=True)]
+    assert [line["correct"] for line in lines] == right
+    assert (scores["rop_correct"], scores["rows"]) == (sum(right), 4)
+    truth = [share if label else 1 - share for share, (_, _, label) in zip(shares, rows, strict=True)]
+    assert scores["rop_loss"] == pytest.approx(-np.mean(np.log(truth)), abs=1e-5)
+    assert evaluate_orders(str(folder / "random"), str(tmp_path / "header.tsv"))["rows"] == 4
+    assert "Confusion" in page.read_text() and "gato perro casa" in page.read_text()
+
+
+@pytest.mark.parametrize("line", ["sol\tluna", "sol\tluna\t2", "sol\t\t1", "sol\tluna\t1\tmar"])
+def test_a_row_of_another_form_is_named(world, tmp_path, line, capsys):
+    folder, _, _ = world
+    (tmp_path / "rows.tsv").write_text(f"sol\tluna\t1\n{line}\n")
+    assert verb.main([str(folder / "random"), str(tmp_path / "rows.tsv"), "--orders"]) == 2
+    assert "line 2: expected FIRST, SECOND and 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--lm", "--train", "c"], ["--orders", "--sample", "s"], ["--samples", "-1"], ["--cleaning", "original"]]
+)
+def test_flags_that_do_not_go_together_are_refused(world, flags):
+    folder, _, _ = world
+    assert verb.main([str(folder / "model"), str(folder / "corpus"), *flags]) == 2
+
+
+def test_texts_are_scored_by_line_and_empty_ones_counted(world, tmp_path, capsys):
+    folder, _, tokenizer = world
+    (tmp_path / "texts.txt").write_text("sol y mar\n\ngato @alguien https://t.co/x\n")
+    out = tmp_path / "texts.jsonl"
+    scores_file = tmp_path / "scores.json"
+    arguments = [str(folder / "model"), str(tmp_path / "texts.txt"), "--lm"]
+    assert verb.main([*arguments, "--examples", str(out), "--json", str(scores_file)]) == 0
+    scores = json.loads(scores_file.read_text())
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["text"] for line in lines] == ["sol y mar", "", "gato user url"]
+    assert (scores["texts"], scores["empty"]) == (2, 1)
+    uniform = math.log(tokenizer.vocab_size)
+    assert scores["log_likelihood_per_token"] == pytest.approx(-uniform, abs=1e-5)
+    assert scores["pseudo_perplexity"] == pytest.approx(tokenizer.vocab_size, rel=1e-4)
+    counts = [line["tokens"] for line in lines if line["tokens"]]
+    assert scores["original_log_likelihood"] == pytest.approx(
+        np.mean([-uniform * n / (n + 2) for n in counts]), abs=1e-5
+    )
+    assert all(line["tokens"] == len(line["pieces"]) == len(line["log_likelihoods"]) for line in lines)
+    assert "P(X)" in capsys.readouterr().out
+
+
+def test_texts_of_a_corpus_are_its_tweets_and_replies(world):
+    folder, _, _ = world
+    pairs = evaluate_pairs(str(folder / "model"), str(folder / "corpus"))
+    scores = evaluate_texts(str(folder / "model"), str(folder / "corpus"))
+    assert scores["texts"] == 2 * pairs["pairs"] + pairs["singles"]
+    assert scores["tokens"] == pairs["tokens"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe\x00broken"])
+def test_texts_that_are_none_are_one_message(world, tmp_path, content, capsys):
+    folder, _, _ = world
+    (tmp_path / "texts.txt").write_bytes(content)
+    out = tmp_path / "out.jsonl"
+    assert verb.main([str(folder / "model"), str(tmp_path / "texts.txt"), "--lm", "--examples", str(out)]) in (1, 2)
+    assert "texts.txt" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.txt"]  # nothing half-written

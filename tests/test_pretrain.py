@@ -15,40 +15,18 @@ import pytest
 import torch
 import yaml
 
-from tests.make_encoded import make_corpus, make_texts
 from tests.read_wandb import series
+from tests.small_world import STEPS, make_world
 from twilbert import cluster, storage
 from twilbert.model.transformers_api import load_model_folder
 from twilbert.pretrain import main
 from twilbert.train import checkpoint
 from twilbert.train.tracking import read_metrics
-from twilbert.vocab import vocab
-
-TEXTS = make_texts(400)
-PAIRS = [(TEXTS[i], TEXTS[i + 1] if i % 5 else None) for i in range(0, 398, 2)]
-STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with a corpus, a tokenizer and a recipe of a very small model with dropout and a memory layer."""
-    base = tmp_path_factory.mktemp("pretrain")
-    corpus = make_corpus(base / "corpus", PAIRS, valid=PAIRS[:20], row_group_rows=50)
-    vocab(corpus.path, str(base / "tokenizer"), vocab_size=400)
-    recipe = {
-        "run": {"storage_path": str(base / "runs")},
-        "corpus": {"path": corpus.path, "tokenizer": str(base / "tokenizer"), "max_len": 16},
-        "model": {"hidden_size": 32, "embedding_size": 32, "n_encoders": 2, "n_heads": 2, "output_dropout": 0.1,
-                  "pkm": True, "pkm_params": {"in_layers": [1], "memory_size": 8, "knn": 4, "k_dim": 8, "n_heads": 2}},
-        "training": {
-            "schedule": "linear", "learning_rate": 1e-2, "warmup_steps": 2, "max_steps": STEPS, "precision": "fp32",
-            "global_batch_size": 32, "micro_batch_tokens": 512, "eval_steps": 4, "save_steps": 4, "logging_steps": 1,
-            "save_total_limit": 2,
-        },
-        "tracking": {"mode": "offline"},
-    }  # fmt: skip
-    (base / "small.yaml").write_text(yaml.safe_dump(recipe))
-    return base
+    return make_world(tmp_path_factory.mktemp("pretrain"))
 
 
 def pretrain(world: Path, *overrides: str) -> int:
@@ -153,8 +131,33 @@ def test_an_edited_recipe_under_the_old_name_is_refused_with_the_difference(fini
 @pytest.mark.ray
 def test_a_model_of_another_architecture_is_refused_before_anything_starts(finished, world, capsys):
     assert pretrain(world, f"model.init_from={finished / 'model'}", "model.n_encoders=3", "run.name=initial") == 2
-    assert "n_encoders is 2, the recipe asks 3" in capsys.readouterr().err
+    assert "model.n_encoders: 3 in the recipe, 2 in the model" in capsys.readouterr().err
     assert not (world / "runs" / "initial").exists()
+
+
+@pytest.mark.ray
+def test_a_run_from_a_model_takes_its_sizes_and_vocabulary_and_starts_at_its_loss(finished, world):
+    source = finished / "model"
+    recipe = {
+        "run": {"storage_path": str(world / "runs"), "name": "continued"},
+        "corpus": {"path": str(world / "corpus")},
+        "model": {"init_from": str(source)},
+        "training": {
+            "schedule": "constant", "learning_rate": 1e-9, "warmup_steps": 1, "max_steps": 1, "precision": "fp32",
+            "global_batch_size": 32, "eval_steps": 1, "save_steps": 1,
+        },
+        "tracking": {"mode": "disabled"},
+    }  # fmt: skip
+    (world / "continued.yaml").write_text(yaml.safe_dump(recipe))
+    assert main([str(world / "continued.yaml")]) == 0
+    run = world / "runs" / "continued"
+    assert load_model_folder(str(run / "model"))[0] == load_model_folder(str(source))[0]
+    assert (run / "model" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    (after,) = [row for row in read_metrics(str(run / "metrics.jsonl")) if "valid/mlm_loss" in row]
+    step = int(storage.read_json(str(source / "training.json"))["checkpoint"].split("-")[1])
+    before = {row["step"]: row for row in read_metrics(str(finished / "metrics.jsonl")) if "valid/mlm_loss" in row}
+    # The memory's running statistics go on; they alone move.
+    assert after["valid/mlm_loss"] == pytest.approx(before[step]["valid/mlm_loss"], abs=0.02)
 
 
 # ---- the cluster ---------------------------------------------------------------------------------------------------

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from twilbert import sample
 from twilbert.data.generator import STYLES, VARIED, figures, language
 from twilbert.data.generator_lines import draw_lines, draw_texts
+from twilbert.data.generator_tasks import draw_labelled
 from twilbert.data.text import clean, drop_reason
 
 
@@ -195,3 +198,108 @@ def test_wrong_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sample.main(["pairs", "--out", str(tmp_path / "full"), "--pairs", "10"]) == 2
     assert "already holds something" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+# Tasks
+
+
+@pytest.mark.parametrize(
+    ("n_labels", "multi", "two_texts"),
+    [(2, False, False), (3, False, True), (7, False, False), (25, False, False), (11, True, False)],
+)
+def test_labelled_texts_can_be_learned_and_words_alone_do_not_tell_all(n_labels: int, multi: bool, two_texts: bool):
+    rows = draw_labelled("a-task", n_labels, 2_000, 0, multi=multi, two_texts=two_texts)
+    labels = rows.labels if multi else np.eye(n_labels, dtype=int)[rows.labels]
+    texts = [clean(text, remove_rt=True) for text in rows.texts]
+    if rows.texts_b is not None:
+        texts = [f"{a} {clean(b)}" for a, b in zip(texts, rows.texts_b, strict=True)]
+    bag = TfidfVectorizer(token_pattern=r"\S+")
+    train, test = bag.fit_transform(texts[:1_500]), bag.transform(texts[1_500:])
+    said = np.stack(
+        [LogisticRegression(C=10).fit(train, y[:1_500]).predict_proba(test)[:, 1] for y in labels.T], axis=1
+    )
+    truth = labels[1_500:]
+    if multi:
+        right, blind = ((said > 0.5) == truth).mean(), np.maximum(labels.mean(0), 1 - labels.mean(0)).mean()
+        assert blind + 0.04 < right < rows.best - 0.05
+    else:
+        right, blind = (said.argmax(1) == truth.argmax(1)).mean(), labels.mean(0).max()
+        assert blind + 0.2 < right < rows.best - 0.05
+        assert blind < 0.6
+    assert 0.95 < rows.best < 0.99
+
+
+def test_the_label_is_what_the_last_clause_speaks_of():
+    # Whoever reads the words in their order reaches the best accuracy: a perfect reader of "pero el …" clauses.
+    rows = draw_labelled("a-task", 4, 600, 3, multi=False, two_texts=False)
+    lang = language()
+    topic_of = {lang.vocabulary[w]: t for t, words in enumerate(lang.words) for w in words if w in lang.words[t][-168:]}
+    for t, forms in (
+        (topic_of[lang.vocabulary[i]], f) for i, f in enumerate(lang.variants) if lang.vocabulary[i] in topic_of
+    ):
+        topic_of |= dict.fromkeys(forms, t)
+    spoken = []
+    for text in rows.texts:
+        words = [word for word in clean(text).split()[-3:] if word in topic_of]
+        spoken.append(Counter(topic_of[word] for word in words).most_common(1)[0][0])
+    of_label = [Counter(np.array(spoken)[rows.labels == label]).most_common(1)[0][0] for label in range(4)]
+    assert len(set(of_label)) == 4
+    assert np.mean([of_label[label] == topic for label, topic in zip(rows.labels, spoken, strict=True)]) == rows.best
+
+
+def test_a_task_is_written_in_its_own_layout_and_a_seed_gives_the_same_files(tmp_path: Path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        info = sample.sample_task("multistance18", str(tmp_path / name), 200, seed)
+        assert info["rows"] == {"train": 120, "dev": 40, "test": 40}
+    a, b, c = ((tmp_path / name / "multistance18" / "train.csv").read_text() for name in "abc")
+    assert a == b != c
+    lines = [line.split("\t") for line in a.rstrip("\n").split("\n")]
+    assert lines[0] == ["ID", "TEXT", "PREV", "NEXT", "CLASS"] and {len(line) for line in lines} == {5}
+    assert {line[4] for line in lines[1:]} == {"AGAINST", "NEUTRAL", "FAVOR"}
+    assert "vacío" in {line[3] for line in lines} and any(line[1].startswith("RT @") for line in lines)
+    sample.sample_task("semeval18_affect", str(tmp_path), 200)
+    affect = (tmp_path / "semeval18_affect" / "dev.csv").read_text().rstrip("\n").split("\n")[1:]
+    flags = [line.split("\t")[2] for line in affect]
+    assert {len(row.split("|")) for row in flags} == {11} and set("".join(flags)) == {"0", "1", "|"}
+    files = {
+        split: (tmp_path / "a" / "multistance18" / f"{split}.csv").read_text().split("\n")[1:]
+        for split in ("train", "test")
+    }
+    assert not {line.split("\t")[0] for line in files["train"]} & {line.split("\t")[0] for line in files["test"]} - {""}
+
+
+def test_the_task_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main(["task", "irosva19_es", "irosva19_mx", "--out", "tasks", "--rows", "50"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2].split() == ["irosva19_es", "30", "10", "10", printed[2].split()[-1]]
+    assert printed[-1] == f"wrote generated 2 tasks to {tmp_path}/tasks, seed 0; where finetune and tune look"
+    assert sorted(path.name for path in Path("tasks/irosva19").iterdir()) == ["subtask_a", "subtask_b"]
+    assert json.loads(Path("tasks/irosva19/subtask_a/sample.json").read_text())["task"] == "irosva19_es"
+    assert sample.main(["task", "tass20_task1", "--out", "else", "--rows", "50"]) == 0
+    assert f"to {tmp_path}/else/tass20/subtask1, seed 0; read with data_dir={tmp_path}/else" in capsys.readouterr().out
+    assert Path("else/tass20/subtask1/train/es.tsv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["task"], "task: which? give names, or all: coset17"),
+        (["task", "stance17", "stance18"], "stance18: no such task; registered are coset17"),
+        (["task", "tass20_task2", "--rows", "60"], "needs at least 70 rows"),
+        (["task", "stance17", "--seed", "-1"], "a seed from 0"),
+        (["pairs", "stance17"], "pairs takes no names; found stance17"),
+    ],
+)
+def test_wrong_use_of_the_task_command_is_refused(tmp_path: Path, arguments, message: str, capsys):
+    assert sample.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_generated_data_never_replaces_what_is_there_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "stance17").mkdir()
+    (tmp_path / "stance17" / "train.csv").write_text("mine")
+    assert sample.main(["task", "stance17", "--out", str(tmp_path)]) == 2
+    assert "already holds something" in capsys.readouterr().err
+    assert (tmp_path / "stance17" / "train.csv").read_text() == "mine"

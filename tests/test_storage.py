@@ -20,6 +20,20 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert storage.list_dir(str(tmp_path / "a")) == ["b.json"]
 
 
+def test_a_file_written_bit_by_bit_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a" / "lines.jsonl"
+    with storage.new_file(str(path)) as out:
+        out.write(b"one\n")
+        assert not path.exists()
+        out.write(b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"
+    with pytest.raises(RuntimeError), storage.new_file(str(path)) as out:
+        out.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"one\ntwo\n"
+    assert storage.list_dir(str(tmp_path / "a")) == ["lines.jsonl"]
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     target = str(tmp_path / "out")
     with pytest.raises(RuntimeError), storage.new_folder(target) as folder:

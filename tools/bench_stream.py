@@ -34,7 +34,7 @@ from twilbert.data.stream import accumulation_for, micro_batches
 STAGES = {
     "read": (rows, "read_rows"),
     "shuffle, sort": (build, "read_steps"),
-    "cut": (build, "cut"),
+    "cut": (build, "cut_steps"),
     "lay out": (build, "lay_out"),
     "mask": (build, "mask_samples"),
     "assemble": (build, "pack"),
@@ -90,7 +90,7 @@ def stage_seconds(plan: StreamPlan, rank: int, n_steps: int) -> tuple[dict[str, 
         setattr(module, function, timed(name, originals[name]))
     try:
         begin = time.process_time()
-        tables = [run.to_table() for item in items(plan, 0, n_steps) for run in build.build(plan, rank, item)]
+        tables = [run.to_table() for item in items(plan, rank, 0, n_steps) for run in build.build(plan, rank, item)]
         built = time.process_time()
         total = Counter()
         for table in tables:
@@ -106,9 +106,11 @@ def stage_seconds(plan: StreamPlan, rank: int, n_steps: int) -> tuple[dict[str, 
 
 def measure(encoded: EncodedCorpus, args: argparse.Namespace) -> dict:
     """All figures of one corpus: a dictionary for JSON."""
-    accumulation = args.accumulation or accumulation_for(encoded, "train", args.batch, args.world, args.tokens)
+    accumulation = args.accumulation or accumulation_for(
+        encoded, "train", args.batch, args.world, args.tokens, args.lanes
+    )
     masking = MaskingSettings(args.masking)
-    plan = StreamPlan(encoded, 0, args.batch, args.world, accumulation, masking)
+    plan = StreamPlan(encoded, 0, args.batch, args.world, accumulation, masking, lanes=args.lanes)
     consume(micro_batches(plan, 0, 0, 4))
     by_stage: list[dict[str, float]] = []
     plain: list[float] = []
@@ -120,7 +122,8 @@ def measure(encoded: EncodedCorpus, args: argparse.Namespace) -> dict:
         consume(micro_batches(plan, 0, 0, args.steps))
         plain.append(time.process_time() - begin)
     figures: dict[str, Any] = {
-        "steps": args.steps, "global_batch_size": args.batch, "world_size": args.world, "accumulation": accumulation,
+        "steps": args.steps, "global_batch_size": args.batch, "world_size": args.world, "lanes": args.lanes,
+        "accumulation": accumulation,
         "masking": args.masking, "real_tokens": total["real"], "padding": 1 - total["real"] / total["padded"],
         "padded_tokens_a_micro_batch": total["padded"] / total["micro_batches"],
         "stage_cpu_seconds": {name: statistics.median(each[name] for each in by_stage) for name in by_stage[0]},
@@ -193,6 +196,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=256)
     parser.add_argument("--batch", type=int, default=2048, help="samples a step")
     parser.add_argument("--world", type=int, default=1, help="workers; the first one's share is measured")
+    parser.add_argument("--lanes", type=int, default=1, help="lanes of the plan")
     parser.add_argument("--tokens", type=int, default=8192, help="padded tokens a micro-batch, in the mean")
     parser.add_argument("--accumulation", type=int, help="micro-batches a step and worker, in place of --tokens")
     parser.add_argument("--masking", choices=["span", "token"], default="span")

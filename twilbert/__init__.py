@@ -1,3 +1,17 @@
 """TWilBERT: pre-train, evaluate and fine-tune an encoder of Spanish Twitter conversations."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twilbert.inference import Model
+
 __version__ = "0.1.0"
+
+
+def load(model: str, device: str | None = None, precision: str = "auto") -> Model:
+    """The model `model` names (folder, checkpoint, run): `.predict`, `.embed`, `.fill_mask`; see `inference.load`."""
+    from twilbert import inference  # here, so that importing the package stays light
+
+    return inference.load(model, device, precision)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from twilbert import __version__
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 
-_TRAIN_EXTRA = {"deepspeed", "pandas", "ray", "sentencepiece", "wandb"}
+_TRAIN_EXTRA = {"deepspeed", "pandas", "ray", "scipy", "sentencepiece", "sklearn", "wandb"}
 
 
 def parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:

@@ -145,6 +145,14 @@ def nodes() -> list[str]:
     return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
+def draining_nodes() -> frozenset[str]:
+    """Ids of the nodes that are about to be taken away (a spot instance's notice, a drain)."""
+    # What Ray Train's own watcher reads; its public get_preemption_info is a barrier over all workers at every call.
+    from ray._private.state import state
+
+    return frozenset(state.get_draining_nodes())
+
+
 def probe_storage_everywhere(path: str) -> None:
     """Every node writes, reads and removes a file under `path`; TwilbertError naming the nodes that cannot."""
     import ray

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 
 class Fate(NamedTuple):
-    """What became of one of the original's keys: a recipe path, a command's flag, or neither; and a word on it."""
+    """What became of one of the original's keys: a recipe path, a command's flag, a model's field, or none; and why."""
 
     recipe: str | None = None
     """Dotted path in the recipe."""
     flag: str | None = None
     """The command and argument that take its place."""
+    kept: str | None = None
+    """Field of a converted fine-tuned model's config.json."""
     why: str = ""
     """How the meaning changed, or why there is nothing."""
 
@@ -31,7 +33,7 @@ _ONE_ENGINE = "cluster.use_gpu and cluster.num_workers say what runs where"
 ORIGINAL_SETTINGS: dict[str, Fate] = {
     # pre-training
     "dataset.file": Fate("corpus.path", why="a folder made by twilbert-prepare from the TSV"),
-    "dataset.vocab_file": Fate("corpus.tokenizer", why="a folder made by twilbert-vocab"),
+    "dataset.vocab_file": Fate("corpus.tokenizer", "twilbert-convert --vocab FILE", why="or by twilbert-vocab"),
     "representation.max_len": Fate("corpus.max_len", why="model.max_len where the positions are to hold longer texts"),
     "representation.bucket_min_a": Fate(why=_LENGTHS),
     "representation.bucket_min_b": Fate(why=_LENGTHS),
@@ -76,28 +78,35 @@ ORIGINAL_SETTINGS: dict[str, Fate] = {
     "dataset.output_file": Fate(flag="twilbert-evaluate --json FILE"),
     "representation.max_len_training": Fate(why="the model folder knows its positions"),
     "representation.max_len_test": Fate(flag="twilbert-evaluate --max-len N", why="ignored by the original"),
-    "test.path_load_weights": Fate(flag="twilbert-evaluate MODEL DATA"),
+    "test.path_load_weights": Fate(flag="twilbert-convert WEIGHTS", why="then twilbert-evaluate MODEL DATA"),
     # fine-tuning, grid search, labelling
     **{
         key: Fate(why=_NO_FINETUNING)
         for key in (
             "dataset.train_file", "dataset.dev_file", "dataset.id_header", "dataset.text_header", "dataset.aux_header",
             "dataset.class_header", "dataset.delimiter",
-            "task.regression", "task.categories", "task.rev_categories", "task.class_weights", "task.eval_metric",
-            "task.average_metric", "task.class_metric", "task.stance_f1", "task.multi_label",
-            "representation.preprocessing", "finetune_model.dropout",
+            "task.class_weights", "task.eval_metric", "task.average_metric", "task.class_metric", "task.stance_f1",
             "grid_search.batch_size", "grid_search.collapse_mode", "grid_search.lr", "grid_search.runs",
             "grid_search.monitorize",
             "finetuning.batch_size", "finetuning.pred_batch_size", "finetuning.epochs", "finetuning.finetune_all",
-            "finetuning.trainable_layers", "finetuning.collapse_mode", "finetuning.use_special_tokens",
-            "finetuning.dropout", "finetuning.loss", "finetuning.optimizer", "finetuning.lr",
+            "finetuning.trainable_layers", "finetuning.loss", "finetuning.optimizer", "finetuning.lr",
             "finetuning.noam_annealing", "finetuning.warmup_steps", "finetuning.accum_iters",
             "finetuning.path_save_weights", "finetuning.path_load_weights",
-            "finetuning.path_load_finetuned_weights", "finetuning.model_name",
+            "finetuning.model_name",
         )
     },
+    "finetuning.path_load_finetuned_weights": Fate(flag="twilbert-convert WEIGHTS", why="then the folder is the model"),
+    "task.categories": Fate(kept="head.labels", why="in the order of their numbers"),
+    "task.rev_categories": Fate(kept="head.labels", why="the same the other way round"),
+    "task.multi_label": Fate(kept="head.problem"),
+    "task.regression": Fate(why="ignored by the original"),
+    "finetuning.collapse_mode": Fate(kept="head.pooling"),
+    "finetuning.use_special_tokens": Fate(kept="head.special_tokens", why="always true: ignored by the original"),
+    "finetuning.dropout": Fate(kept="head.dropout"),
+    "finetune_model.dropout": Fate(kept="head.dropout"),
+    "representation.preprocessing": Fate(kept="text.remove_rt", why="links and mentions are always replaced"),
     "representation.bucket_min": Fate(why=_LENGTHS),
-    "representation.bucket_max": Fate(why=_LENGTHS),
+    "representation.bucket_max": Fate(kept="text.max_len", why="the longest bucket; 90 cut texts at 85 tokens"),
     "finetuning.use_gpu": Fate(why=_ONE_ENGINE),
     "finetuning.multi_gpu": Fate(why=_ONE_ENGINE),
     "finetuning.n_gpus": Fate(why="ignored by the original"),

@@ -16,21 +16,20 @@ from twilbert import cli, cluster, recipe_file, storage
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 from twilbert.recipe import Recipe
 
-_RETRIES = 3  # times that Ray Train starts the workers again after one has died
-
-
 # ---- the worker ----------------------------------------------------------------------------------------------------
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """What Ray Train runs in every worker; config["job"] is a `twilbert.train.worker.Job`."""
     import ray
+    from ray.train import get_context
 
     job = config["job"]
+    if get_context().get_world_rank() == 0:
+        ray.get(job.control.attempt.remote(job.recipe.cluster.max_restarts))
     if ray.get(job.control.failed.remote()):  # a fault that starting again does not mend
         return
     os.environ.update(ray.get(job.control.secrets.remote()))
-    from ray.train import get_context
     from ray.train.torch import get_device
 
     from twilbert.train.worker import Worker
@@ -44,24 +43,28 @@ def train_worker(config: dict[str, Any]) -> None:
     except TwilbertError as error:
         ray.get(job.control.fail.remote(str(error), error.exit_code))
         raise
+    except Exception as error:
+        ray.get(job.control.crashed.remote(f"{type(error).__name__}: {error}"))
+        raise
 
 
 def _train(worker: Any) -> None:
     import ray.train
 
     from twilbert import scoring
-    from twilbert.model.memory import update_running_statistics
+    from twilbert.model.memory import discard_running_statistics, update_running_statistics
+    from twilbert.train.control import STOP_REASONS
     from twilbert.train.schedule import learning_rate
-    from twilbert.train.worker import DIVERGED
 
     recipe, training, tracker = worker.job.recipe, worker.job.recipe.training, worker.tracker
     engine, optimizer, device = worker.engine, worker.optimizer, worker.device
     log = scoring.Interval()
-    stop, scores = 0, {}
+    order, scores = 0, {}
 
     for step, micro_batches, waited in worker.steps():
-        optimizer.update = step
-        optimizer.learning_rate = learning_rate(recipe, step)
+        optimizer.update = step - len(worker.skipped)  # a skipped step moves the cursor, not the schedule
+        optimizer.taken = optimizer.skip = False
+        optimizer.learning_rate = learning_rate(recipe, optimizer.update)
         n_masked, n_rop = worker.normalisers(micro_batches)
         sums = scoring.zero_sums(device)
         for number, micro_batch in enumerate(micro_batches):
@@ -71,21 +74,28 @@ def _train(worker: Any) -> None:
             # is that of the global batch's own mean, however it was cut.
             loss = out.mlm_loss_sum / n_masked + out.rop_loss_sum / n_rop
             engine.backward(loss * (worker.accumulation * worker.world_size))
-            engine.step()  # reduces, clips and updates at the last accumulation
             sums += scoring.sums_of(out, micro_batch)
-        totals, stop = worker.reduce(sums)
-        log.add(totals, n_masked, n_rop, waited)
-        if not log.is_finite():
-            raise TwilbertError(f"step {step}: the loss became {log.loss}; {DIVERGED}")
-        if not (engine.was_step_applied() and optimizer.finite):
-            raise TwilbertError(f"step {step}: the gradient is not finite; {DIVERGED}")
-        update_running_statistics(engine.module)
+            if number + 1 == worker.accumulation:  # before the weights move: all workers see the same loss and order
+                totals, order = worker.reduce(sums)
+                loss_is_finite = log.add(totals, n_masked, n_rop, waited)
+                optimizer.skip = not loss_is_finite
+            engine.step()  # reduces, clips and updates at the last accumulation
         worker.step = step
+        if optimizer.taken:
+            update_running_statistics(engine.module)
+        else:
+            discard_running_statistics(engine.module)
+            worker.skip(step, "its gradient is not finite" if loss_is_finite else f"its loss is {log.loss}")
+        worker.watchdog.touch()
+        worker.trace(step, micro_batches)
         worker.beat(step, log.loss, log.tokens_per_second)
+        worker.seal()
 
         last = step == training.max_steps
-        if tracker and (step % training.logging_steps == 0 or last):
-            tracker.log(step, log.row() | worker.row(log))
+        if step % training.logging_steps == 0 or last:
+            worker.measure_update()
+            if tracker:
+                tracker.log(step, log.row() | worker.row(log))
             log = scoring.Interval()
         trained = time.monotonic()
         if step % training.eval_steps == 0 or last:
@@ -95,14 +105,17 @@ def _train(worker: Any) -> None:
                 worker.say(f"step {step}: held-out {scoring.summary(scores)}")
             ray.train.report({"step": step, **scores})
         is_best = worker.best is not None and worker.best["step"] == step
-        if step % training.save_steps == 0 or last or stop or is_best:
+        if step % training.save_steps == 0 or last or order or is_best:
             worker.save(step)
+        worker.watchdog.touch()
         log.started += time.monotonic() - trained  # evaluating and saving are no training time
-        if stop:
+        if order in STOP_REASONS:
             break
 
+    worker.seal(wait=True)
     if tracker:
         published = worker.publish()
+        stop = order if order in STOP_REASONS else 0
         stop = stop if worker.step < training.max_steps else 0  # asked to stop at the very end: it is done
         outcome = {"step": worker.step, "stop": stop, "scores": scores, "published": published}
         ray.get(worker.job.control.finish.remote(outcome))
@@ -121,10 +134,10 @@ def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
 
     recipe = resolve(recipe)
     corpus, tokenizer = open_data(recipe)
-    workers = recipe.cluster.num_workers
+    least, most = recipe.cluster.least_workers, recipe.cluster.most_workers
     # A logical CPU for every worker's stream: one that waits for another's would hold up the step of both.
-    with cluster.ensure_ray(workers + max(cluster.DATA_CPUS, workers), recipe.cluster.address):
-        cluster.check_resources(workers, 1, recipe.cluster.use_gpu)
+    with cluster.ensure_ray(most + max(cluster.DATA_CPUS, most), recipe.cluster.address):
+        cluster.check_resources(least, 1, recipe.cluster.use_gpu)
         precision = resolve_precision(recipe)
         identity = _identity(recipe, corpus, tokenizer, precision)
         name = recipe.run.name or run_folder.default_name(recipe_name, identity)
@@ -155,16 +168,16 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
 
     control = ray.remote(num_cpus=0)(RunControl).remote(cluster.worker_secrets())
     ray_folder = storage.join(folder.path, ".ray")
-    use_gpu = recipe.cluster.use_gpu
+    use_gpu, workers = recipe.cluster.use_gpu, recipe.cluster.num_workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": Job(recipe, folder, encoded, precision, control)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=recipe.cluster.num_workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name=f"{int(time.time())}",  # always new: what to resume is ours to know, not Ray Train's
             storage_path=ray_folder,
-            failure_config=FailureConfig(max_failures=_RETRIES),
+            failure_config=FailureConfig(max_failures=-1),  # RunControl.attempt counts those that got nowhere
             worker_runtime_env={"env_vars": cluster.worker_environment()},
         ),
     )
@@ -242,10 +255,13 @@ def _dry_run(recipe: Recipe, name: str) -> str:
         print("# run: what it is depends on the GPUs' arithmetic; give training.precision to know its name here")
         return f"{name}: the recipe is valid; nothing was started"
     from twilbert.train import run_folder
+    from twilbert.train.initial_model import check_initial_model
 
     identity = _identity(recipe, corpus, tokenizer, resolve_precision(recipe))
     chosen = recipe.run.name or run_folder.default_name(name, identity)
     known = run_folder.find(recipe, chosen, identity)
+    if known is None:
+        check_initial_model(recipe, tokenizer)
     print(f"# run: {storage.join(recipe.run.storage_path, chosen)}{' (found, would be resumed)' if known else ''}")
     return f"{name}: the recipe is valid; nothing was started"
 

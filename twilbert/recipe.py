@@ -34,6 +34,8 @@ class Corpus(Section):
     """Folder made by twilbert-vocab; absent or null with model.init_from = the model's own."""
     max_len: PositiveInt = 128
     """Longest tweet or reply, in tokens; longer ones are cut. A sample is at most 2 * max_len + 3 tokens."""
+    lanes: PositiveInt = 1
+    """Lanes that the row groups are dealt to, for many workers: each reads its own alone; 1 = each reads everything."""
 
     @model_validator(mode="before")
     @classmethod
@@ -174,6 +176,12 @@ class Training(Section):
     """Steps between checkpoints."""
     save_total_limit: PositiveInt = 3
     """Newest checkpoints kept, beside the best."""
+    save_keep_every: PositiveInt | None = None
+    """Checkpoints whose step this divides are kept for good; null = none of them."""
+    max_skipped_steps: PositiveInt = 10
+    """Steps in a row, skipped since their loss or gradient was not finite, after which the run stops."""
+    hang_timeout: float = Field(default=30, gt=0)
+    """Minutes without a step after which a worker writes down its stacks and is started again."""
     logging_steps: PositiveInt = 10
     """Steps between rows of metrics."""
     seed: int = Field(default=0, ge=0)
@@ -181,8 +189,10 @@ class Training(Section):
 
 
 class Cluster(Section):
-    num_workers: PositiveInt = 1
-    """Training processes; on GPUs one each."""
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Training processes; on GPUs one each. [least, most]: as many as the cluster has room for, also later on."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Times in a row that workers which died are started again without a new checkpoint."""
     use_gpu: bool = False
     """Give each worker a GPU."""
     address: str | None = None
@@ -190,12 +200,24 @@ class Cluster(Section):
     threads_per_worker: PositiveInt | None = None
     """CPU threads of one worker; null = this machine's cores shared among its workers."""
 
+    @property
+    def least_workers(self) -> int:
+        """Workers without which no training begins."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers at most."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
 
 class Tracking(Section):
     project: str = "twilbert"
     """Weights & Biases project."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto = online where WANDB_API_KEY is set, else offline; metrics.jsonl is always written."""
+    trace_samples: bool = False
+    """Write the sample ids of every step to trace.jsonl."""
 
 
 class Recipe(Section):
@@ -253,7 +275,8 @@ _FREE = {
     "corpus": {"path", "tokenizer"},  # their contents count, through their fingerprints
     "training": {
         "max_steps", "max_time", "schedule_steps", "micro_batch_tokens", "zero_stage",
-        "eval_steps", "save_steps", "save_total_limit", "logging_steps",
+        "eval_steps", "save_steps", "save_total_limit", "save_keep_every", "logging_steps",
+        "max_skipped_steps", "hang_timeout",
     },
     "cluster": set(Cluster.model_fields),
     "tracking": set(Tracking.model_fields),
@@ -278,68 +301,11 @@ def science(recipe: Recipe) -> dict[str, Any]:
     if recipe.training.schedule in ENDING:
         found["training.schedule_steps"] = recipe.schedule_steps
     idle = set() if recipe.training.optimizer == "lamb" else {"training.trust_clip"}
+    if recipe.corpus.lanes == 1:  # runs from before there were lanes go on
+        idle.add("corpus.lanes")
     if recipe.training.schedule != "wsd":
         idle.add("training.decay_share")
     found = {path: value for path, value in found.items() if path not in idle}
     if not recipe.model.pkm:
         found = {path: value for path, value in found.items() if not path.startswith("model.pkm_params.")}
     return found
-
-
-def cross_faults(recipe: Recipe) -> list[str]:
-    """Faults that take more than one field to see, each with its dotted paths and the remedy."""
-    model, training, objective = recipe.model, recipe.training, recipe.objective
-    faults: list[str] = []
-    if model.attention_size is None and model.hidden_size % model.n_heads:
-        faults.append(
-            f"model.attention_size: hidden_size {model.hidden_size} does not divide by n_heads {model.n_heads}; "
-            "give attention_size, or another n_heads"
-        )
-    if not model.factorize_embeddings and model.embedding_size != model.hidden_size:
-        faults.append(
-            f"model.embedding_size: {model.embedding_size} differs from hidden_size {model.hidden_size}; "
-            "make them equal, or set model.factorize_embeddings=true"
-        )
-    if model.max_len is not None and recipe.corpus.max_len > model.max_len:
-        faults.append(
-            f"corpus.max_len: {recipe.corpus.max_len} tokens need {2 * recipe.corpus.max_len + 3} positions, "
-            f"model.max_len={model.max_len} gives {2 * model.max_len + 4}; lower corpus.max_len or raise model.max_len"
-        )
-    if model.pkm:
-        faults += _pkm_faults(model)
-    probs = objective.masked_lm.probs
-    if abs(probs.mask + probs.random + probs.keep - 1) > 1e-9:
-        faults.append(
-            f"objective.masked_lm.probs: mask {probs.mask} + random {probs.random} + keep {probs.keep} must make 1"
-        )
-    if training.precision == "bf16" and training.zero_stage == 0:
-        faults.append("training.zero_stage: bf16 needs stage 1, 2 or 3 for its fp32 masters; raise it, or use fp32")
-    if training.learning_rate is None and training.schedule != "noam":
-        faults.append(f"training.learning_rate: a {training.schedule} schedule needs a peak learning rate, e.g. 1e-4")
-    if training.learning_rate is None and training.optimizer == "lamb":
-        faults.append(
-            "training.learning_rate: lamb needs its own, e.g. 0.00125 at 2,048 samples a step (You et al. 2020)"
-        )
-    ends = recipe.decay_start if training.schedule == "wsd" else recipe.schedule_steps
-    if training.schedule in ENDING and training.warmup_steps >= ends:
-        faults.append(
-            f"training.warmup_steps: {training.warmup_steps} leaves nothing of the {ends} steps before "
-            f"{'the decay of wsd' if training.schedule == 'wsd' else 'the end of the schedule'}; "
-            "lower warmup_steps, or raise max_steps"
-        )
-    return faults
-
-
-def _pkm_faults(model: Model) -> list[str]:
-    params, faults = model.pkm_params, []
-    wrong = [layer for layer in params.in_layers if not 0 <= layer < model.n_encoders]
-    if wrong or not params.in_layers or len(set(params.in_layers)) < len(params.in_layers):
-        faults.append(
-            f"model.pkm_params.in_layers: {list(params.in_layers)} must name different layers "
-            f"from 0 to {model.n_encoders - 1}, at least one"
-        )
-    if params.knn > params.memory_size:
-        faults.append(f"model.pkm_params.knn: {params.knn} is more than the {params.memory_size} keys of memory_size")
-    if params.k_dim % 2:
-        faults.append(f"model.pkm_params.k_dim: {params.k_dim} must be even, a half for each of the two key sets")
-    return faults

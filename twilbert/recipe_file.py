@@ -10,18 +10,21 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from twilbert import storage
 from twilbert.errors import UsageError
-from twilbert.recipe import Recipe, cross_faults, science
+from twilbert.recipe import Recipe, science
+from twilbert.recipe_checks import cross_faults
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 class _Yaml12Loader(yaml.SafeLoader):
@@ -62,14 +65,14 @@ def locate(path: str) -> str:
     """`path` itself, or the shipped recipe of that name (recipes/tiny.yaml) when no such file is here."""
     if storage.exists(path):
         return storage.absolute(path)
-    shipped = _shipped_recipes() / Path(path).name
+    shipped = shipped_recipes() / Path(path).name
     if str(Path(path).parent) in (".", "recipes") and shipped.is_file():
         return str(shipped)
-    names = sorted(item.name for item in _shipped_recipes().glob("*.yaml"))
+    names = sorted(item.name for item in shipped_recipes().glob("*.yaml"))
     raise UsageError(f"{path}: no such recipe; give a YAML file, or one of the shipped ones: {', '.join(names)}")
 
 
-def _shipped_recipes() -> Path:
+def shipped_recipes() -> Path:
     """The folder of recipes inside an installed package, or at the top of a checkout."""
     package = Path(__file__).parent
     inside = package / "recipes"
@@ -78,30 +81,52 @@ def _shipped_recipes() -> Path:
 
 def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The checked recipe of a YAML file with `section.key=value` overrides; UsageError that lists every fault."""
+    return build(read_values(path), overrides, where=path)
+
+
+def read_values(path: str) -> Any:
+    """What a recipe's YAML file holds, unchecked; UsageError when there is none or it does not parse."""
     located = locate(path)
     try:
         text = storage.read_bytes(located).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text, so not a recipe ({error.reason} at byte {error.start})") from error
-    return build(parse_yaml(text, path), overrides, where=path)
+    return parse_yaml(text, path)
 
 
 def build(values: Any, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
     """The checked recipe of plain `values` and overrides."""
+    return validated(values, overrides, where, Recipe, _pretraining_faults)
+
+
+def _pretraining_faults(recipe: Recipe) -> list[str]:
+    # What a model to start from fills in is judged once it has, by train/initial_model.py.
+    open_still = ("model.", "corpus.max_len") if recipe.model.init_from else ()
+    return [fault for fault in cross_faults(recipe) if not fault.startswith(open_still)]
+
+
+def validated(
+    values: Any, overrides: Sequence[str], where: str, schema: type[_Schema], judge: Callable[[_Schema], list[str]]
+) -> _Schema:
+    """`values` with overrides as `schema`; UsageError with its faults and those that `judge` sees across fields."""
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise UsageError(
-            f"{where}: expected sections ({', '.join(Recipe.model_fields)}), found a {type(values).__name__}"
+            f"{where}: expected sections ({', '.join(schema.model_fields)}), found a {type(values).__name__}"
         )
     merged, faults = _merge(values, overrides)
     try:
-        recipe = Recipe.model_validate(merged)
+        recipe = schema.model_validate(merged)
     except ValidationError as error:
-        faults += [_explain(fault) for fault in error.errors()]
-        recipe = _salvage(merged, error)
+        found: dict[str, str] = {}  # pydantic tells the faults of `a | b` once for each side
+        for fault in error.errors():
+            said = explain(fault, schema)
+            found.setdefault(said.partition(":")[0], said)
+        faults += found.values()
+        recipe = salvage(merged, error, schema)
     if recipe is not None:
-        faults += cross_faults(recipe)
+        faults += judge(recipe)
     if faults or recipe is None:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise UsageError(f"{where}: {count}\n" + "\n".join(f"  {fault}" for fault in faults))
@@ -125,49 +150,63 @@ def _merge(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, 
     return {str(key): value for key, value in plain.items()}, faults
 
 
-def _explain(fault: Any) -> str:
-    """One pydantic fault as `dotted.path: what is wrong; the remedy`."""
-    where = tuple(str(part) for part in fault["loc"])
+def explain(fault: Any, schema: type[BaseModel]) -> str:
+    """One pydantic fault of `schema` as `dotted.path: what is wrong; the remedy`."""
+    where = _path(fault)
     dotted = ".".join(where)
     if fault["type"] == "extra_forbidden":
-        known = _known_paths()
+        known = known_paths(schema)
         siblings = [path for path in known if path.rpartition(".")[0] == ".".join(where[:-1])]
         names = {path.rpartition(".")[2]: path for path in siblings}
         near = difflib.get_close_matches(where[-1], names, 1) or difflib.get_close_matches(dotted, known, 1, 0.7)
         elsewhere = [path for path in known if path.endswith("." + where[-1])]
         hint = names.get(near[0], near[0]) if near else (elsewhere[0] if elsewhere else None)
         return f"{dotted}: unknown key" + (f"; did you mean {hint}?" if hint else f"; known here: {', '.join(names)}")
+    if fault["type"] == "missing":
+        return f"{dotted}: missing"
     message = fault["msg"][0].lower() + fault["msg"][1:]
     return f"{dotted}: {fault['input']!r}: {message}"
 
 
-def _known_paths() -> list[str]:
+def _path(fault: Any) -> tuple[str, ...]:
+    """Where a pydantic fault is, without the sides of `a | b` that it names (literal[...], tuple[...])."""
+    first, *others = map(str, fault["loc"])
+    return first, *(part for part in others if "[" not in part)
+
+
+def known_paths(schema: type[BaseModel], path: str = "") -> list[str]:
+    """Dotted paths of all fields of a schema, sections before what they hold."""
     found: list[str] = []
-
-    def walk(value: dict[str, Any], path: str) -> None:
-        for key, item in value.items():
-            found.append(f"{path}{key}")
-            if isinstance(item, dict):
-                walk(item, f"{path}{key}.")
-
-    walk(Recipe().model_dump(), "")
+    for key, field in schema.model_fields.items():
+        found.append(f"{path}{key}")
+        for section in (field.annotation, *get_args(field.annotation)):
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                found += known_paths(section, f"{path}{key}.")
     return found
 
 
-def _salvage(values: dict[str, Any], error: ValidationError) -> Recipe | None:
-    """The recipe with the faulty fields at their defaults, so that cross-checks of the others are reported too."""
+def salvage(
+    values: dict[str, Any], error: ValidationError, schema: type[_Schema], *, whole_sections: bool = False
+) -> _Schema | None:
+    """`values` with the faulty fields at their defaults, so that cross-checks of the others are reported too.
+
+    Where a faulty field has no default, its section goes; None where that is needed too.
+    """
     copy = json.loads(json.dumps(values, default=str))
+    if whole_sections:
+        for fault in error.errors():
+            copy.pop(str(fault["loc"][0]), None)
     for fault in error.errors():
-        *parents, last = [str(part) for part in fault["loc"]]
+        *parents, last = _path(fault)
         place: Any = copy
         for part in parents:
             place = place.get(part, {}) if isinstance(place, dict) else {}
         if isinstance(place, dict):
             place.pop(last, None)
     try:
-        return Recipe.model_validate(copy)
+        return schema.model_validate(copy)
     except ValidationError:
-        return None
+        return None if whole_sections else salvage(values, error, schema, whole_sections=True)
 
 
 def dump(recipe: Recipe) -> str:

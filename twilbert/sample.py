@@ -1,13 +1,18 @@
-"""Generated data to try things with: `sample pairs` writes raw conversations whose entropies are known exactly.
+"""Generated data to try things with: `sample pairs` writes raw conversations whose entropies are known exactly, `sample
+task` a version of any registered task, in the layout of its task file.
 
 DIR/pairs.tsv     ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT: raw, as tweets come
 DIR/sample.json   what a model can learn from them, in nats per word, and how many lines `prepare` should drop
+
+DIR/FOLDER/…      the files that the task file names; DIR is what finetune and tune call data_dir
+DIR/FOLDER/sample.json   rows, seed, and the accuracy that a perfect model reaches
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import posixpath
 import time
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +20,9 @@ from typing import Any
 from twilbert import cli, storage
 from twilbert.data.generator import Figures, figures
 from twilbert.data.generator_lines import BATCH_LINES, HEADER, draw_lines
+from twilbert.data.generator_tasks import LabelledTexts, draw_labelled
 from twilbert.errors import UsageError
+from twilbert.tasks import DATA_DIR, MULTI, REGRESSION, Task, load_task, registered
 
 FORMAT = 1
 
@@ -56,7 +63,100 @@ def sample_pairs(out: str, pairs: int = 60_000, seed: int = 0, *, overwrite: boo
     return info
 
 
+def sample_task(name: str, out: str, rows: int = 1_500, seed: int = 0, *, overwrite: bool = False) -> dict[str, Any]:
+    """Write a generated version of a registered task under OUT, as its task file lays it out; returns what its
+    sample.json holds.
+
+    Of `rows`, three fifths are train, one fifth dev and the rest test. The same seed gives the same files. UsageError
+    for a name that is not registered, fewer than ten rows for each label, or a negative seed.
+    """
+    if name not in registered():
+        raise UsageError(f"{name}: no such task; registered are {', '.join(registered())}")
+    task = load_task(name, out)
+    if rows < 10 * len(task.labels) or seed < 0:
+        least = 10 * len(task.labels)
+        raise UsageError(f"--rows {rows} --seed {seed}: {name} needs at least {least} rows and a seed from 0")
+    if task.problem == REGRESSION:
+        raise UsageError(f"{name}: no data is generated for tasks whose answer is a number; choose another task")
+    drawn = draw_labelled(
+        name, len(task.labels), rows, seed, multi=task.problem == MULTI, two_texts=task.columns.text_b is not None
+    )
+    lines = _lines(task, drawn)
+    ends = {"train": 3 * rows // 5, "dev": 4 * rows // 5, "test": rows}
+    named = {split: path for split, path in task.files.model_dump().items() if path is not None}
+    inside = posixpath.commonpath([posixpath.dirname(path) for path in named.values()])
+    target = storage.join(task.root, inside) if inside else task.root
+    counts = {}
+    with storage.new_folder(target, overwrite=overwrite) as work:
+        start = 0
+        for split, path in named.items():
+            part = [task.delimiter.join(_header(task)), *lines[start : ends[split]]]
+            text = "\n".join(part) + "\n"
+            storage.write_bytes_atomic(storage.join(work, posixpath.relpath(path, inside or ".")), text.encode())
+            counts[split], start = ends[split] - start, ends[split]
+        info = {"format": FORMAT, "task": name, "rows": counts, "seed": seed, "best_accuracy": round(drawn.best, 4)}
+        storage.write_json_atomic(storage.join(work, "sample.json"), info)
+    return {"folder": target, **info}
+
+
+def _header(task: Task) -> list[str]:
+    columns = task.columns
+    labels = [columns.label] if isinstance(columns.label, str) else columns.label
+    return list(task.header or [c for c in (columns.id, columns.text, columns.text_b, *labels) if c is not None])
+
+
+def _lines(task: Task, drawn: LabelledTexts) -> list[str]:
+    """One line a row, in the task's layout; columns that no setting names hold the first text."""
+    columns = task.columns
+    lines = []
+    for row, text in enumerate(drawn.texts):
+        cells = {columns.id: str(1_128_000_000_000_000_000 + 1_000 * row), columns.text: text}
+        if columns.text_b is not None and drawn.texts_b is not None:
+            cells[columns.text_b] = drawn.texts_b[row] or task.missing_text or ""
+        cells |= _label_cells(task, drawn.labels[row])
+        lines.append(task.delimiter.join(cells.get(name, text) for name in _header(task)))
+    return lines
+
+
+def _label_cells(task: Task, label: Any) -> dict[str, str]:
+    """Column → cell of one row's label: a number, or flags."""
+    column = task.columns.label
+    if task.problem != MULTI:
+        assert isinstance(column, str)
+        return {column: task.labels[int(label)]}
+    if not isinstance(column, str):
+        return {name: str(int(flag)) for name, flag in zip(column, label, strict=True)}
+    if task.label_format == "flags":
+        return {column: task.label_separator.join(str(int(flag)) for flag in label)}
+    held = [name for name, flag in zip(task.labels, label, strict=True) if flag]
+    return {column: task.label_separator.join(held)}
+
+
 def _handle(args: argparse.Namespace) -> str:
+    return _handle_tasks(args) if args.what == "task" else _handle_pairs(args)
+
+
+def _handle_tasks(args: argparse.Namespace) -> str:
+    names = registered() if args.names == ["all"] else list(dict.fromkeys(args.names))
+    if not names:
+        raise UsageError(f"task: which? give names, or all: {', '.join(registered())}")
+    wrong = [name for name in names if name not in registered()]
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)}: no such task; registered are {', '.join(registered())}")
+    made = [sample_task(name, args.out, args.rows, args.seed, overwrite=args.overwrite) for name in names]
+    cli.table(
+        ["task", "train", "dev", "test", "best accuracy"],
+        [[i["task"], *(i["rows"].get(s, 0) for s in ("train", "dev", "test")), i["best_accuracy"]] for i in made],
+    )
+    out = storage.absolute(args.out)
+    where = "where finetune and tune look" if out == storage.absolute(DATA_DIR) else f"read with data_dir={out}"
+    told = names[0] if len(names) == 1 else f"{len(names)} tasks"
+    return f"wrote generated {told} to {made[0]['folder'] if len(made) == 1 else out}, seed {args.seed}; {where}"
+
+
+def _handle_pairs(args: argparse.Namespace) -> str:
+    if args.names:
+        raise UsageError(f"pairs takes no names; found {', '.join(args.names)}")
     info = sample_pairs(args.out, args.pairs, args.seed, overwrite=args.overwrite)
     nats = info["nats_per_word"]
     cli.table(
@@ -78,13 +178,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(
         "sample",
         "Generated data to try things with. `pairs`: raw Spanish-looking conversations in which hidden words and the\n"
-        "order of the reply can be learned, and the entropy a perfect model would reach is known.",
-        "twilbert-sample pairs --out sample --pairs 60000",
+        "order of the reply can be learned, and the entropy a perfect model would reach is known. `task NAME…` or\n"
+        "`task all`: labelled texts in the layout of registered tasks, of which words alone tell most.",
+        "twilbert-sample pairs --out sample --pairs 60000\n  twilbert-sample task stance17 --out tasks",
     )
-    parser.add_argument("what", choices=["pairs"], help="what to generate")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder or URI to write")
-    parser.add_argument("--pairs", type=int, default=60_000, help="lines (60000)")
-    parser.add_argument("--seed", type=int, default=0, help="which conversations are drawn (0)")
+    parser.add_argument("what", choices=["pairs", "task"], help="what to generate")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="registered tasks, or all")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder or URI to write (tasks: the data directory)"
+    )
+    parser.add_argument("--pairs", type=int, default=60_000, help="lines of pairs (60000)")
+    parser.add_argument("--rows", type=int, default=1_500, help="rows of a task, over train, dev and test (1500)")
+    parser.add_argument("--seed", type=int, default=0, help="which texts are drawn (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at DIR")
     return cli.run(parser, _handle, argv)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,11 @@ def tensors(micro_batch: MicroBatch, device: torch.device) -> tuple[torch.Tensor
 def zero_sums(device: torch.device) -> torch.Tensor:
     """Empty sums, float64 [the model's own and the counts of tokens and samples]."""
     return torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+
+
+def sums_named(values: Mapping[str, float]) -> list[float]:
+    """Sums made elsewhere, in the order of `zero_sums`; KeyError when one is missing."""
+    return [float(values[name]) for name in _SUMS]
 
 
 def sums_of(out: PretrainingOutput, micro_batch: MicroBatch) -> torch.Tensor:
@@ -95,16 +100,18 @@ class Interval:
         self._sums = [0.0] * len(_SUMS)
         self.loss = math.nan  # of the latest step
 
-    def add(self, totals: list[float], n_masked: int, n_rop: int, waited: float) -> None:
-        """Add a step's sums over all workers and the seconds this worker waited for data."""
-        self._sums = [a + b for a, b in zip(self._sums, totals, strict=True)]
+    def add(self, totals: list[float], n_masked: int, n_rop: int, waited: float) -> bool:
+        """Add a step's sums over all workers and the seconds this worker waited for data; whether its loss is finite.
+
+        The sums of a step whose loss is not finite are left out.
+        """
         self.loss = totals[0] / n_masked + totals[1] / n_rop
         self.waited += waited
         self.steps += 1
-
-    def is_finite(self) -> bool:
-        """Whether the latest step's loss is a number."""
-        return math.isfinite(self.loss)
+        finite = math.isfinite(self.loss)
+        if finite:
+            self._sums = [a + b for a, b in zip(self._sums, totals, strict=True)]
+        return finite
 
     @property
     def tokens_per_second(self) -> float:

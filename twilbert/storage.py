@@ -13,10 +13,11 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pyarrow import fs
 
@@ -180,6 +181,35 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
 def write_json_atomic(path: str, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_bytes_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[IO[bytes]]:
+    """A file that appears whole or not at all, for contents that are written bit by bit: yields where to write.
+
+    After a fault nothing new is left behind and an old file is untouched; parents are created.
+    """
+    with explained_write(path):
+        if not is_local(path):
+            with tempfile.TemporaryFile() as stream:  # an object store would keep what was written before a fault
+                yield stream
+                stream.seek(0)
+                system, inner = filesystem(path)
+                with system.open_output_stream(inner) as out:
+                    shutil.copyfileobj(stream, out, _CHUNK)
+            return
+        target = Path(absolute(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+            sync_file(str(target.parent))
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -37,15 +37,16 @@ def test_windows_hold_every_row_group_once_an_epoch_in_an_order_of_the_epochs_ow
 @pytest.mark.parametrize("start", [0, 3])
 def test_items_cover_each_step_once_with_every_window_it_reaches(encoded, size, start):
     plan = make_plan(encoded, global_batch_size=size)
-    stop = start + max(4, 60_000 // size)
-    found = list(items(plan, start, stop))
+    stop = start + max(4, 200_000 // size)
+    found = list(items(plan, 0, start, stop))
     assert [found[0].first_step, found[-1].stop_step] == [start, stop]
     assert all(a.stop_step == b.first_step for a, b in pairwise(found))
     for item in found:
         first, last = item.first_step * size, item.stop_step * size
-        assert item.windows[0].start <= first < item.windows[0].stop
-        assert item.windows[-1].start < last <= item.windows[-1].stop
-        assert all(a.stop == b.start for a, b in pairwise(item.windows))
+        (windows,) = item.lanes
+        assert windows[0].start <= first < windows[0].stop
+        assert windows[-1].start < last <= windows[-1].stop
+        assert all(a.stop == b.start for a, b in pairwise(windows))
     assert len(found) > 1
 
 

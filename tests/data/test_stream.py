@@ -279,7 +279,7 @@ def test_evaluation_masks_are_not_those_of_training(encoded):
 
 def test_micro_batches_survive_an_arrow_table_and_any_slice_of_it(encoded):
     plan = make_plan(encoded, 2, 3, global_batch_size=9)
-    (item,) = items(plan, 0, 8)
+    (item,) = items(plan, 0, 0, 8)
     (run,) = build(plan, 0, item)
     plain = list(run.micro_batches())
     table = run.to_table()
@@ -309,7 +309,7 @@ def test_ray_data_gives_the_same_micro_batches_and_stops_when_closed(ray_local, 
     monkeypatch.setattr("twilbert.data.plan._ITEM_SAMPLES", 100)
     monkeypatch.setattr("twilbert.data.ray_stream._ITEMS_AN_EXECUTION", 4)
     plan = make_plan(encoded, 2, 3)
-    assert len(list(items(plan, 3, 25))) > 4
+    assert len(list(items(plan, 1, 3, 25))) > 4
     plain = list(micro_batches(plan, 1, 3, 25))
     streamed = list(ray_micro_batches(plan, 1, 3, 25))
     assert len(plain) == len(streamed) == 3 * 22

@@ -77,3 +77,9 @@ def test_cleaning_twice_changes_nothing():
 )
 def test_drop_rules(tweet: str, reply: str | None, reason: str | None):
     assert drop_reason(tweet, reply) == reason
+
+
+def test_rt_goes_as_a_word_only_where_asked():
+    assert clean("RT @ana: PARTE, RT!", remove_rt=True) == "user: PARTE, !"
+    assert clean("RT @ana: RTL", remove_rt=True) == "user: RTL"
+    assert clean("RT hola") == "RT hola"

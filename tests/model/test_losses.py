@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,3 +55,46 @@ def test_a_second_backward_is_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+# ---- the original's pre-training losses ------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "losses_pretraining.npz"
+
+
+@pytest.fixture
+def original() -> dict[str, torch.Tensor]:
+    if not GOLDEN.exists():
+        pytest.skip("the original's losses are not here")
+    with np.load(GOLDEN) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+def _masked_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """As a model's step computes it: mean over the masked positions, those whose label is not 0.
+
+    Keras clips the probabilities it is given; ours come from logits and need it not.
+    """
+    masked, probabilities = labels != 0, probabilities.clamp(1e-7, 1 - 1e-7)
+    return token_cross_entropy(probabilities[masked].log(), labels[masked]).sum() / masked.sum().clamp_min(1)
+
+
+@pytest.mark.parametrize("name", ["masked_loss", "sparse_masked_mlm_loss"])
+def test_value_and_gradient_are_the_originals(original: dict[str, torch.Tensor], name: str):
+    probabilities = original["y_pred"].clone().requires_grad_()
+    loss = _masked_loss(probabilities, original["y_true"][..., 0].long())
+    assert abs(loss.item() - original[name].item()) <= 1e-5
+    loss.backward()
+    expected = original[f"{name}|grad"]
+    assert probabilities.grad is not None
+    assert (probabilities.grad - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_nothing_masked_and_accuracies_are_the_originals(original: dict[str, torch.Tensor]):
+    labels = original["y_true"][..., 0].long()
+    assert _masked_loss(original["y_pred"], torch.zeros_like(labels)) == original["masked_loss|nothing_masked"] == 0
+    masked = labels != 0
+    right = original["y_pred"][masked].argmax(-1) == labels[masked]
+    assert right.double().mean() == original["acc_m"]
+    rop = (original["rop_pred"].argmax(-1) == original["rop_true"]).float()
+    assert torch.equal(rop, original["acc_r_1d"]) and torch.equal(rop, original["acc_r_2d"])

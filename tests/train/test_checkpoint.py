@@ -70,7 +70,8 @@ class _Run:
 
     def save(self, folder: str) -> None:
         fragments = owned(local_fragments(self.engine), self.recipe.training.zero_stage, self.rank, self.world)
-        data = checkpoint.optimizer_bytes(fragments, self.optimizer.moments)
+        flats = checkpoint.copy_to_host(fragments, self.optimizer.moments)
+        data = checkpoint.optimizer_bytes(checkpoint.places_of(fragments), flats)
         checkpoint.write_file(folder, checkpoint.optimizer_file(self.rank, self.world), data)
         torch.distributed.barrier()
 
@@ -171,7 +172,8 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
         return torch.zeros_like(flat), torch.zeros_like(flat)
 
     flat = torch.arange(6.0)
-    data = checkpoint.optimizer_bytes([Fragment("a.weight", (2, 3), 0, 6, flat, 0)], moments)
+    fragments = [Fragment("a.weight", (2, 3), 0, 6, flat, 0)]
+    data = checkpoint.optimizer_bytes(checkpoint.places_of(fragments), checkpoint.copy_to_host(fragments, moments))
     checkpoint.write_file(str(tmp_path), checkpoint.optimizer_file(0, 1), data)
     reader = checkpoint.OptimizerReader(str(tmp_path))
     larger = Fragment("a.weight", (4, 3), 0, 12, torch.zeros(12), 0)

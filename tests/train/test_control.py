@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from twilbert import cluster
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.train.control import _SAME_SIGNAL_S, STOP_SIGNAL, RunControl, watch
 
@@ -29,6 +30,7 @@ def control(monkeypatch) -> Local:
     import ray
 
     monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(cluster, "draining_nodes", frozenset)
     return Local()
 
 

@@ -3,7 +3,8 @@
     windows ─ read ─▶ rows ─ shuffle ─▶ samples [S steps, G] ─ sort by length, cut ─▶ pieces ─ own ─▶ micro-batches
 
 All workers order and cut all samples, from counts alone, and come to the same pieces; only a worker's own are laid out
-and masked. Whole runs of steps are built at once: the cost of a numpy call is paid a run, not a step.
+and masked. With several lanes a worker orders and cuts its own lanes' samples together, and all pieces are its own.
+Whole runs of steps are built at once: the cost of a numpy call is paid a run, not a step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from twilbert.data import rows as rows_of
-from twilbert.data.cut import cut
+from twilbert.data.cut import cut_for
 from twilbert.data.microbatch import UNKNOWN, VALUES, Packed
 from twilbert.data.objectives import (
     ROP_NONE,
@@ -36,7 +37,10 @@ _RUN_TOKENS = 2**18  # tokens laid out and masked at once: large for numpy, smal
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """The samples of S consecutive steps, each sorted by length, then sample id, then epoch. int64 [S, G]."""
+    """The samples of S consecutive steps that a worker reads, G or its lanes' share of them, int64 [S, G].
+
+    Each step is sorted by length, then sample id, then epoch.
+    """
 
     rows: Rows
     row: np.ndarray  # index into `rows`
@@ -48,9 +52,10 @@ class Steps:
 def build(plan: StreamPlan, rank: int, item: Item) -> Iterator[Packed]:
     """Worker `rank`'s micro-batches of the item's steps in order, in runs of whole steps."""
     steps = read_steps(plan, item)
-    n_masked = step_masked(steps, plan.masking)
-    n_rop = (steps.rows.reply_len > 0)[steps.row].sum(axis=1)
-    tokens_a_step = int(steps.length.sum()) // (len(steps.row) * plan.world_size) + 1
+    n_masked, n_rop = step_masked(steps, plan.masking), (steps.rows.reply_len > 0)[steps.row].sum(axis=1)
+    if len(item.lanes) < plan.lanes:
+        n_masked = n_rop = np.full(len(steps.row), UNKNOWN)
+    tokens_a_step = int(steps.length.sum()) // (len(steps.row) * plan.sharers) + 1
     run = max(1, _RUN_TOKENS // tokens_a_step)
     for at in range(0, len(steps.row), run):
         part = slice(at, at + run)
@@ -59,21 +64,24 @@ def build(plan: StreamPlan, rank: int, item: Item) -> Iterator[Packed]:
 
 def read_steps(plan: StreamPlan, item: Item) -> Steps:
     """Read the item's windows and deal their shuffled samples to its steps."""
-    size = plan.global_batch_size
-    parts, row, direction, epoch = [], [], [], []
+    size = plan.global_batch_size // plan.lanes
+    parts, lanes = [], []
     first_row = 0
-    for window in item.windows:
-        rows = rows_of.read_rows(plan.encoded, plan.counts, window.row_groups)
-        window_row, window_direction = shuffled(plan.seed, window, rows)
-        begin = max(item.first_step * size, window.start) - window.start
-        end = min(item.stop_step * size, window.stop) - window.start
-        row.append(first_row + window_row[begin:end])
-        direction.append(window_direction[begin:end])
-        epoch.append(np.full(end - begin, window.epoch))
-        parts.append(rows)
-        first_row += len(rows.number)
+    for windows in item.lanes:
+        row, direction, epoch = [], [], []
+        for window in windows:
+            rows = rows_of.read_rows(plan.encoded, plan.counts, window.row_groups)
+            window_row, window_direction = shuffled(plan.seed, window, rows)
+            begin = max(item.first_step * size, window.start) - window.start
+            end = min(item.stop_step * size, window.stop) - window.start
+            row.append(first_row + window_row[begin:end])
+            direction.append(window_direction[begin:end])
+            epoch.append(np.full(end - begin, window.epoch))
+            parts.append(rows)
+            first_row += len(rows.number)
+        lanes.append([np.concatenate(x).reshape(-1, size) for x in (row, direction, epoch)])
     rows = rows_of.concatenate(parts)
-    row_SG, direction_SG, epoch_SG = (np.concatenate(x).reshape(-1, size) for x in (row, direction, epoch))
+    row_SG, direction_SG, epoch_SG = (np.concatenate(x, axis=1) for x in zip(*lanes, strict=True))
     length_SG = rows.lengths[row_SG]
     order_SG = np.lexsort((epoch_SG, 2 * rows.number[row_SG] + direction_SG, length_SG), axis=1)
     sorted_ = (np.take_along_axis(x, order_SG, axis=1) for x in (row_SG, direction_SG, epoch_SG, length_SG))
@@ -82,7 +90,8 @@ def read_steps(plan: StreamPlan, item: Item) -> Steps:
 
 def shuffled(seed: int, window: Window, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """The window's samples in the order of the stream: row (index into `rows`) and direction."""
-    row, direction = rows.samples()
+    own = slice(window.skip, window.skip + window.stop - window.start)
+    row, direction = (x[own] for x in rows.samples())
     sample_ids = 2 * rows.number[row] + direction
     order = np.argsort(bits(key(seed, Purpose.SAMPLE_ORDER, window.epoch, sample_ids), 0), kind="stable")
     return row[order], direction[order]
@@ -95,15 +104,21 @@ def step_masked(steps: Steps, masking: MaskingSettings) -> np.ndarray:
     return span_budget(steps.rows.maskable, masking.budget)[steps.row].sum(axis=1)
 
 
+def cut_steps(plan: StreamPlan, length_SG: np.ndarray) -> np.ndarray:
+    """The edges of all pieces of each step among its sorted samples, int64 [S, pieces + 1]."""
+    cut = cut_for(plan.sharers)
+    return np.stack([cut(length, plan.sharers * plan.accumulation) for length in length_SG])
+
+
 def _build_run(
     plan: StreamPlan, rank: int, first_step: int, steps: Steps, part: slice, n_masked: np.ndarray, n_rop: np.ndarray
 ) -> Packed:
     length_SG = steps.length[part]
     n_steps, size = length_SG.shape
-    edges = np.stack([cut(length, plan.n_pieces) for length in length_SG])  # [S, pieces + 1]
+    edges, turn = cut_steps(plan, length_SG), rank % plan.sharers
     step_at = np.arange(n_steps)[:, None] * size
-    begin = (edges[:, rank : plan.n_pieces : plan.world_size] + step_at).ravel()  # [S · accumulation]
-    end = (edges[:, rank + 1 :: plan.world_size] + step_at).ravel()
+    begin = (edges[:, turn : -1 : plan.sharers] + step_at).ravel()  # [S · accumulation]
+    end = (edges[:, turn + 1 :: plan.sharers] + step_at).ravel()
     own = ranges(begin, end - begin)
     step = first_step + np.arange(n_steps)
     each = np.repeat(np.arange(n_steps), plan.accumulation)
@@ -115,11 +130,11 @@ def _build_run(
         sizes=end - begin,
         counts={
             "step": step[each],
-            "epoch": (step * size // plan.counts.samples)[each],
+            "epoch": (step * plan.global_batch_size // plan.counts.samples)[each],
             "accumulation": np.tile(np.arange(plan.accumulation), n_steps),
             "n_masked": n_masked[each],
             "n_rop": n_rop[each],
-            "n_samples": np.full(len(each), size),
+            "n_samples": np.full(len(each), plan.global_batch_size),
         },
         seed=plan.seed,
         masking=plan.masking,

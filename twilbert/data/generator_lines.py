@@ -127,6 +127,12 @@ def _written(words: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([out, cut_off[:, None]], axis=1).astype(np.int32)
 
 
+def as_texts(words: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """Texts of words [texts, longest], -1 where there is none but in the first column, as people write them."""
+    table = _surfaces().table
+    return ["".join(table.take(pa.array(row[row >= 0])).to_pylist()) for row in _written(words, rng)]
+
+
 def _id_columns(ids: np.ndarray) -> np.ndarray:
     """19-digit numbers that begin with 1 as surfaces, int32 [rows, 7]: "1", then three digits each."""
     s = _surfaces()

@@ -43,8 +43,10 @@ class MicroBatch:
     step: int
     epoch: int  # of the step's first sample
     accumulation: int  # which micro-batch of its worker's step
-    n_masked: int | None  # masked tokens of the whole step, all workers; None under token masking: all_reduce K
-    n_rop: int  # samples with a reply of the whole step, all workers
+    n_masked: (
+        int | None
+    )  # masked tokens of the whole step, all workers; None under token masking, or as n_rop: reduce K
+    n_rop: int | None  # samples with a reply of the whole step, all workers; None where others read other lanes: reduce
     n_samples: int  # samples of the whole step, all workers
 
     @property
@@ -92,7 +94,7 @@ class Packed:
         for row in range(len(counts["step"])):
             part = {name: self.values[name][0][edges[name][row] : edges[name][row + 1]] for name in VALUES}
             shape = len(part["lengths"]), counts["width"][row]
-            n_masked = counts["n_masked"][row]
+            n_masked, n_rop = counts["n_masked"][row], counts["n_rop"][row]
             yield MicroBatch(
                 input_ids=part["input_ids"].reshape(shape),
                 segment_ids=part["segment_ids"].reshape(shape),
@@ -105,6 +107,6 @@ class Packed:
                 epoch=counts["epoch"][row],
                 accumulation=counts["accumulation"][row],
                 n_masked=None if n_masked == UNKNOWN else n_masked,
-                n_rop=counts["n_rop"][row],
+                n_rop=None if n_rop == UNKNOWN else n_rop,
                 n_samples=counts["n_samples"][row],
             )

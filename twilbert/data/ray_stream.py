@@ -24,7 +24,8 @@ from twilbert.errors import TwilbertError
 READ_AHEAD_BYTES = 128 * 2**20  # built and not yet consumed, a worker
 _BLOCK_BYTES = 2 * 2**20  # a block leaves its task at this size
 _ITEMS_AN_EXECUTION = 256  # items of one Ray Data execution: the next is started when it is used up
-_PAUSE_S = 0.02
+_PAUSES_S = 0.02, 0.1  # while a stream starts, and after: a look costs 1 ms of the consumer's CPU
+_STARTING_S = 3.0
 _FAULT = "fault"  # the column of a task's last row that tells what stopped it; null in every other row
 
 
@@ -35,11 +36,12 @@ class RestingExecutor:
     """
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Nothing to do."""
+        """Note the time."""
+        self._started = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        """Sleep 20 ms: far shorter than a task, far longer than a look."""
-        time.sleep(_PAUSE_S)
+        """Sleep 20 ms, so that the first steps come soon, and 100 ms later on: shorter than a task, longer than a look."""
+        time.sleep(_PAUSES_S[time.monotonic() - self._started > _STARTING_S])
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to do."""
@@ -63,7 +65,7 @@ def ray_micro_batches(
     `close()` stops the tasks: to be called on a stream that is not used up, before Ray shuts down, or the exit hangs.
     TwilbertError, naming the file, when a shard cannot be read.
     """
-    remaining = items(plan, start_step, stop_step)
+    remaining = items(plan, rank, start_step, stop_step)
     while some := list(islice(remaining, _ITEMS_AN_EXECUTION)):
         blocks = _blocks(plan, rank, some, read_ahead_bytes, parallel_tasks)
         try:

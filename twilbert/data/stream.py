@@ -16,7 +16,7 @@ import numpy as np
 
 from twilbert.data import rows as rows_of
 from twilbert.data.build import build, pack
-from twilbert.data.cut import cut, padded, pieces_needed
+from twilbert.data.cut import cut, cut_for, padded, pieces_needed
 from twilbert.data.encoded import EncodedCorpus
 from twilbert.data.microbatch import UNKNOWN, MicroBatch
 from twilbert.data.objectives import MaskingSettings, span_budget
@@ -33,19 +33,26 @@ def micro_batches(plan: StreamPlan, rank: int, start_step: int, stop_step: int) 
 
     TwilbertError, naming the file, when a shard cannot be read.
     """
-    for item in items(plan, start_step, stop_step):
+    for item in items(plan, rank, start_step, stop_step):
         for run in build(plan, rank, item):
             yield from run.micro_batches()
 
 
 def accumulation_for(
-    encoded: EncodedCorpus, split: str, global_batch_size: int, world_size: int, micro_batch_tokens: int
+    encoded: EncodedCorpus,
+    split: str,
+    global_batch_size: int,
+    world_size: int,
+    micro_batch_tokens: int,
+    lanes: int = 1,
 ) -> int:
     """The least accumulation at which micro-batches have at most `micro_batch_tokens` padded tokens in the mean.
 
     Judged on steps made of the lengths of up to 8 row groups, evenly spaced over the split; a step's own mean varies
-    around it by sampling. UsageError when not even the longest sample fits.
+    around it by sampling. With several lanes a worker cuts its own lanes' samples. UsageError when not even the longest
+    sample fits.
     """
+    n_cut, sharers = (global_batch_size, world_size) if lanes == 1 else (global_batch_size // world_size, 1)
     counts = nonempty_split(encoded, split)
     numbers = np.linspace(0, len(counts.row_groups) - 1, min(len(counts.row_groups), _SURVEYED_ROW_GROUPS))
     lengths = np.sort(rows_of.read_lengths(encoded, counts, np.unique(numbers.round().astype(np.int64)).tolist()))
@@ -56,14 +63,14 @@ def accumulation_for(
         )
     # Steps of evenly spaced quantiles, each with another phase: what a shuffled step looks like, without its luck.
     phase = (np.arange(_SURVEYED_STEPS)[:, None] + 0.5) / _SURVEYED_STEPS
-    quantile = (np.arange(global_batch_size) + phase) / global_batch_size
+    quantile = (np.arange(n_cut) + phase) / n_cut
     steps = lengths[(quantile * len(lengths)).astype(np.int64)]
 
     def fits(accumulation: int) -> bool:
-        n_pieces = world_size * accumulation
-        return float(np.mean([padded(step, cut(step, n_pieces)).mean() for step in steps])) <= micro_batch_tokens
+        costs = [padded(step, cut_for(sharers)(step, sharers * accumulation)).mean() for step in steps]
+        return float(np.mean(costs)) <= micro_batch_tokens
 
-    accumulation = max(1, int(steps.sum() / len(steps) / (world_size * micro_batch_tokens)))
+    accumulation = max(1, int(steps.sum() / len(steps) / (sharers * micro_batch_tokens)))
     while not fits(accumulation):
         accumulation += 1
     return accumulation

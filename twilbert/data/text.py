@@ -11,6 +11,7 @@ import re
 
 _URL = re.compile(r"https?://\S+")
 _MENTION = re.compile(r"@+\w+")
+_RETWEET = re.compile(r"\bRT\b")
 _PLACEHOLDERS = frozenset({"user", "url"})
 MIN_WORDS = 3  # a pair is kept when at least one side has this many
 
@@ -24,8 +25,10 @@ CLEANING: dict[str, str] = {
 }
 
 
-def clean(text: str) -> str:
+def clean(text: str, remove_rt: bool = False) -> str:
     """`text` with entities unescaped, links as `url`, mentions as `user`, no `…`, single spaces; "" if nothing is left.
+
+    With `remove_rt`, as in fine-tuning, the word RT goes too; the original also cut it out of words (PARTE, PA E).
 
     Cleaning twice changes nothing, but for entities that were escaped more than once (`&amp;lt;`): each pass undoes one
     level. Entities come first, so that `&#64;ana` and links that hold `&amp;` are seen as what they are.
@@ -38,7 +41,18 @@ def clean(text: str) -> str:
         text = _MENTION.sub("user", text)
     if "…" in text:
         text = text.replace("…", " ")
+    if remove_rt and "RT" in text:
+        text = _RETWEET.sub(" ", text)
     return " ".join(text.split())
+
+
+def clean_as_original(text: str) -> str:
+    """`text` as the original's evaluation applications cleaned it, to compare with figures they printed.
+
+    Entities come last, so that escaped links and mentions stay, and RT is cut out of words too (DEPORTIVOS, DEPO IVOS).
+    """
+    text = _MENTION.sub("user", _URL.sub("url", text)).replace("…", " ").replace("RT", " ").strip()
+    return " ".join(html.unescape(text).split())
 
 
 def drop_reason(tweet: str, reply: str | None) -> str | None:

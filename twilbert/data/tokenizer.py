@@ -1,7 +1,8 @@
 """The runtime tokenizer: tokenizer.json of the `tokenizers` library, in training as in inference.
 
 A folder holds tokenizer.json (all that encoding needs), tokenizer_config.json (transformers reads the folder with it)
-and, when twilbert-vocab made it, twilbert_tokenizer.json (how it was trained) and spm.model (what it was made from).
+and twilbert_tokenizer.json (how it was made); twilbert-vocab's (SentencePiece) also spm.model, what it was made from.
+The released models' (BERT word pieces, data/wordpiece.py) differs in tokenizer.json alone: nothing here asks which.
 """
 
 from __future__ import annotations
@@ -101,6 +102,13 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of one text, no special tokens added, not cut."""
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_masked(self, text: str) -> list[int]:
+        """Ids of one text in which "[MASK]" stands for the masked token; no special tokens added, not cut."""
+        reading = tokenizers.Tokenizer.from_buffer(self._files[TOKENIZER_FILE])
+        reading.no_truncation()
+        reading.no_padding()
+        return reading.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`, one space between words."""

@@ -11,6 +11,8 @@ from twilbert.errors import TwilbertError
 
 PAD_ID = 0
 MASK_ID = 2
+CLS_ID = 3
+SEP_ID = 4
 
 
 @dataclass(frozen=True)

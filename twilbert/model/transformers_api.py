@@ -1,25 +1,38 @@
-"""A model as a transformers folder: config.json, model.safetensors and, where given, the tokenizer's files."""
+"""A model as a transformers folder: config.json, model.safetensors and, where given, the tokenizer's files.
+
+A pre-trained model and a fine-tuned one differ by what config.json says beside the sizes: the second has "head" (see
+`HeadConfig`, and the library's own id2label, label2id, problem_type) and "text", how its texts were cleaned and cut.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from twilbert import storage
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import PAD_ID, ModelConfig
 from twilbert.model.heads import PretrainingModel
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+RECIPE_NAME = "recipe.yaml"
+"""In a converted model's folder: the recipe equivalent of its configuration."""
+CLASSIFIER = "TWilBertForSequenceClassification"
+TEXT_SETTINGS = {"remove_rt": bool, "max_len": int}
+"""Of a fine-tuned model: whether the word RT was removed from its texts, and their length in tokens."""
+# Of a model's folder, which may serve as a tokenizer's: what is the model's own (the last two: how it was made).
+_NOT_A_TOKENIZERS = (CONFIG_NAME, WEIGHTS_NAME, RECIPE_NAME, "training.json")
+_Model = TypeVar("_Model", bound=nn.Module)
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
 
@@ -43,24 +56,30 @@ class TWilBertConfig(PretrainedConfig):
         super().__init__(**values)
 
     @classmethod
-    def from_model_config(cls, config: ModelConfig) -> TWilBertConfig:
-        """The same model in transformers' terms."""
-        return cls(**config.to_dict())
+    def from_model_config(cls, config: ModelConfig, **others: Any) -> TWilBertConfig:
+        """The same model in transformers' terms; `others` are kept beside its fields."""
+        return cls(**config.to_dict(), **others)
 
     def to_model_config(self) -> ModelConfig:
         """The model these fields describe; TwilbertError when they do not fit together."""
         return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
 
 
-def expected_tensors(config: ModelConfig) -> dict[str, torch.Size]:
-    """Name and shape of every tensor that a model of this configuration saves."""
+@overload
+def empty_model(config: ModelConfig, head: None = None) -> PretrainingModel: ...
+@overload
+def empty_model(config: ModelConfig, head: HeadConfig) -> ClassificationModel: ...
+@overload
+def empty_model(config: ModelConfig, head: HeadConfig | None) -> PretrainingModel | ClassificationModel: ...
+def empty_model(config: ModelConfig, head: HeadConfig | None = None) -> PretrainingModel | ClassificationModel:
+    """A model of these sizes without numbers (on torch's meta device): with `head` a classifier."""
     with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in PretrainingModel(config).state_dict().items()}
+        return PretrainingModel(config) if head is None else ClassificationModel(config, head)
 
 
-def check_tensors(source: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """TwilbertError naming the first tensor of `source` that is missing, unknown or not of the shape `config` asks."""
-    expected = expected_tensors(config)
+def check_tensors(source: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """TwilbertError naming the first tensor of `source` that is missing, unknown or unlike that of `model`."""
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in tensors:
             raise TwilbertError(f"{source}: tensor {name} {list(shape)} is missing; these are not this model's weights")
@@ -84,31 +103,122 @@ def save_model_folder(
     tokenizer_folder: str | None = None,
     *,
     overwrite: bool = False,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a model folder, whole or not at all; tensors keep their type.
+    """Write a pre-trained model's folder, whole or not at all; tensors keep their type.
 
-    `tokenizer_folder`: its files are copied in, so that the folder loads alone. TwilbertError when `state_dict` is not
-    that of a model of `config`; UsageError when `path` holds something and not `overwrite`.
+    `tokenizer_folder`: its files are copied in, so that the folder loads alone; `files`: others to write, by name.
+    TwilbertError when `state_dict` is not that of a model of `config`; UsageError when `path` holds something and not
+    `overwrite`.
     """
-    check_tensors("the model to save", config, state_dict)
+    check_tensors("the model to save", empty_model(config), state_dict)
+    _save(path, TWilBertConfig.from_model_config(config), state_dict, tokenizer_folder, overwrite, files or {})
+
+
+def save_classifier_folder(
+    path: str,
+    config: ModelConfig,
+    head: HeadConfig,
+    text: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    tokenizer_folder: str | None = None,
+    *,
+    overwrite: bool = False,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a fine-tuned model's folder, whole or not at all; `text` has the keys of TEXT_SETTINGS.
+
+    Otherwise as `save_model_folder`.
+    """
+    _check_text("the model to save", text)
+    check_tensors("the model to save", empty_model(config, head), state_dict)
+    settings = TWilBertConfig.from_model_config(
+        config,
+        architectures=[CLASSIFIER],
+        problem_type=head.problem,
+        id2label=dict(enumerate(head.labels)),
+        label2id={label: number for number, label in enumerate(head.labels)},
+        head=head.to_dict(),
+        text=dict(text),
+    )
+    _save(path, settings, state_dict, tokenizer_folder, overwrite, files or {})
+
+
+def _save(
+    path: str,
+    settings: TWilBertConfig,
+    state_dict: Mapping[str, Tensor],
+    tokenizer_folder: str | None,
+    overwrite: bool,
+    files: Mapping[str, bytes],
+) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in state_dict.items()}
     with storage.new_folder(path, overwrite=overwrite) as folder:
         if tokenizer_folder is not None:
             _copy_files(tokenizer_folder, folder)
+        for name, content in files.items():
+            storage.write_bytes_atomic(storage.join(folder, name), content)
         storage.write_bytes_atomic(storage.join(folder, WEIGHTS_NAME), save_safetensors(tensors, {"format": "pt"}))
-        settings = TWilBertConfig.from_model_config(config).to_json_string(use_diff=False)
-        storage.write_bytes_atomic(storage.join(folder, CONFIG_NAME), settings.encode())
+        content = settings.to_json_string(use_diff=False)
+        storage.write_bytes_atomic(storage.join(folder, CONFIG_NAME), content.encode())
 
 
 def _copy_files(source: str, target: str) -> None:
     for name in storage.list_dir(source):
         file = storage.join(source, name)
-        if name not in (CONFIG_NAME, WEIGHTS_NAME) and not storage.is_folder(file):
+        if name not in _NOT_A_TOKENIZERS and not storage.is_folder(file):
             storage.write_bytes_atomic(storage.join(target, name), storage.read_bytes(file))
 
 
 def load_model_config(path: str) -> ModelConfig:
     """The configuration of a model folder; UsageError when it is none of ours, TwilbertError when it is damaged."""
+    return _model_config(path, _settings(path))
+
+
+def is_classifier(path: str) -> bool:
+    """Whether a model folder is a fine-tuned one; errors as `load_model_config`."""
+    return "head" in _settings(path)
+
+
+def load_model_folder(path: str, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, PretrainingModel]:
+    """The model of a folder that `save_model_folder` wrote, in `dtype`, on the CPU, in training mode.
+
+    UsageError when `path` is no model folder, or a fine-tuned model's; TwilbertError when its weights are missing,
+    damaged, or not those its configuration asks: the tensor, its shape, the one expected.
+    """
+    settings = _settings(path)
+    if "head" in settings:
+        raise UsageError(f"{path}: a fine-tuned model, without the heads of pre-training; give the model it came from")
+    config = _model_config(path, settings)
+    return config, _load_weights(path, empty_model(config)).to(dtype)
+
+
+def load_classifier_folder(
+    path: str, dtype: torch.dtype = torch.float32
+) -> tuple[ModelConfig, HeadConfig, dict[str, Any], ClassificationModel]:
+    """Sizes, head, text settings (TEXT_SETTINGS) and model of a folder that `save_classifier_folder` wrote.
+
+    In `dtype`, on the CPU, in training mode. UsageError when `path` is no model folder or one without a classifier;
+    TwilbertError as `load_model_folder`.
+    """
+    settings = _settings(path)
+    if "head" not in settings:
+        raise UsageError(f"{path}: a pre-trained model without a classifier; give a fine-tuned one")
+    file = storage.join(path, CONFIG_NAME)
+    config = _model_config(path, settings)
+    if not isinstance(settings["head"], dict):
+        raise TwilbertError(f"{file}: head is no mapping; the file is damaged: restore it")
+    try:
+        head = HeadConfig.from_dict(settings["head"])
+    except TwilbertError as error:
+        raise TwilbertError(f"{file}: {error}") from error
+    text = settings.get("text", {})
+    _check_text(file, text)
+    return config, head, dict(text), _load_weights(path, empty_model(config, head)).to(dtype)
+
+
+def _settings(path: str) -> dict[str, Any]:
+    """What a model folder's config.json says; errors as `load_model_config`."""
     file = storage.join(path, CONFIG_NAME)
     if not storage.exists(file):
         raise UsageError(
@@ -118,6 +228,11 @@ def load_model_config(path: str) -> ModelConfig:
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind != TWilBertConfig.model_type:
         raise UsageError(f"{file}: model_type is {kind!r}, expected {TWilBertConfig.model_type!r}")
+    return values
+
+
+def _model_config(path: str, values: Mapping[str, Any]) -> ModelConfig:
+    file = storage.join(path, CONFIG_NAME)
     missing = [name for name in _FIELDS if name not in values]
     if missing:
         raise TwilbertError(f"{file}: field {missing[0]!r} is missing; the file is damaged: restore it")
@@ -127,13 +242,14 @@ def load_model_config(path: str) -> ModelConfig:
         raise TwilbertError(f"{file}: {error}") from error
 
 
-def load_model_folder(path: str, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, PretrainingModel]:
-    """The model of a folder that `save_model_folder` wrote, in `dtype`, on the CPU, in training mode.
+def _check_text(source: str, text: Any) -> None:
+    for key, kind in TEXT_SETTINGS.items():
+        if not isinstance(text, Mapping) or type(text.get(key)) is not kind:
+            raise TwilbertError(f"{source}: text.{key} must be {kind.__name__}; the configuration is damaged")
 
-    UsageError when `path` is no model folder; TwilbertError when its weights are missing, damaged, or not those its
-    configuration asks: the tensor, its shape, the one expected.
-    """
-    config = load_model_config(path)
+
+def _load_weights(path: str, model: _Model) -> _Model:
+    """`model`, which has no numbers yet, with those of the folder."""
     file = storage.join(path, WEIGHTS_NAME)
     if not storage.exists(file):
         raise TwilbertError(f"{file}: missing; the model folder is incomplete: copy it again, or choose another")
@@ -143,8 +259,6 @@ def load_model_folder(path: str, dtype: torch.dtype = torch.float32) -> tuple[Mo
         raise TwilbertError(
             f"{file}: not readable as safetensors ({error}); the file is damaged: restore it"
         ) from error
-    check_tensors(file, config, tensors)
-    with torch.device("meta"):
-        model = PretrainingModel(config)
+    check_tensors(file, model, tensors)
     model.load_state_dict(tensors, assign=True)
-    return config, model.to(dtype)
+    return model

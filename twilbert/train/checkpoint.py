@@ -65,13 +65,37 @@ def describe_file(folder: str, file: str) -> Written:
     return Written(file, storage.size(path), storage.sha256_file(path))
 
 
-def optimizer_bytes(fragments: list[Fragment], moments: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> bytes:
-    """A safetensors file of the fragments' fp32 weights and moments: one flat tensor a kind, and the places."""
-    places = [{"name": f.name, "shape": f.shape, "start": f.start, "length": f.length} for f in fragments]
+def places_of(fragments: list[Fragment]) -> list[dict[str, Any]]:
+    """What the fragments are, in the order in which `copy_to_host` lays them out."""
+    return [{"name": f.name, "shape": f.shape, "start": f.start, "length": f.length} for f in fragments]
+
+
+def copy_to_host(
+    fragments: list[Fragment],
+    moments: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    buffers: dict[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
+    """The fragments' fp32 weights and moments on the CPU, one flat tensor a kind; `buffers` of that size are reused."""
+    total = sum(f.length for f in fragments)
     flats: dict[str, torch.Tensor] = {}
     for k, kind in enumerate(KINDS):
-        views = [f.values if k == 0 else f.of(moments(f.flat)[k - 1]) for f in fragments]
-        flats[kind] = torch.cat([view.float().cpu() for view in views]) if views else torch.zeros(0)
+        flat = (buffers or {}).get(kind)
+        if flat is None or flat.numel() != total:
+            pinned = any(f.flat.is_cuda for f in fragments)
+            flat = torch.empty(total, dtype=torch.float32, pin_memory=pinned)
+        offset = 0
+        for f in fragments:
+            source = f.values if k == 0 else f.of(moments(f.flat)[k - 1])
+            flat.narrow(0, offset, f.length).copy_(source, non_blocking=True)
+            offset += f.length
+        flats[kind] = flat
+    if any(f.flat.is_cuda for f in fragments):
+        torch.cuda.synchronize()
+    return flats
+
+
+def optimizer_bytes(places: list[dict[str, Any]], flats: dict[str, torch.Tensor]) -> bytes:
+    """A safetensors file of fragments: `places_of` them, and what `copy_to_host` made of them."""
     return save_safetensors(flats, metadata={"fragments": json.dumps(places)})
 
 

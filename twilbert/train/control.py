@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from twilbert import cli
+from twilbert import cli, cluster
 from twilbert.errors import TwilbertError
 
 STOP_NO, STOP_SIGNAL, STOP_TIME = 0, 1, 2
+SAVE_NOW = 3  # not a stop: a node is about to be taken, save and go on
 STOP_REASONS = {STOP_SIGNAL: "interrupted", STOP_TIME: "training.max_time reached"}
 
 
+_DRAIN_POLL_S = 5.0  # notices come at least half a minute ahead
 _SAME_SIGNAL_S = 2.0  # `timeout` and terminals may send one stop twice: later than this it is a second one
 
 
@@ -29,6 +31,9 @@ class RunControl:
     def __init__(self, secrets: dict[str, str] | None = None) -> None:
         self._secrets = secrets or {}
         self._stop = STOP_NO
+        self._save = False
+        self._attempts = 0
+        self._crash = ""
         self._progress: dict[str, Any] = {}
         self._lines: list[str] = []
         self._fault: tuple[str, int] | None = None
@@ -39,9 +44,10 @@ class RunControl:
         return self._secrets
 
     def beat(self, progress: dict[str, Any]) -> int:
-        """Rank 0: here is how far I am; shall I stop?"""
+        """Rank 0: here is how far I am; shall I stop, or save?"""
         self._progress = progress
-        return self._stop
+        save, self._save = self._save, False
+        return self._stop or (SAVE_NOW if save else STOP_NO)
 
     def say(self, line: str) -> None:
         """A line for the driver to print."""
@@ -50,6 +56,29 @@ class RunControl:
     def stop(self, reason: int) -> None:
         """Driver: ask the workers to leave after their step, with a checkpoint."""
         self._stop = reason
+
+    def save(self) -> None:
+        """Driver: ask for a checkpoint after the step."""
+        self._save = True
+
+    def attempt(self, limit: int) -> None:
+        """Rank 0 begins, or begins again: more than `limit` restarts without a new checkpoint are a fault."""
+        if self._attempts > limit:
+            why = self._crash or "a process or its node was lost"
+            self.fail(
+                f"the workers died {self._attempts} times without a new checkpoint; the latest reason: {why}. "
+                "Checkpoints are intact: mend it and start the same command, or raise cluster.max_restarts",
+                TwilbertError.exit_code,
+            )
+        self._attempts += 1
+
+    def crashed(self, reason: str) -> None:
+        """A worker is about to die of an exception."""
+        self._crash = reason
+
+    def sealed(self) -> None:
+        """Rank 0: there is a new checkpoint."""
+        self._attempts = 1
 
     def fail(self, message: str, exit_code: int) -> None:
         """A worker met a fault that trying again would not mend."""
@@ -93,7 +122,8 @@ def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
         }
     thread = threading.Thread(target=target, name="fit", daemon=True)
     thread.start()
-    asked = False
+    asked, leaving = False, cluster.draining_nodes()
+    looked = time.monotonic()
     try:
         with _Display() as display:
             while True:
@@ -107,6 +137,12 @@ def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
                     error = TwilbertError(fault[0])
                     error.exit_code = fault[1]
                     raise error
+                if time.monotonic() - looked > _DRAIN_POLL_S:
+                    looked, known = time.monotonic(), leaving
+                    leaving = cluster.draining_nodes()
+                    if leaving - known:
+                        display.say("a node is about to be taken away: saving a checkpoint after this step")
+                        control.save.remote()
                 if signals and not asked:
                     display.say("stopping after this step, with a checkpoint; once more to leave at once")
                     control.stop.remote(STOP_SIGNAL)

@@ -84,13 +84,15 @@ def make_engine(
 
 
 def full_weights(engine: Any, rank: int) -> dict[str, torch.Tensor]:
-    """The model's state on the CPU: whole on rank 0, empty elsewhere. At stage 3 a collective, tensor by tensor."""
+    """A copy of the model's state on the CPU: whole on rank 0, empty elsewhere. At stage 3 a collective a tensor."""
     module = engine.module
     if engine.zero_optimization_stage() < 3:
-        return {name: value.detach().cpu() for name, value in module.state_dict().items()} if rank == 0 else {}
+        held = module.state_dict() if rank == 0 else {}
+        return {name: value.detach().to("cpu", copy=True) for name, value in held.items()}
     import deepspeed
 
-    weights = {name: buffer.detach().cpu() for name, buffer in module.named_buffers()} if rank == 0 else {}
+    buffers = module.named_buffers() if rank == 0 else ()
+    weights = {name: buffer.detach().to("cpu", copy=True) for name, buffer in buffers}
     for name, parameter in module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
             if rank == 0:

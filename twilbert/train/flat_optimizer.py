@@ -32,8 +32,9 @@ class FragmentOptimizer(torch.optim.Optimizer):
     """Moments, decay and bookkeeping that Adam, AdamW and LAMB share.
 
     Set `learning_rate` and `update` (the number of the coming update, from 1) before each step; the state of a flat
-    tensor is exp_avg and exp_avg_sq of its shape, fp32. After a step `finite` says whether it was taken, the same on
-    every rank, and `update_square` is the sum of squares of what it subtracted from this rank's weights.
+    tensor is exp_avg and exp_avg_sq of its shape, fp32. `taken` becomes true, on every rank alike, when a step changes
+    the weights: set it to false before. With `skip` set a step does nothing. `update_square` is the sum of squares of
+    what the latest step subtracted from this rank's weights.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class FragmentOptimizer(torch.optim.Optimizer):
         self.exclude_1d = exclude_1d
         self.learning_rate = 0.0
         self.update = 0
-        self.finite = True
+        self.taken = False
+        self.skip = False
         self.gradient_norm = 0.0  # of the latest step, kept where no shard hides a part of it
         self.update_square = torch.zeros((), dtype=torch.float64)
         self.tensor_names: list[str] = []
@@ -119,13 +121,13 @@ class FragmentOptimizer(torch.optim.Optimizer):
             self.update_square = self._zeros(shards)
             if shards and not self.sharded:
                 self.gradient_norm = float(torch.stack([flat.grad.norm() for flat in shards]).norm())
-            self.finite = self.sharded or math.isfinite(self.gradient_norm)
-            if self.finite:
-                self._apply(shards)
+            if self.skip or not (self.sharded or math.isfinite(self.gradient_norm)):
+                continue
+            self.taken = self._apply(shards)
 
     @abstractmethod
-    def _apply(self, shards: list[torch.Tensor]) -> None:
-        """Update `shards`, every one of which has a gradient and is known."""
+    def _apply(self, shards: list[torch.Tensor]) -> bool:
+        """Update `shards`, every one of which has a gradient and is known; whether the weights were changed."""
 
     def _views(self, flat: torch.Tensor):
         """(piece, weights, gradient, first moment, second moment) of each piece, views of its elements."""

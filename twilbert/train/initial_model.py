@@ -15,7 +15,8 @@ from twilbert.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from twilbert.errors import UsageError
 from twilbert.model.config import ModelConfig
 from twilbert.model.transformers_api import CONFIG_NAME, is_classifier, load_model_config
-from twilbert.recipe import Recipe, cross_faults
+from twilbert.recipe import Recipe
+from twilbert.recipe_checks import cross_faults
 
 _HABITS = {"input_dropout", "output_dropout", "initializer_range"}  # of training, not of the model
 _ROP_FIELDS = {"use_rop": "use_rop", "n_hidden": "rop_n_hidden", "hidden_size": "rop_hidden_size"}
@@ -40,8 +41,7 @@ def inherit(recipe: Recipe) -> Recipe:
         params = {name: value for name, value in held.to_dict()["pkm_params"].items()}
         pkm_params = _taken_over(recipe.model.pkm_params, params, "model.pkm_params", faults)
         model = model.model_copy(update={"pkm_params": pkm_params})
-    rop_fields = _ROP_FIELDS if held.use_rop else {"use_rop": "use_rop"}
-    rop_values = {name: getattr(held, field) for name, field in rop_fields.items()}
+    rop_values = {name: getattr(held, field) for name, field in _ROP_FIELDS.items()}
     rop = _taken_over(recipe.objective.rop, rop_values, "objective.rop", faults)
     objective = recipe.objective.model_copy(update={"rop": rop})
     taken = recipe.model_copy(update={"model": model, "objective": objective, "corpus": _corpus(recipe, held, source)})

@@ -22,7 +22,7 @@ class Adam(FragmentOptimizer):
         t = self.update
         return self.learning_rate * (1 - self.beta2**t) ** 0.5 / (1 - self.beta1**t), self.epsilon
 
-    def _apply(self, shards: list[torch.Tensor]) -> None:
+    def _apply(self, shards: list[torch.Tensor]) -> bool:
         rate, epsilon = self._constants()
         decay = self.learning_rate * self.weight_decay
         squares = []
@@ -37,6 +37,7 @@ class Adam(FragmentOptimizer):
                 squares.append(square_sum(gradient))
         if squares:
             self.update_square = rate * rate * torch.stack(squares).double().sum()
+        return True
 
 
 class AdamW(Adam):
@@ -64,7 +65,7 @@ class Lamb(FragmentOptimizer):
         self.trust_clip = trust_clip
         self.trust_ratios = torch.ones(0, dtype=torch.float64)
 
-    def _apply(self, shards: list[torch.Tensor]) -> None:
+    def _apply(self, shards: list[torch.Tensor]) -> bool:
         t = self.update
         # u is kept divided by `scale`: v stays uncorrected, so its correction multiplies epsilon.
         root = (1 - self.beta2**t) ** 0.5
@@ -88,15 +89,15 @@ class Lamb(FragmentOptimizer):
         if self.sharded:
             dist.all_reduce(squares)
         squares = squares.cpu()
-        self.finite = bool(squares.isfinite().all())
-        if not self.finite:
-            return
+        if not squares.isfinite().all():
+            return False
         self.trust_ratios = self._trust_ratios(squares[0].sqrt(), scale * squares[1].sqrt())
         rates = (self.learning_rate * scale * self.trust_ratios).tolist()
         self.update_square = (own * own.new_tensor(rates).square()).sum()
         for flat in shards:
             for piece, weights, gradient, _, _ in self._views(flat):
                 weights.add_(gradient, alpha=-rates[piece.tensor])
+        return True
 
     def _trust_ratios(self, weight_norm: torch.Tensor, update_norm: torch.Tensor) -> torch.Tensor:
         """‖w‖/‖u‖ [tensors]; 1 where a norm is zero or the tensor is not adapted."""

@@ -1,20 +1,21 @@
 """A run's folder and identity: the same recipe and data resume, other science under an old name is refused.
 
-STORAGE/NAME/  identity.json  recipe.yaml  metrics.jsonl  wandb/  checkpoint-000500/ …  model/
+STORAGE/NAME/  identity.json  owner.json  recipe.yaml  metrics.jsonl  wandb/  checkpoint-000500/ …  model/
 """
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twilbert import recipe_file, storage
-from twilbert.errors import UsageError
+from twilbert.errors import TwilbertError, UsageError
 from twilbert.recipe import Recipe
 from twilbert.train import checkpoint
 
 _IDENTITY = "identity.json"
+_OWNER = "owner.json"
 _SHOWN = 8  # differences named in a refusal
 _PUBLISHED = "training.json"  # in the model folder: which checkpoint it is, and how far the run had come
 
@@ -27,6 +28,13 @@ class RunFolder:
     name: str
     id: str
     identity: dict[str, Any]
+    token: str = field(default="", compare=False)
+    """Of the driver that trains it: a later driver writes its own into the folder."""
+
+    def check_owner(self) -> None:
+        """TwilbertError when another driver has taken the run over: two must not write one run's checkpoints."""
+        if storage.read_json(storage.join(self.path, _OWNER))["token"] != self.token:
+            raise TwilbertError(f"{self.path}: another command has since been started on this run; this one gives way")
 
     @property
     def model(self) -> str:
@@ -75,11 +83,13 @@ def find(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder | Non
 
 
 def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder:
-    """The run's folder, found again or made; writes identity.json and recipe.yaml. Errors as `find`."""
+    """The run's folder, found again or made, and ours from now on; writes what it records. Errors as `find`."""
     run = find(recipe, name, identity)
     if run is None:
         run = RunFolder(storage.join(recipe.run.storage_path, name), name, uuid.uuid4().hex[:8], identity)
         storage.write_json_atomic(storage.join(run.path, _IDENTITY), {"id": run.id, "identity": identity})
+    run = replace(run, token=uuid.uuid4().hex)
+    storage.write_json_atomic(storage.join(run.path, _OWNER), {"token": run.token})
     storage.write_bytes_atomic(storage.join(run.path, "recipe.yaml"), recipe_file.dump(recipe).encode())
     return run
 

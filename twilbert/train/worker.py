@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -13,33 +11,30 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from twilbert import recipe_file, scoring, storage
+from twilbert import scoring, storage
 from twilbert.data.encoded import EncodedCorpus
 from twilbert.data.microbatch import MicroBatch
 from twilbert.data.objectives import MaskingSettings
 from twilbert.data.plan import StreamPlan
 from twilbert.data.ray_stream import ray_micro_batches
 from twilbert.data.stream import accumulation_for, evaluation_batches
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import TwilbertError
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
-from twilbert.model.memory import ProductKeyMemory, memories, usage_statistics
-from twilbert.model.transformers_api import load_model_folder, save_model_folder
+from twilbert.model.transformers_api import empty_model, load_model_folder
 from twilbert.recipe import Recipe
 from twilbert.train import checkpoint
-from twilbert.train.control import STOP_TIME
+from twilbert.train.control import SAVE_NOW, STOP_TIME
 from twilbert.train.engine import full_weights, make_engine
-from twilbert.train.flops import device_peak, useful_flops
-from twilbert.train.optimizer import Lamb
+from twilbert.train.measure import evaluate_held_out, step_metrics
 from twilbert.train.run_folder import RunFolder
+from twilbert.train.saver import CheckpointSaver, Snapshot
 from twilbert.train.shards import Fragment, local_fragments, owned
-from twilbert.train.tracking import Histogram, Tracker
-from twilbert.train.trust import trust_ratio_metrics
+from twilbert.train.tracking import Histogram, MetricsFile, Tracker
+from twilbert.train.watchdog import Watchdog
 
-DIVERGED = (
-    "the last checkpoint is intact. Lower training.learning_rate, set training.max_grad_norm=1.0, or use "
-    "precision=fp32, under another run.name"
-)
+TRACE_FILE = "trace.jsonl"
+DIVERGED = "Lower training.learning_rate, set training.max_grad_norm=1.0, or use precision=fp32, under another run.name"
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,12 @@ class Worker:
             cores = os.cpu_count() or 1
             torch.set_num_threads(recipe.cluster.threads_per_worker or max(1, cores // local_world_size))
         self.accumulation = accumulation_for(
-            job.encoded, "train", recipe.training.global_batch_size, world_size, recipe.training.micro_batch_tokens
+            job.encoded,
+            "train",
+            recipe.training.global_batch_size,
+            world_size,
+            recipe.training.micro_batch_tokens,
+            recipe.corpus.lanes,
         )
         self.plan = StreamPlan(
             encoded=job.encoded,
@@ -81,10 +81,11 @@ class Worker:
             world_size=world_size,
             accumulation=self.accumulation,
             masking=masking_settings(recipe),
+            lanes=recipe.corpus.lanes,
         )
         self.step = 0  # optimiser steps done
         self.best: dict[str, float] | None = None  # step and loss of the best held-out evaluation
-        self.saved_step: int | None = None
+        self.skipped: list[int] = []  # steps whose loss or gradient was not finite: the weights stayed as they were
         self.update_norm = 0.0  # of all that the latest step subtracted from the weights
         self.memory_usage: dict[str, float] = {}  # pkm/ metrics of the latest evaluation
         resumed = self._agree_on_checkpoint()
@@ -92,14 +93,21 @@ class Worker:
         self.engine, self.optimizer = make_engine(recipe, model, job.precision, self.accumulation, world_size)
         if resumed is not None:
             self._restore(resumed)
+        self.saver = CheckpointSaver(job.run, recipe, self.config, rank, world_size)
+        self.saver.sealed_step = self._told_step = self.step if resumed is not None else None
         self.first_step = self.step
-        self.tracker = self._open_tracker() if rank == 0 else None
+        self.tracker, self._trace = self._open_logs() if rank == 0 else (None, None)
+        self.watchdog = Watchdog(recipe.training.hang_timeout * 60, self._report_hang)
         self.started = time.monotonic()
         self._last_beat = 0.0
         self._stop = 0
+        self._all_written = False
 
     def close(self) -> None:
         """End the logs, whatever ended the run."""
+        self.watchdog.close()
+        if self._trace is not None:
+            self._trace.close()
         if self.tracker is not None:
             self.tracker.close()
 
@@ -125,25 +133,29 @@ class Worker:
         if source is None:
             torch.manual_seed(recipe.training.seed)
             return config, PretrainingModel(config)
-        _, model = load_model_folder(source)
+        held, model = load_model_folder(source)
+        if held != config:  # in dropout alone, else the run would not have begun
+            weights, model = model.state_dict(), empty_model(config)
+            model.load_state_dict(weights, assign=True)
         return config, model
 
     def _restore(self, folder: str) -> None:
         state = checkpoint.read_state(folder)
-        self.step, self.best, self.saved_step = state["step"], state["best"], state["step"]
+        self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
         reader = checkpoint.OptimizerReader(folder)
         reader.restore(local_fragments(self.engine), self.optimizer.moments)
         if self.rank == 0:
             self.say(f"resumed from {folder} at step {self.step}")
 
-    def _open_tracker(self) -> Tracker:
+    def _open_logs(self) -> tuple[Tracker, MetricsFile | None]:
         recipe, run = self.job.recipe, self.job.run
         # W&B need not know users' folders and hosts.
         places = {"run": {"storage_path"}, "corpus": {"path", "tokenizer"}, "model": {"init_from"}}
         config = recipe.model_dump(mode="json", exclude=places | {"cluster": {"address"}})
         tracker = Tracker(run.path, run.name, recipe.tracking, config, run.id, last_step=self.step)
         self.say(tracker.first_line)
-        return tracker
+        trace = storage.join(run.path, TRACE_FILE) if recipe.tracking.trace_samples else None
+        return tracker, MetricsFile(trace, self.step) if trace else None
 
     # ---- the stream ----
 
@@ -161,12 +173,14 @@ class Worker:
 
     def normalisers(self, micro_batches: list[MicroBatch]) -> tuple[int, int]:
         """(masked tokens, samples with a reply) of the whole global batch, at least 1 each."""
-        n_masked = micro_batches[0].n_masked
-        if n_masked is None:  # token masking: only the drawn masks tell
-            count = torch.tensor([sum(len(m.masked_index) for m in micro_batches)], device=self.device)
-            dist.all_reduce(count)
-            n_masked = int(count)
-        return max(1, n_masked), max(1, micro_batches[0].n_rop)
+        n_masked, n_rop = micro_batches[0].n_masked, micro_batches[0].n_rop
+        if n_masked is None or n_rop is None:  # only the drawn masks tell, or other workers read other lanes
+            masked = sum(len(m.masked_index) for m in micro_batches)
+            replied = sum(int((m.rop_labels >= 0).sum()) for m in micro_batches)
+            sums = torch.tensor([masked, replied], device=self.device)
+            dist.all_reduce(sums)
+            n_masked, n_rop = map(int, sums.tolist())
+        return max(1, n_masked), max(1, n_rop)
 
     def seed_dropout(self, step: int, number: int) -> None:
         """Make dropout a function of (seed, step, micro-batch, rank) alone."""
@@ -174,22 +188,62 @@ class Worker:
         torch.manual_seed(mixed)
 
     def reduce(self, sums: torch.Tensor) -> tuple[list[float], int]:
-        """The step's one all_reduce of bookkeeping: sums [n] float64 over workers, and rank 0's stop reason.
+        """The step's one all_reduce of bookkeeping: sums [n] float64 over workers, and rank 0's order (stop or save).
 
-        It also adds up the update's squares, for the norm in the metrics.
+        It also tells how many workers have written their part of the checkpoint on its way.
         """
-        square = self.optimizer.update_square / (1 if self.optimizer.sharded else self.world_size)
-        packed = torch.cat([sums, sums.new_tensor([float(self._stop if self.rank == 0 else 0)]), square.view(1)])
+        order = float(self._stop if self.rank == 0 else 0)
+        packed = torch.cat([sums, sums.new_tensor([order, float(self.saver.written())])])
         dist.all_reduce(packed)
-        *totals, stop, update_square = (float(value) for value in packed.cpu().numpy())
-        self.update_norm = update_square**0.5
-        return totals, int(stop)
+        *totals, order, written = (float(value) for value in packed.cpu().numpy())
+        if order == SAVE_NOW:
+            self._stop = 0
+        self._all_written = self.saver.on_its_way and written == self.world_size
+        return totals, int(order)
+
+    def measure_update(self) -> None:
+        """Set `update_norm` to that of the latest update of all weights; collective, so only where it is logged."""
+        square = self.optimizer.update_square / (1 if self.optimizer.sharded else self.world_size)
+        dist.all_reduce(square)
+        self.update_norm = float(square) ** 0.5
+
+    def skip(self, step: int, why: str) -> None:
+        """Take note of a step that left the weights as they were; TwilbertError after too many in a row."""
+        self.skipped.append(step)
+        most = self.job.recipe.training.max_skipped_steps
+        if self.rank == 0:
+            self.say(f"step {step} skipped: {why}; {len(self.skipped)} in all")
+        if self.skipped[-most:] == list(range(step - most + 1, step + 1)):
+            kept = "none was written yet" if self.saver.sealed_step is None else f"is of step {self.saver.sealed_step}"
+            raise TwilbertError(
+                f"steps {step - most + 1} to {step} were skipped, the latest since {why}; the last checkpoint {kept}. "
+                f"{DIVERGED}"
+            )
+
+    def trace(self, step: int, micro_batches: list[MicroBatch]) -> None:
+        """With tracking.trace_samples: write the sample ids of the step; collective."""
+        if not self.job.recipe.tracking.trace_samples:
+            return
+        mine = [int(i) for micro_batch in micro_batches for i in micro_batch.sample_ids]
+        by_rank: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(mine, by_rank)
+        if self._trace is not None and by_rank is not None:
+            ids = sorted(i for part in by_rank for i in part)
+            skipped = step in self.skipped[-1:]
+            self._trace.append({"step": step, "epoch": micro_batches[0].epoch, "skipped": skipped, "ids": ids})
 
     # ---- talking to the driver ----
 
     def say(self, line: str) -> None:
         """Print a line on the driver."""
         self.job.control.say.remote(line)
+
+    def _report_hang(self, stacks: str) -> None:
+        minutes = self.job.recipe.training.hang_timeout
+        what = f"no step in {minutes:g} minutes (training.hang_timeout), after step {self.step}"
+        text = f"worker {self.rank}: {what}\n{stacks}"
+        self.say(text)
+        storage.write_bytes_atomic(storage.join(self.job.run.path, f"hang-worker-{self.rank:05d}.txt"), text.encode())
 
     def beat(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Rank 0, twice a second: tell the driver how far we are and hear whether to stop."""
@@ -224,23 +278,12 @@ class Worker:
     def row(self, log: scoring.Interval) -> dict[str, float | Histogram]:
         """Metrics of the latest update and of the interval that only the worker knows: optim/, data/, speed/ keys."""
         training = self.job.recipe.training
-        row: dict[str, float | Histogram] = {
-            "optim/learning_rate": self.optimizer.learning_rate,
+        found = {
             "optim/update_norm": self.update_norm,
+            "optim/skipped_steps": len(self.skipped),
             "data/epoch": self.step * training.global_batch_size / self.plan.counts.samples,
         }
-        norm = self.engine.get_global_grad_norm()  # None at stage 0 without clipping
-        row["optim/grad_norm"] = self.optimizer.gradient_norm if norm is None else float(norm)
-        if isinstance(self.optimizer, Lamb):
-            row |= trust_ratio_metrics(self.optimizer.tensor_names, self.optimizer.trust_ratios, self.optimizer.adapted)
-        flops = useful_flops(self.config, log["real_tokens"], log["n_masked"]) / log.seconds
-        row["speed/flops"] = flops
-        peak = device_peak(self.device)
-        if peak is not None:
-            row["speed/mfu"] = flops / (peak * self.world_size)
-        if self.device.type == "cuda":
-            row["speed/peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
-        return row
+        return found | step_metrics(self.engine, self.optimizer, self.config, self.device, self.world_size, log)
 
     # ---- evaluation and checkpoints ----
 
@@ -259,14 +302,7 @@ class Worker:
             self.plan.masking,
             recipe.training.seed,
         )
-        layers = [memory for _, memory in memories(self.engine.module)]
-        for memory in layers:
-            memory.start_usage()
-        self.engine.eval()
-        sums = scoring.evaluate(self.engine, batches, self.device)
-        self.engine.train()
-        dist.all_reduce(sums)
-        self.memory_usage = self._usage_of(layers)
+        sums, self.memory_usage = evaluate_held_out(self.engine, self.config, batches, self.device)
         if not any(sums.tolist()):
             return {}
         scores = scoring.scores_of(sums.tolist())
@@ -274,46 +310,32 @@ class Worker:
             self.best = {"step": step, "loss": scores["loss"]}
         return scores
 
-    def _usage_of(self, layers: list[ProductKeyMemory]) -> dict[str, float]:
-        """How evenly each memory was read since `start_usage`, over all workers, as pkm/ metrics."""
-        found: dict[str, float] = {}
-        for layer, memory in zip(self.config.memory_layers, layers, strict=True):
-            usage = memory.stop_usage()
-            dist.all_reduce(usage)
-            found |= {f"pkm/layer_{layer}_{key}": value for key, value in usage_statistics(usage).items()}
-        return found
-
     def save(self, step: int) -> None:
-        """Write and seal the checkpoint of `step`; collective."""
-        job, stage = self.job, self.job.recipe.training.zero_stage
-        folder = storage.join(job.run.path, checkpoint.folder_name(step))
-        local = local_fragments(self.engine)
-        self._refuse_broken_weights(step, local)
-        if self.rank == 0:
-            storage.delete(folder)  # what a broken attempt may have left
-            storage.make_dir(folder)
-        dist.barrier()
+        """Begin the checkpoint of `step`, which is written beside the next steps; collective."""
+        fragments = owned(local_fragments(self.engine), self.job.recipe.training.zero_stage, self.rank, self.world_size)
+        self._refuse_broken_weights(step, fragments)
+        state = {
+            "step": step,
+            "epoch": self.plan.epoch_of_step(step),
+            "run": self.job.run.id,
+            "best": self.best,
+            "skipped": self.skipped,
+        }
+        protected = {int(self.best["step"])} if self.best else set()
         weights = full_weights(self.engine, self.rank)
-        fragments = owned(local, stage, self.rank, self.world_size)
-        name = checkpoint.optimizer_file(self.rank, self.world_size)
-        mine = [checkpoint.write_file(folder, name, checkpoint.optimizer_bytes(fragments, self.optimizer.moments))]
-        if self.rank == 0:
-            model = storage.join(folder, "model")
-            save_model_folder(model, self.config, weights, tokenizer_folder=job.recipe.corpus.tokenizer)
-            mine += [checkpoint.describe_file(folder, f"model/{file}") for file in storage.list_dir(model)]
-            state = {"step": step, "epoch": self.plan.epoch_of_step(step), "run": job.run.id, "best": self.best}
-            mine.append(checkpoint.write_file(folder, "state.json", json.dumps(state, indent=1).encode()))
-            mine.append(checkpoint.write_file(folder, "recipe.yaml", recipe_file.dump(job.recipe).encode()))
-        written: list[Any] = [None] * self.world_size
-        dist.all_gather_object(written, mine)
-        if self.rank == 0:
-            checkpoint.write_manifest(folder, job.run.id, step, [entry for part in written for entry in part])
-            protected = {int(self.best["step"])} if self.best else set()
-            checkpoint.retire(job.run.path, step, job.recipe.training.save_total_limit, protected)
-            assert self.tracker is not None
+        self.saver.begin(Snapshot(step, state, protected), fragments, self.optimizer.moments, weights)
+        if self.tracker is not None:
             self.tracker.flush()
-        dist.barrier()
-        self.saved_step = step
+
+    def seal(self, *, wait: bool = False) -> None:
+        """Seal the checkpoint on its way once every rank has written its part, or `wait` for that; collective."""
+        if wait:
+            self.saver.finish()
+        elif self._all_written:
+            self.saver.seal()
+        if self.saver.sealed_step != self._told_step and self.rank == 0:
+            self._told_step = self.saver.sealed_step
+            self.job.control.sealed.remote()
 
     def _refuse_broken_weights(self, step: int, fragments: list[Fragment]) -> None:
         """TwilbertError on all workers when a weight is not a finite number: such a checkpoint would hide a sound one.
@@ -323,11 +345,11 @@ class Worker:
         broken = torch.tensor([sum(not bool(f.values.isfinite().all()) for f in fragments)], device=self.device)
         dist.all_reduce(broken)
         if int(broken):
-            raise TwilbertError(f"step {step}: weights are no longer finite; nothing was saved, {DIVERGED}")
+            raise TwilbertError(f"step {step}: weights are no longer finite; nothing was saved. {DIVERGED}")
 
     def publish(self) -> str:
         """Rank 0: copy the best checkpoint's model (else the last one's) to the run's model folder; its step's name."""
-        run, step = self.job.run, self.saved_step
+        run, step = self.job.run, self.saver.sealed_step
         if self.best is not None and storage.exists(self._sealed(int(self.best["step"]))):
             step = int(self.best["step"])
         assert step is not None

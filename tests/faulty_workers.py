@@ -1,0 +1,49 @@
+"""Training workers with a fault built in, to stand in for `twilbert.pretrain.train_worker`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from twilbert.pretrain import train_worker
+
+
+def _faults(config: dict[str, Any]) -> dict[str, Any]:
+    """What the test asks for travels in the name of the W&B project: it reaches every worker and changes no science."""
+    kind, _, steps = config["job"].recipe.tracking.project.partition(":")
+    return {"kind": kind, "steps": [int(step) for step in steps.split(",")]}
+
+
+def faulty_worker(config: dict[str, Any]) -> None:
+    """As the real one, but worker 1 spoils some steps: nan-loss, nan-gradient or hang."""
+    from ray.train import get_context
+
+    from twilbert.model import heads
+    from twilbert.train.worker import Worker
+
+    asked, rank = _faults(config), get_context().get_world_rank()
+    current = {"step": 0}
+    steps, forward = Worker.steps, heads.PretrainingModel.forward
+
+    def counted(self):
+        for step, *rest in steps(self):
+            current["step"] = step
+            yield step, *rest
+
+    def spoiled(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        if not self.training or rank != 1 or current["step"] not in asked["steps"]:
+            return out
+        if asked["kind"] == "hang":
+            time.sleep(600)
+        loss = out.mlm_loss_sum
+        if asked["kind"] == "nan-loss":  # with a gradient of zero: only the loss tells
+            return out._replace(mlm_loss_sum=loss * 0 + float("nan"))
+        loss.register_hook(lambda gradient: gradient * float("nan"))  # with a sound loss: only the gradient tells
+        return out
+
+    Worker.steps, heads.PretrainingModel.forward = counted, spoiled
+    try:
+        train_worker(config)
+    finally:
+        Worker.steps, heads.PretrainingModel.forward = steps, forward

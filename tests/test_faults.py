@@ -1,0 +1,78 @@
+"""What goes wrong in the middle of a run: losses and gradients that are no numbers, a worker that hangs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faulty_workers import faulty_worker
+from tests.small_world import STEPS, make_world
+from twilbert import pretrain
+from twilbert.train import checkpoint
+from twilbert.train.tracking import read_metrics
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture
+def train(world, ray_local, monkeypatch) -> Callable[..., int]:
+    """Pre-train with two workers, the second of which spoils the steps named."""
+    monkeypatch.setattr(pretrain, "train_worker", faulty_worker)
+
+    def run(name: str, faults: str, *overrides: str) -> int:
+        fixed = [
+            "cluster.num_workers=2",
+            "tracking.mode=disabled",
+            "tracking.trace_samples=true",
+            "training.eval_steps=12",
+        ]
+        command = [str(world / "small.yaml"), f"run.name={name}", f"tracking.project={faults}", *fixed, *overrides]
+        return pretrain.main(command)
+
+    return run
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("kind", "stage"), [("nan-loss", 0), ("nan-gradient", 1)])
+def test_a_spoilt_step_on_one_worker_is_skipped_on_all_and_training_goes_on(train, world, capsys, kind, stage):
+    assert train(kind, f"{kind}:5", f"training.zero_stage={stage}") == 0
+    assert "step 5 skipped" in capsys.readouterr().err
+    run = world / "runs" / kind
+    rows = {row["step"]: row for row in read_metrics(str(run / "metrics.jsonl")) if "optim/learning_rate" in row}
+    assert rows[STEPS]["optim/skipped_steps"] == 1
+    assert rows[6]["optim/learning_rate"] == rows[5]["optim/learning_rate"], "the schedule did not advance"
+    state = checkpoint.read_state(str(run / checkpoint.folder_name(STEPS)))
+    assert state["skipped"] == [5]
+    trace = read_metrics(str(run / "trace.jsonl"))
+    assert [row["step"] for row in trace] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in trace if row["skipped"]] == [5]
+
+
+@pytest.mark.ray
+def test_too_many_spoilt_steps_in_a_row_stop_the_run_and_leave_its_checkpoint(train, world, capsys):
+    steps = "6,7,8,9"
+    assert train("spoilt", f"nan-gradient:{steps}", "training.max_skipped_steps=3", "training.save_steps=4") == 1
+    message = capsys.readouterr().err
+    assert "steps 6 to 8 were skipped" in message
+    assert "the last checkpoint is of step 4" in message
+    assert "Traceback" not in message
+    assert checkpoint.verify(str(world / "runs" / "spoilt" / "checkpoint-000004")) is None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_hang_ends_with_every_workers_stack(train, world, capsys):
+    limits = ["training.hang_timeout=0.2", "cluster.max_restarts=0"]
+    assert train("hanging", "hang:6", *limits) == 1
+    message = capsys.readouterr().err
+    assert "no step in 0.2 minutes" in message
+    for worker in (0, 1):
+        stacks = (world / "runs" / "hanging" / f"hang-worker-{worker:05d}.txt").read_text()
+        assert "after step 5" in stacks
+        assert ("time.sleep(600)" in stacks) == (worker == 1), "the one that sleeps is found"
+    assert checkpoint.verify(str(world / "runs" / "hanging" / "checkpoint-000004")) is None

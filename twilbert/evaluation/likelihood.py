@@ -1,0 +1,99 @@
+"""Pseudo-log-likelihood: what a masked language model makes of a text, each token hidden in its turn.
+
+    log p(x_t | the rest of x) for every token t of every text: as many sequences as tokens, in batches of like lengths
+    that the maskings of many texts share. A sequence is [CLS] text [SEP], positions from 0, segment 0.
+
+PLL(x) = Σ_t log p(x_t | x without t) (Salazar et al. 2020, eq. 2). `means` has the averages in use: per token of all
+texts, whose exponential is the pseudo-perplexity (their eq. 3), and the original TWilBERT's P(X), the mean over texts
+of PLL(x)/T, where T counts [CLS] and [SEP] too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from twilbert.data.cut import cut, pieces_needed
+from twilbert.data.objectives import CLS, MASK, SEP
+from twilbert.model.heads import PretrainingModel
+
+SPECIAL_OF_TEXT = 2  # [CLS] and [SEP]
+BATCH_TOKENS = 8192
+
+
+def token_log_likelihoods(
+    network: PretrainingModel,
+    ids: np.ndarray,
+    offsets: np.ndarray,
+    device: torch.device,
+    batch_tokens: int = BATCH_TOKENS,
+) -> np.ndarray:
+    """log p(token | the rest of its text) of every token, nats, float64, as `ids` lie.
+
+    Text i is ids[offsets[i]:offsets[i + 1]], without special tokens. `network` is in eval mode on `device`; a batch has
+    at most `batch_tokens` padded tokens, or the longest text's.
+    """
+    out = np.zeros(len(ids))
+    for tokens, input_ids, lengths, hidden in _maskings(ids, offsets, batch_tokens):
+        width = input_ids.shape[1]
+        batch = torch.as_tensor(input_ids, device=device)
+        scores = network.score(
+            batch,
+            torch.zeros_like(batch),
+            None if (lengths == width).all() else torch.as_tensor(lengths),
+            torch.as_tensor(np.arange(len(tokens)) * width + hidden, device=device),
+            torch.as_tensor(ids[tokens].astype(np.int64), device=device),
+        )
+        out[tokens] = -scores.mlm_nll_K.double().cpu().numpy()
+    return out
+
+
+def _maskings(
+    ids: np.ndarray, offsets: np.ndarray, batch_tokens: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches: which tokens (into `ids`) [B], sequences with them hidden [B, T], lengths [B], where they are [B]."""
+    text_lengths = np.diff(offsets)
+    text = np.repeat(np.arange(len(text_lengths)), text_lengths)
+    order = np.argsort(text_lengths[text], kind="stable")  # a text's maskings stay together
+    lengths = text_lengths[text[order]] + SPECIAL_OF_TEXT
+    edges = cut(lengths, pieces_needed(lengths, batch_tokens))
+    for start, stop in pairwise(edges.tolist()):
+        tokens = order[start:stop]
+        texts, row = np.unique(text[tokens], return_inverse=True)
+        input_ids = _sequences(ids, offsets, texts, int(lengths[stop - 1]))[row]
+        hidden = tokens - offsets[text[tokens]] + 1
+        input_ids[np.arange(len(tokens)), hidden] = MASK
+        yield tokens, input_ids, lengths[start:stop], hidden
+
+
+def _sequences(ids: np.ndarray, offsets: np.ndarray, texts: np.ndarray, width: int) -> np.ndarray:
+    """[CLS] text [SEP] [PAD]… of each of `texts`, int64 [texts, width]."""
+    out = np.zeros((len(texts), width), np.int64)
+    out[:, 0] = CLS
+    for row, text in enumerate(texts):
+        own = ids[offsets[text] : offsets[text + 1]]
+        out[row, 1 : len(own) + 1] = own
+        out[row, len(own) + 1] = SEP
+    return out
+
+
+def means(sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """The averages of texts' PLL `sums` (nats) over `counts` tokens each, [texts]; texts without tokens are out.
+
+    `log_likelihood_per_token` and `pseudo_perplexity`: over the tokens of all texts; `log_likelihood_per_text`: the
+    mean over texts of PLL/tokens; `original_log_likelihood`: the same with [CLS] and [SEP] among the tokens;
+    `mean_pll`: of PLL itself. All nats but the perplexity.
+    """
+    said = counts > 0
+    sums, counts = sums[said], counts[said]
+    per_token = float(sums.sum() / counts.sum())
+    return {
+        "mean_pll": float(sums.mean()),
+        "log_likelihood_per_token": per_token,
+        "pseudo_perplexity": float(np.exp(-per_token)),
+        "log_likelihood_per_text": float((sums / counts).mean()),
+        "original_log_likelihood": float((sums / (counts + SPECIAL_OF_TEXT)).mean()),
+    }

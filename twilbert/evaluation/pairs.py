@@ -1,0 +1,214 @@
+"""What a model makes of held-out pairs, finer than the sums of scoring.py: by sample, by word, by position.
+
+    micro-batches ─ network.score ─▶ PairScores.add ─▶ sums · samples · by_frequency · by_position
+    a few samples ─ judge ─▶ Judged: every masked word with the model's top predictions beside the truth
+
+Letters as in model/heads.py: B samples, T positions, V vocabulary, K masked positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from twilbert import scoring
+from twilbert.data import sequences
+from twilbert.data.microbatch import MicroBatch
+from twilbert.data.objectives import ROP_NONE, ROP_REPLY_SECOND
+from twilbert.data.sequences import Sequences
+from twilbert.errors import TwilbertError
+from twilbert.model.heads import PretrainingModel
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """n directed samples in order of their ids; arrays [n]."""
+
+    ids: np.ndarray  # int64: 2 · row + direction (1 for (reply, tweet))
+    tokens: np.ndarray  # int64, special ones counted
+    masked: np.ndarray  # int64
+    correct: np.ndarray  # int64, of the masked ones
+    mlm_loss_sum: np.ndarray  # float64, nats
+    rop_labels: np.ndarray  # int64: 1 (tweet, reply), 0 (reply, tweet), -100 single tweet
+    reply_second: np.ndarray  # float64: the model's probability that the second text is the reply; NaN without a head
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Which samples have a reply order and a judgement of it, bool [n]."""
+        return (self.rop_labels != ROP_NONE) & ~np.isnan(self.reply_second)
+
+
+class PairScores:
+    """Scores of all samples of an evaluation, gathered micro-batch by micro-batch."""
+
+    def __init__(self, vocab_size: int, n_positions: int) -> None:
+        self._sums: dict[str, float] = dict.fromkeys(
+            ("mlm_loss_sum", "rop_loss_sum", "mlm_correct", "rop_correct", "n_masked", "n_rop", "mlm_loss_sum_at_mask",
+             "mlm_correct_at_mask", "n_at_mask", "real_tokens", "padded_tokens", "samples"), 0.0
+        )  # fmt: skip
+        self._samples: list[tuple[np.ndarray, ...]] = []
+        # Where the model saw [MASK]: how many, and how many right.
+        self.by_token = np.zeros((2, vocab_size + 1), np.int64)
+        self.by_position = np.zeros((2, n_positions), np.int64)
+
+    @torch.no_grad()
+    def run(self, network: PretrainingModel, batches: Iterable[MicroBatch], device: torch.device) -> PairScores:
+        """Add every one of `batches`, as `network`, in eval mode on `device`, judges it."""
+        for batch in batches:
+            self._add(batch, network, device)
+        return self
+
+    def _add(self, batch: MicroBatch, network: PretrainingModel, device: torch.device) -> None:
+        ids, segments, lengths, index, labels, _ = scoring.tensors(batch, device)
+        assert ids is not None and segments is not None and index is not None and labels is not None
+        out = network.score(ids, segments, lengths, index, labels)
+        nll, at_mask = out.mlm_nll_K.double().cpu().numpy(), out.at_mask_K.cpu().numpy()
+        correct = out.mlm_prediction_K.cpu().numpy() == batch.masked_labels
+        row, position = np.divmod(batch.masked_index, batch.input_ids.shape[1])
+        n = len(batch.lengths)
+        log_probs = None if out.rop_log_probs_B2 is None else out.rop_log_probs_B2.double().cpu().numpy()
+        reply_second = np.full(n, np.nan) if log_probs is None else np.exp(log_probs[:, ROP_REPLY_SECOND])
+        self._samples.append(
+            (
+                batch.sample_ids.copy(),
+                batch.lengths.astype(np.int64),
+                np.bincount(row, minlength=n),
+                np.bincount(row[correct], minlength=n),
+                np.bincount(row, weights=nll, minlength=n),
+                batch.rop_labels.astype(np.int64),
+                reply_second,
+            )
+        )
+        for counts, at in ((self.by_token, batch.masked_labels), (self.by_position, position)):
+            counts[0] += np.bincount(at[at_mask], minlength=counts.shape[1])
+            counts[1] += np.bincount(at[at_mask & correct], minlength=counts.shape[1])
+        self._add_sums(batch, nll, correct, at_mask, log_probs)
+
+    def _add_sums(
+        self, batch: MicroBatch, nll: np.ndarray, correct: np.ndarray, at_mask: np.ndarray, log_probs: np.ndarray | None
+    ) -> None:
+        judged = np.flatnonzero(batch.rop_labels != ROP_NONE) if log_probs is not None else np.zeros(0, np.int64)
+        labels = batch.rop_labels[judged]
+        added = {
+            "mlm_loss_sum": nll.sum(),
+            "mlm_correct": correct.sum(),
+            "n_masked": len(nll),
+            "mlm_loss_sum_at_mask": nll[at_mask].sum(),
+            "mlm_correct_at_mask": correct[at_mask].sum(),
+            "n_at_mask": at_mask.sum(),
+            "n_rop": len(judged),
+            "real_tokens": batch.real_tokens,
+            "padded_tokens": batch.padded_tokens,
+            "samples": len(batch.lengths),
+        }
+        if log_probs is not None:
+            added["rop_loss_sum"] = -log_probs[judged, labels].sum()
+            added["rop_correct"] = (log_probs[judged].argmax(-1) == labels).sum()
+        for name, value in added.items():
+            self._sums[name] += float(value)
+
+    @property
+    def sums(self) -> list[float]:
+        """The sums in the order of `scoring.zero_sums`."""
+        return scoring.sums_named(self._sums)
+
+    def samples(self) -> SampleScores:
+        """All samples in order of their ids."""
+        columns = [np.concatenate(parts) for parts in zip(*self._samples, strict=True)]
+        order = np.argsort(columns[0])
+        return SampleScores(*(column[order] for column in columns))
+
+
+@dataclass(frozen=True)
+class MaskedWord:
+    """One masked position of a sample and what the model makes of it."""
+
+    position: int  # from [CLS], which is 0
+    truth: int
+    shown: int  # what the model saw there
+    top: tuple[tuple[int, float], ...]  # the likeliest ids and their probabilities, best first
+    truth_probability: float
+    truth_rank: int  # 1 = the best
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One sample as the model saw and judged it."""
+
+    sample_id: int
+    ids: tuple[int, ...]  # before masking, special tokens counted
+    words: tuple[MaskedWord, ...]
+    rop_label: int
+    reply_second: float | None  # probability that the second text is the reply; None without that head
+
+
+@torch.no_grad()
+def judge(network: PretrainingModel, batch: MicroBatch, device: torch.device, top: int = 5) -> list[Judged]:
+    """Every sample of `batch` with its masked words and `top` predictions for each, in order of the sample ids."""
+    ids, segments, lengths, index, labels, _ = scoring.tensors(batch, device)
+    assert ids is not None and segments is not None and index is not None and labels is not None
+    hidden_BTH = network.encoder(ids, segments, lengths)
+    logits_KV = network.masked_lm(hidden_BTH.reshape(-1, hidden_BTH.shape[-1]).index_select(0, index)).float()
+    probabilities_KV = logits_KV.softmax(-1)
+    truth_K = probabilities_KV.gather(1, labels[:, None])[:, 0]
+    rank_K = 1 + (probabilities_KV > truth_K[:, None]).sum(-1)
+    best = probabilities_KV.topk(min(top, probabilities_KV.shape[1]), dim=-1)
+    rop = None if network.reply_order is None else network.reply_order(hidden_BTH[:, 0]).float().softmax(-1)[:, 1]
+
+    width = batch.input_ids.shape[1]
+    original = batch.input_ids.reshape(-1).copy()
+    original[batch.masked_index] = batch.masked_labels
+    words: list[list[MaskedWord]] = [[] for _ in batch.lengths]
+    shown = batch.input_ids.reshape(-1)[batch.masked_index].tolist()
+    per_word = zip(
+        batch.masked_index.tolist(), batch.masked_labels.tolist(), shown, best.indices.tolist(), best.values.tolist(),
+        truth_K.tolist(), rank_K.tolist(), strict=True,
+    )  # fmt: skip
+    for at, truth, saw, guesses, shares, probability, rank in per_word:
+        pairs = tuple(zip(guesses, shares, strict=True))
+        words[at // width].append(MaskedWord(at % width, truth, saw, pairs, probability, rank))
+    return [
+        Judged(
+            sample_id=int(batch.sample_ids[i]),
+            ids=tuple(original[i * width : i * width + int(batch.lengths[i])].tolist()),
+            words=tuple(words[i]),
+            rop_label=int(batch.rop_labels[i]),
+            reply_second=None if rop is None else float(rop[i]),
+        )
+        for i in np.argsort(batch.sample_ids).tolist()
+    ]
+
+
+@torch.no_grad()
+def reply_second(network: PretrainingModel, texts: Sequences, device: torch.device, batch_tokens: int) -> np.ndarray:
+    """The probability, float64 [n], that each pair's second text is the reply to the first; nothing is masked.
+
+    TwilbertError for a model without a reply-order head.
+    """
+    if network.reply_order is None:
+        raise TwilbertError("this model has no reply-order head; only models trained with rop.use_rop judge the order")
+    out = np.zeros(len(texts.lengths))
+    for batch in sequences.batches(texts, batch_tokens):
+        ids, segments = (torch.as_tensor(array, device=device) for array in (batch.input_ids, batch.segment_ids))
+        hidden_BTH = network.encoder(ids, segments, torch.as_tensor(batch.lengths))
+        out[batch.rows] = network.reply_order(hidden_BTH[:, 0]).double().softmax(-1)[:, ROP_REPLY_SECOND].cpu().numpy()
+    return out
+
+
+def choose_rows(samples: SampleScores, count: int, seed: int) -> list[int]:
+    """`count` rows with a reply (else any), drawn without repetition, ascending."""
+    paired = np.unique(samples.ids[samples.rop_labels != ROP_NONE] // 2)
+    rows = paired if len(paired) else np.unique(samples.ids // 2)
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return sorted(rows[drawn].tolist())
+
+
+def binned(counts: np.ndarray, edges: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(how many, how many right) of `by_position`-like counts [2, n] summed over [edges[i], edges[i + 1])."""
+    parts = [counts[:, low:high].sum(-1) for low, high in pairwise(edges)]
+    stacked = np.array(parts, np.int64).reshape(-1, 2)
+    return stacked[:, 0], stacked[:, 1]

@@ -1,0 +1,299 @@
+"""The three evaluations of twilbert-evaluate: of held-out pairs, of texts, of pairs that say their order.
+
+    pairs  ─▶ evaluate_pairs   losses and accuracies beside the best predictor without context
+    texts  ─▶ evaluate_texts   pseudo-log-likelihood, each token hidden in its turn
+    orders ─▶ evaluate_orders  reply order, nothing masked
+
+Each also goes, example by example, into a file, and into a page to look at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+
+from twilbert import cli, inference, scoring, storage
+from twilbert.data import heldout, sequences
+from twilbert.data.encoded import EncodedCorpus
+from twilbert.data.objectives import ROP_NONE, MaskingSettings
+from twilbert.data.stream import evaluation_batches
+from twilbert.data.text import clean, clean_as_original
+from twilbert.data.tokenizer import Tokenizer
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.evaluation import likelihood, page, pairs
+from twilbert.evaluation.frequencies import Frequencies
+from twilbert.model.config import ModelConfig
+from twilbert.model.heads import PretrainingModel
+from twilbert.model.transformers_api import load_model_folder
+
+_MICRO_BATCH_TOKENS = 8192
+SAMPLES = 12  # shown in a report
+_CLEANING = {"ours": clean, "original": clean_as_original}
+_ORDERS = ("tweet, reply", "reply, tweet")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model ready to judge: in eval mode on `device`."""
+
+    folder: str
+    config: ModelConfig
+    network: PretrainingModel
+    tokenizer: Tokenizer
+    device: torch.device
+
+    @classmethod
+    def load(cls, name: str, device: str | None) -> _Model:
+        folder = inference.find_model(name)
+        config, network = load_model_folder(folder)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(folder, config, network.to(where).eval(), Tokenizer.load(folder), where)
+
+
+def evaluate_pairs(
+    model: str,
+    data: str,
+    *,
+    train: str | None = None,
+    masking: Literal["span", "token"] = "span",
+    max_len: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    examples: str | None = None,
+    report: str | None = None,
+    n_samples: int = SAMPLES,
+) -> dict[str, Any]:
+    """Scores of `model` (folder, checkpoint or run) on `data` (a corpus' valid split, or raw pairs).
+
+    Losses in nats a masked token, accuracies from 0 to 1; perplexity is the loss' exponential. `unigram_…` and
+    `context_free_…` are the losses of predictors that know the words' frequencies alone: in the train split of corpus
+    `train` (default: `data` where it is a corpus, else the evaluated pairs themselves); the second one also sees the
+    word at the position, which random and kept tokens show. Masks depend on `seed` alone. `examples`: a JSON lines file
+    with a line for each sample; `report`: an HTML page with `n_samples` of the pairs.
+    """
+    loaded = _Model.load(model, device)
+    settings = MaskingSettings(kind=masking)
+    corpus = train or (data if storage.exists(storage.join(storage.absolute(data), "corpus.json")) else None)
+    read = heldout.read_pairs(corpus, "train") if corpus else heldout.read_pairs(data)
+    counts = heldout.token_counts(read, loaded.tokenizer)
+    with tempfile.TemporaryDirectory(prefix="twilbert-evaluate-") as scratch:
+        encoded = heldout.encode_pairs(
+            heldout.read_pairs(data), loaded.tokenizer, max_len or loaded.config.max_len, scratch
+        )
+        split = encoded.split("valid")
+        reference = Frequencies(counts, settings)
+        batches = evaluation_batches(encoded, "valid", 0, 1, _MICRO_BATCH_TOKENS, settings, seed)
+        gathered = pairs.PairScores(len(counts), loaded.config.n_positions)
+        gathered.run(loaded.network, reference.seen(batches), loaded.device)
+        samples = gathered.samples()
+        judged = _judge(loaded, encoded, samples, settings, seed, n_samples) if report else []
+    sums = gathered.sums
+    means = scoring.scores_of(sums)
+    scores = {
+        "model": loaded.folder,
+        "data": storage.absolute(data),
+        "frequencies": f"train split of {corpus}" if corpus else "the evaluated pairs",
+        "pairs": split.pairs,
+        "singles": split.singles,
+        "tokens": split.tokens,
+        **{name: int(count) for name, count in scoring.counts_of(sums).items()},
+        **means,
+        "mlm_perplexity": math.exp(means["mlm_loss"]),
+        "mlm_perplexity_at_mask": math.exp(means["mlm_loss_at_mask"]),
+        **reference.losses(),
+    }
+    if examples:
+        with storage.new_file(examples) as out:
+            _write_pairs(out, heldout.read_pairs(data), samples)
+    if report:
+        seen = page.Pairs(scores, gathered, samples, counts, judged, _curves(loaded.folder))
+        _write(report, page.of_pairs(seen, loaded.tokenizer.token))
+    return scores
+
+
+def _judge(
+    loaded: _Model,
+    encoded: EncodedCorpus,
+    samples: pairs.SampleScores,
+    settings: MaskingSettings,
+    seed: int,
+    count: int,
+) -> list[pairs.Judged]:
+    rows = pairs.choose_rows(samples, count, seed)
+    if not rows:
+        return []
+    batch = heldout.chosen_samples(encoded, "valid", rows, settings, seed)
+    return pairs.judge(loaded.network, batch, loaded.device)
+
+
+def _write_pairs(out: IO[bytes], texts: Iterator[heldout.Texts], samples: pairs.SampleScores) -> None:
+    """A line for each sample, in order: its texts as they stood, what was masked, what became of it."""
+    rows = (pair for part in texts for pair in heldout.kept(part))
+    row, pair = -1, ("", None)
+    s = samples
+    for i, sample_id in enumerate(s.ids.tolist()):
+        if sample_id // 2 != row:
+            row, pair = row + 1, next(rows)
+        single, judged = s.rop_labels[i] == ROP_NONE, bool(s.judged[i])
+        tweet, reply = pair
+        line = {
+            "row": row + 1,
+            "order": "tweet" if single else _ORDERS[sample_id % 2],
+            "first": reply if sample_id % 2 else tweet,
+            "second": tweet if sample_id % 2 else reply,
+            "tokens": int(s.tokens[i]),
+            "masked": int(s.masked[i]),
+            "correct": int(s.correct[i]),
+            "mlm_loss": float(s.mlm_loss_sum[i] / s.masked[i]) if s.masked[i] else None,
+            "reply_second": float(s.reply_second[i]) if judged else None,
+            "rop_correct": bool((s.reply_second[i] > 0.5) == (s.rop_labels[i] == 1)) if judged else None,
+        }
+        _write_line(out, line)
+
+
+def evaluate_texts(
+    model: str,
+    data: str,
+    *,
+    cleaning: Literal["ours", "original"] = "ours",
+    max_len: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    examples: str | None = None,
+    report: str | None = None,
+    n_samples: int = SAMPLES,
+) -> dict[str, Any]:
+    """Pseudo-log-likelihood of texts: the lines of a text file, or the texts of a corpus' valid split or of pairs.
+
+    Means as `likelihood.means` names them, in nats; texts of which cleaning leaves nothing are counted as
+    `empty` and take part in no mean (the original counted them as 0). Texts are cut at `max_len` tokens (default: the
+    model's). `cleaning` "original": `text.clean_as_original`, which its printed figures need.
+    """
+    loaded = _Model.load(model, device)
+    rng, kept, sums, counts = np.random.default_rng(seed), [], [], []
+    with ExitStack() as stack:
+        out = stack.enter_context(storage.new_file(examples)) if examples else None
+        for texts in heldout.read_texts(data, _CLEANING[cleaning]):
+            ids, offsets = loaded.tokenizer.encode_batch(texts, max_len or loaded.config.max_len)
+            values = likelihood.token_log_likelihoods(loaded.network, ids, offsets, loaded.device, _MICRO_BATCH_TOKENS)
+            done = sum(map(len, counts))
+            scored = _text_lines(loaded, texts, ids, offsets, values, done)
+            if out:
+                for line in scored:
+                    _write_line(out, line)
+            kept += [(key, line) for key, line in zip(rng.random(len(scored)), scored, strict=True) if line["tokens"]]
+            kept = sorted(kept, key=lambda one: one[0])[:n_samples]
+            sums.append(np.array([line["pll"] for line in scored]))
+            counts.append(np.diff(offsets))
+            cli.say(f"{done + len(texts):,} texts")
+        all_sums, all_counts = np.concatenate([*sums, []]), np.concatenate([*counts, np.zeros(0, np.int64)])
+        if not all_counts.any():
+            raise UsageError(f"{data}: no text to evaluate; expected one on each line")
+    scores = {
+        "model": loaded.folder,
+        "data": storage.absolute(data),
+        "texts": int((all_counts > 0).sum()),
+        "empty": int((all_counts == 0).sum()),
+        "tokens": int(all_counts.sum()),
+        **likelihood.means(all_sums, all_counts),
+    }
+    if report:
+        shown = [line for _, line in sorted(kept, key=lambda one: one[1]["row"])]
+        _write(report, page.of_texts(scores, all_sums, all_counts, shown, _curves(loaded.folder)))
+    return scores
+
+
+def _text_lines(
+    loaded: _Model, texts: list[str], ids: np.ndarray, offsets: np.ndarray, values: np.ndarray, first_row: int
+) -> list[dict[str, Any]]:
+    lines = []
+    for i, text in enumerate(texts):
+        own = slice(int(offsets[i]), int(offsets[i + 1]))
+        count, pll = own.stop - own.start, float(values[own].sum())
+        lines.append(
+            {
+                "row": first_row + i + 1,
+                "text": text,
+                "tokens": count,
+                "pll": pll,
+                "per_token": pll / count if count else None,
+                "original": pll / (count + likelihood.SPECIAL_OF_TEXT) if count else None,
+                "pieces": [loaded.tokenizer.token(token) for token in ids[own]],
+                "log_likelihoods": [round(value, 4) for value in values[own].tolist()],
+            }
+        )
+    return lines
+
+
+def evaluate_orders(
+    model: str,
+    data: str,
+    *,
+    cleaning: Literal["ours", "original"] = "ours",
+    max_len: int | None = None,
+    device: str | None = None,
+    examples: str | None = None,
+    report: str | None = None,
+    n_samples: int = SAMPLES,
+) -> dict[str, Any]:
+    """Reply order of pairs whose file says it (FIRST, SECOND, 1 or 0): each judged as it stands, nothing masked."""
+    loaded = _Model.load(model, device)
+    rows = heldout.read_ordered(data, _CLEANING[cleaning])
+    cut_at = max_len or loaded.config.max_len
+    texts = sequences.encode_clean(loaded.tokenizer, rows.firsts, rows.seconds, max_len=cut_at)
+    reply_second = pairs.reply_second(loaded.network, texts, loaded.device, _MICRO_BATCH_TOKENS)
+    labels = np.array(rows.labels)
+    correct = (reply_second > 0.5) == (labels == 1)
+    chance = np.where(labels == 1, reply_second, 1 - reply_second)
+    scores = {
+        "model": loaded.folder,
+        "data": storage.absolute(data),
+        "rows": len(labels),
+        "rop_correct": int(correct.sum()),
+        "rop_accuracy": float(correct.mean()),
+        "rop_loss": float(-np.log(np.maximum(chance, np.finfo(np.float64).tiny)).mean()),
+    }
+    lines = [
+        {"row": i + 1, "first": first, "second": second, "label": label, "reply_second": share, "correct": right}
+        for i, (first, second, label, share, right) in enumerate(
+            zip(*rows, reply_second.tolist(), correct.tolist(), strict=True)
+        )
+    ]
+    if examples:
+        with storage.new_file(examples) as out:
+            for line in lines:
+                _write_line(out, line)
+    if report:
+        _write(report, page.of_orders(scores, labels, reply_second, lines[:n_samples], _curves(loaded.folder)))
+    return scores
+
+
+def _curves(folder: str) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl of the run that a model folder or checkpoint lies in; none where it lies in no run."""
+    for _ in range(2):
+        folder = folder.rpartition("/")[0]
+        path = storage.join(folder, "metrics.jsonl")
+        if not folder or not storage.exists(path):
+            continue
+        whole = storage.read_bytes(path).decode("utf-8", "replace").rpartition("\n")[0]  # a run may be writing a line
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise TwilbertError(f"{path}: a line is no JSON ({error}); restore the file, or move it away") from error
+    return []
+
+
+def _write_line(out: IO[bytes], line: dict[str, Any]) -> None:
+    out.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+
+
+def _write(path: str, html: str) -> None:
+    storage.write_bytes_atomic(path, html.encode())

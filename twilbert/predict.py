@@ -1,0 +1,226 @@
+"""twilbert-predict: labels, probabilities or embeddings of the texts of files, every column of the input kept.
+
+    files ─ inspect ─▶ bulk.py: read ▸ clean ▸ batch ▸ model ─▶ tables, in order ─▶ OUT
+
+Input rows are output rows, in the same order: one without a usable text is kept, with the reason in the column `error`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from twilbert import bulk, cli, inference, storage
+from twilbert.data import raw_files
+from twilbert.data.table_rows import Chunk
+from twilbert.data.table_writers import TABLES, VECTORS, open_writer
+from twilbert.data.tables import FORMATS, JSON_LINE, STANDARD_INPUT, TableFile, inspect, name_of
+from twilbert.errors import UsageError
+from twilbert.model.transformers_api import is_classifier
+
+MANY_FILES = 8  # from this many on Ray Data shares them out, where Ray is installed
+_SAY_SECONDS = 10.0
+
+
+@dataclass
+class Summary:
+    """What was done: `rows` in and out, `faulty` of them without a result, the first fault."""
+
+    rows: int = 0
+    faulty: int = 0
+    first_fault: str = ""
+
+
+def predict(
+    model: str,
+    inputs: Sequence[str],
+    out: str,
+    *,
+    embeddings: str | None = None,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    form: str | None = None,
+    prefix: str = "",
+    device: str | None = None,
+    precision: str = "auto",
+    address: str | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Write the results for every row of `inputs` (files, folders, "-") to `out`, whole or not at all.
+
+    With `embeddings` (one of inference.EMBEDDINGS) vectors, else labels. Files are taken in the order given, a folder's
+    by name. `address` names a Ray cluster, which must see files and model at the same paths. UsageError before any work
+    for a wrong model, column or format; TwilbertError where an input cannot be read to its end.
+    """
+    kind = _out_format(out, embeddings, overwrite)
+    job = bulk.Job(inference.find_model(model), device, precision, embeddings, prefix)
+    _check_model(job)
+    paths = list(inputs) if STANDARD_INPUT in inputs else raw_files.find(inputs)
+    files = _inspected(paths, form, text_column, pair_column)
+    _check_columns(files[0], job)
+    on_ray = address is not None or "RAY_ADDRESS" in os.environ or _many(files)
+    if on_ray and STANDARD_INPUT in paths:
+        raise UsageError("standard input cannot be read by a cluster; write it to a file, or leave --address out")
+    tables = bulk.on_ray(files, job, address) if on_ray else bulk.here(files, job)
+    return _write(tables, out, kind)
+
+
+def _out_format(out: str, embeddings: str | None, overwrite: bool) -> str:
+    kind, allowed = out.rpartition(".")[2].lower(), VECTORS if embeddings else TABLES
+    if kind not in allowed:
+        what = f"embeddings {embeddings}" if embeddings else "labels"
+        raise UsageError(f"--out {out}: {what} are written as {', '.join('.' + name for name in allowed)}")
+    if storage.exists(out) and not overwrite:
+        raise UsageError(f"{storage.absolute(out)}: already there; choose another --out, or give --overwrite")
+    return kind
+
+
+def _check_model(job: bulk.Job) -> None:
+    if not is_classifier(job.model) and job.embeddings is None:
+        raise UsageError(
+            f"{job.model}: a pre-trained model knows no labels; give a fine-tuned one, or ask for --embeddings cls"
+        )
+
+
+def _inspected(paths: list[str], form: str | None, text: str | None, pair: str | None) -> list[TableFile]:
+    files = [inspect(path, form, text, pair) for path in paths]
+    for file in files[1:]:
+        if file.columns != files[0].columns or (file.format == "jsonl") != (files[0].format == "jsonl"):
+            raise UsageError(
+                f"{file.path}: its columns ({_listed(file)}) are not those of {files[0].path} ({_listed(files[0])}); "
+                "give files of one kind at a time"
+            )
+    return files
+
+
+def _listed(file: TableFile) -> str:
+    return "JSON lines" if JSON_LINE in file.columns else ", ".join(file.columns)
+
+
+def _check_columns(file: TableFile, job: bulk.Job) -> None:
+    clash = [name for name in ("predicted", "embedding", "error") if job.prefix + name in file.columns]
+    if clash:
+        raise UsageError(
+            f"{name_of(file.path)}: already has a column {job.prefix + clash[0]!r}; choose other names with --prefix"
+        )
+
+
+def _many(files: list[TableFile]) -> bool:
+    return len(files) >= MANY_FILES and importlib.util.find_spec("ray") is not None
+
+
+def _write(tables: Iterator[pa.Table], out: str, kind: str) -> Summary:
+    summary, began, said = Summary(), time.monotonic(), time.monotonic()
+    with storage.new_file(out) as stream:
+        writer = open_writer(kind, stream)
+        for table in tables:
+            _count(summary, table)
+            writer.write(table)
+            if time.monotonic() - said > _SAY_SECONDS:
+                said = time.monotonic()
+                cli.say(f"{summary.rows:,} rows, {summary.rows / (said - began):,.0f} a second")
+        if not summary.rows:
+            raise UsageError("the input has no rows, only a header; nothing was written")
+        writer.close()
+    return summary
+
+
+def _count(summary: Summary, table: pa.Table) -> None:
+    errors = table.column(table.num_columns - 1)
+    if errors.null_count < len(errors):
+        found = [(number, reason) for number, reason in enumerate(errors.to_pylist(), start=1) if reason is not None]
+        if not summary.faulty:
+            summary.first_fault = f"row {summary.rows + found[0][0]:,}: {found[0][1]}"
+        summary.faulty += len(found)
+    summary.rows += len(errors)
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = cli.parser(
+        "predict",
+        "Labels and probabilities from a fine-tuned model, or embeddings from any, for every row of the input.",
+        "twilbert-predict runs/irony tweets.tsv --out labelled.tsv\n"
+        "  twilbert-predict models/base tweets.jsonl --embeddings avg --out vectors.parquet\n"
+        '  twilbert-predict runs/irony --text "qué bien, lunes otra vez"',
+    )
+    made.add_argument("model", metavar="MODEL", help="model folder, checkpoint, run folder or run name")
+    made.add_argument("input", metavar="INPUT", nargs="*", help="files or folders: TSV, CSV, JSON lines, Parquet, .txt")
+    made.add_argument("--text", action="append", metavar="TEXT", help="this text, instead of INPUT; may be repeated")
+    made.add_argument("--out", metavar="FILE", help=".tsv .csv .jsonl .parquet; embeddings: .parquet .h5")
+    made.add_argument("--embeddings", choices=inference.EMBEDDINGS, help="vectors in place of labels")
+    made.add_argument(
+        "--text-column", metavar="NAME", help="column of the texts; a position, from 1, if there is no header"
+    )
+    made.add_argument("--pair-column", metavar="NAME", help="column of second texts, for models of pairs")
+    made.add_argument("--format", choices=FORMATS, help="of the input (default: by its name; of standard input: text)")
+    made.add_argument("--prefix", default="", metavar="P", help="put before the names of the new columns")
+    made.add_argument(
+        "--precision", choices=inference.PRECISIONS, default="auto", help="default: auto, bf16 for labels"
+    )
+    made.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU when there is one)")
+    made.add_argument("--address", help="share the files out over this Ray cluster")
+    made.add_argument("--overwrite", action="store_true", help="replace --out when it is there")
+    return made
+
+
+def _command(args: argparse.Namespace) -> str:
+    if bool(args.text) == bool(args.input):
+        raise UsageError("give INPUT or --text, one of them; INPUT - is standard input")
+    if args.text:
+        return _said(args)
+    if args.out is None:
+        raise UsageError("--out FILE is missing: where the results are to be written")
+    done = predict(
+        args.model,
+        args.input,
+        args.out,
+        embeddings=args.embeddings,
+        text_column=args.text_column,
+        pair_column=args.pair_column,
+        form=args.format,
+        prefix=args.prefix,
+        device=args.device,
+        precision=args.precision,
+        address=args.address,
+        overwrite=args.overwrite,
+    )
+    what = f"{args.embeddings} embeddings" if args.embeddings else "labels"
+    faults = f"; {done.faulty:,} without, see column error (first: {done.first_fault})" if done.faulty else ""
+    return f"{what} of {done.rows:,} rows in {storage.absolute(args.out)}{faults}"
+
+
+def _said(args: argparse.Namespace) -> str:
+    """The texts of the command line: a table, and --out where given."""
+    job = bulk.Job(inference.find_model(args.model), args.device, args.precision, args.embeddings, args.prefix)
+    _check_model(job)
+    if args.out is None and args.embeddings:
+        raise UsageError("--embeddings needs --out FILE (.parquet or .h5)")
+    kind = _out_format(args.out, args.embeddings, args.overwrite) if args.out else ""
+    model = inference.load(job.model, job.device, job.precision)
+    texts = pa.table({"text": pa.array(args.text, pa.large_string())})
+    table = bulk.results(model, Chunk(texts, list(args.text), None, [None] * len(args.text)), job)
+    if not args.embeddings:
+        rows = table.drop_columns([f"{job.prefix}error"])
+        cells = [[f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows.to_pylist()]
+        cli.table(rows.column_names, cells)
+    if args.out is None:
+        return f"{len(args.text)} texts, model {job.model}, {bulk.said_precision(model, job)}"
+    _write(iter([table]), args.out, kind)
+    return f"{len(args.text)} texts in {storage.absolute(args.out)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command twilbert-predict."""
+    return cli.run(_parser(), _command, argv)
+
+
+if __name__ == "__main__":
+    from twilbert.predict import main as _main
+
+    raise SystemExit(_main())
