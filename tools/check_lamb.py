@@ -147,6 +147,10 @@ def print_agreement(figures: dict[str, Any]) -> None:
         ["precision", "ZeRO", "world", "accum.", "memory", "clipped", "weights, fed the run's gradients",
          "trust ratios", "update norm", "weights, own gradients"], cells,
     )  # fmt: skip
+    print(
+        "\nWith a memory, own gradients are reported, not bounded: where scores tie to fp32's rounding, the run "
+        "reads another value than the reference, and the two part from there."
+    )
     print("\nTensors whose true gradient is zero (they follow rounding; not bounded with own gradients):")
     for model, names in figures["zero_gradient"].items():
         print(f"  {model}: {', '.join(names) or 'none'}")

@@ -164,7 +164,7 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from twilbert.train.control import RunControl, watch
-    from twilbert.train.worker import Job
+    from twilbert.train.job import Job
 
     control = ray.remote(num_cpus=0)(RunControl).remote(cluster.worker_secrets())
     ray_folder = storage.join(folder.path, ".ray")

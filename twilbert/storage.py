@@ -82,6 +82,15 @@ def size(path: str) -> int:
     return info.size
 
 
+def modified(path: str) -> float:
+    """When a file was last written, in seconds since 1970; FileNotFoundError when it is not there."""
+    system, inner = filesystem(path)
+    info = system.get_file_info(inner)
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError(path)
+    return (info.mtime_ns or 0) / 1e9
+
+
 def list_dir(path: str) -> list[str]:
     """Sorted names in a folder; empty when the folder is not there."""
     system, inner = filesystem(path)

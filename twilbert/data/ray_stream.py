@@ -40,7 +40,7 @@ class RestingExecutor:
         self._started = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        """Sleep 20 ms, so that the first steps come soon, and 100 ms later on: shorter than a task, longer than a look."""
+        """Sleep: shortly at first, so that the first steps come soon, later as long as a task takes."""
         time.sleep(_PAUSES_S[time.monotonic() - self._started > _STARTING_S])
 
     def after_execution_succeeds(self, executor: Any) -> None:

@@ -5,29 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
 from twilbert import scoring, storage
-from twilbert.data.encoded import EncodedCorpus
 from twilbert.data.microbatch import MicroBatch
-from twilbert.data.objectives import MaskingSettings
-from twilbert.data.plan import StreamPlan
 from twilbert.data.ray_stream import ray_micro_batches
 from twilbert.data.stream import accumulation_for, evaluation_batches
 from twilbert.errors import TwilbertError
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.transformers_api import empty_model, load_model_folder
-from twilbert.recipe import Recipe
 from twilbert.train import checkpoint
 from twilbert.train.control import SAVE_NOW, STOP_TIME
 from twilbert.train.engine import full_weights, make_engine
+from twilbert.train.job import Job
 from twilbert.train.measure import evaluate_held_out, step_metrics
-from twilbert.train.run_folder import RunFolder
 from twilbert.train.saver import CheckpointSaver, Snapshot
 from twilbert.train.shards import Fragment, local_fragments, owned
 from twilbert.train.tracking import Histogram, MetricsFile, Tracker
@@ -35,26 +30,6 @@ from twilbert.train.watchdog import Watchdog
 
 TRACE_FILE = "trace.jsonl"
 DIVERGED = "Lower training.learning_rate, set training.max_grad_norm=1.0, or use precision=fp32, under another run.name"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the driver tells every worker; picklable, all paths absolute."""
-
-    recipe: Recipe
-    run: RunFolder
-    encoded: EncodedCorpus
-    precision: str
-    control: Any
-    """Handle of the RunControl actor."""
-
-
-def masking_settings(recipe: Recipe) -> MaskingSettings:
-    """The recipe's masked language model as the stream takes it."""
-    masked = recipe.objective.masked_lm
-    return MaskingSettings(
-        kind=masked.type, max_span=masked.max_span, budget=masked.budget, **masked.probs.model_dump()
-    )
 
 
 class Worker:
@@ -74,15 +49,7 @@ class Worker:
             recipe.training.micro_batch_tokens,
             recipe.corpus.lanes,
         )
-        self.plan = StreamPlan(
-            encoded=job.encoded,
-            seed=recipe.training.seed,
-            global_batch_size=recipe.training.global_batch_size,
-            world_size=world_size,
-            accumulation=self.accumulation,
-            masking=masking_settings(recipe),
-            lanes=recipe.corpus.lanes,
-        )
+        self.plan = job.stream_plan(world_size, self.accumulation)
         self.step = 0  # optimiser steps done
         self.best: dict[str, float] | None = None  # step and loss of the best held-out evaluation
         self.skipped: list[int] = []  # steps whose loss or gradient was not finite: the weights stayed as they were
