@@ -2,8 +2,8 @@
 
     python -m tools.bench_checkpoint [--repeats 5] [--json FILE]
 
-One worker, ZeRO 1, bf16 with fp32 masters and the two moments of LAMB. "pause" is what a step waits for, the copy to the
-host; "written" the files of the thread, hashed and flushed to the disk; "at once" is what the pause would be without it.
+One worker, ZeRO 1, bf16 with fp32 masters and the moments of LAMB. "pause" is what a step waits for, the copy to the
+host; "written" the files of the thread, hashed and flushed; "at once" is what the pause would be without it.
 """
 
 from __future__ import annotations

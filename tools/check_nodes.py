@@ -48,7 +48,7 @@ def main() -> int:
     campaign.undisturbed(2)
     step = random.Random(args.seed).randrange(10, STEPS - 20)
     name = f"node-removed-2-at-{step}"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 150 * 2**20})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150 * 2**20})
     nodes = [cluster.add_node(**NODE) for _ in range(2)]
     cluster.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = cluster.address

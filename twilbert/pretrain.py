@@ -20,7 +20,7 @@ from twilbert.recipe import Recipe
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs in every worker; config["job"] is a `twilbert.train.worker.Job`."""
+    """What Ray Train runs in every worker; config["job"] is a `twilbert.train.job.Job`."""
     import ray
     from ray.train import get_context
 
@@ -30,14 +30,14 @@ def train_worker(config: dict[str, Any]) -> None:
     if ray.get(job.control.failed.remote()):  # a fault that starting again does not mend
         return
     os.environ.update(ray.get(job.control.secrets.remote()))
-    from ray.train.torch import get_device
-
-    from twilbert.train.worker import Worker
-
-    cluster.quiet_ray_data()
     here = get_context()
     ranks = here.get_world_rank(), here.get_world_size(), here.get_local_world_size()
     try:
+        from ray.train.torch import get_device
+
+        from twilbert.train.worker import Worker
+
+        cluster.quiet_ray_data()
         with contextlib.closing(Worker(job, *ranks, get_device())) as worker:
             _train(worker)
     except TwilbertError as error:

@@ -71,10 +71,11 @@ class RunControl:
                 TwilbertError.exit_code,
             )
         self._attempts += 1
+        self._crash = ""
 
     def crashed(self, reason: str) -> None:
-        """A worker is about to die of an exception."""
-        self._crash = reason
+        """A worker is about to die of an exception; the first of them is the reason of the others."""
+        self._crash = self._crash or reason
 
     def sealed(self) -> None:
         """Rank 0: there is a new checkpoint."""
