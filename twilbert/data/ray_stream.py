@@ -61,7 +61,7 @@ def ray_micro_batches(
 ) -> Generator[MicroBatch]:
     """The same micro-batches as `stream.micro_batches`, built in Ray Data tasks ahead of the consumer.
 
-    Needs a running Ray with a free CPU for each of `parallel_tasks`. Arrays are read-only views of shared memory.
+    Needs a running Ray; its tasks ask for none of the logical CPUs. Arrays are read-only views of shared memory.
     `close()` stops the tasks: to be called on a stream that is not used up, before Ray shuts down, or the exit hangs.
     TwilbertError, naming the file, when a shard cannot be read.
     """
@@ -87,7 +87,7 @@ def _blocks(
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
     def work(numbers: pa.Table) -> Iterator[pa.Table]:
-        for number in numbers.column("id").to_pylist():
+        for number in numbers.column("item").to_pylist():
             try:
                 for run in build(plan, rank, some[number]):
                     table = run.to_table()
@@ -106,8 +106,9 @@ def _blocks(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     with DataContext.current(context):  # sealed into the dataset at its making; others' datasets keep theirs
-        dataset = ray.data.range(len(some), override_num_blocks=len(some)).map_batches(
+        dataset = ray.data.from_items(list(range(len(some))), override_num_blocks=len(some)).map_batches(
             work,
+            num_cpus=0,  # logical: workers that take every CPU a cluster has must not wait for ever, in silence
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
