@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from twilbert.transformers_hook import register_with_transformers
+
 if TYPE_CHECKING:
     from twilbert.inference import Model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(model: str, device: str | None = None, precision: str = "auto") -> Model:
@@ -15,3 +17,6 @@ def load(model: str, device: str | None = None, precision: str = "auto") -> Mode
     from twilbert import inference  # here, so that importing the package stays light
 
     return inference.load(model, device, precision)
+
+
+register_with_transformers()

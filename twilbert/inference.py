@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twilbert import storage
+from twilbert import rivals, storage
 from twilbert.data import sequences
 from twilbert.data.text import clean
 from twilbert.data.tokenizer import CLS, MASK, SEP, Tokenizer
@@ -59,7 +59,9 @@ def load(model: str, device: str | None = None, precision: str = "auto") -> Mode
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
-    return Model(find_model(model), find_device(device), precision)
+    folder = find_model(model)
+    kind = RivalModel if rivals.is_fine_tuned(folder) else Model
+    return kind(folder, find_device(device), precision)
 
 
 def find_device(name: str | None) -> torch.device:
@@ -148,8 +150,7 @@ class Model:
     def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
         """float32 [texts, labels]: probabilities, or the values of a regression."""
         head = self._require_head()
-        network = self._network(self.dtype)
-        assert isinstance(network, ClassificationModel)
+        network: Any = self._network(self.dtype)
         out = np.empty((len(texts), head.size), np.float32)
 
         def keep(rows: np.ndarray, input_ids: Tensor, segment_ids: Tensor, lengths: Tensor | None) -> None:
@@ -246,6 +247,9 @@ class Model:
             self._networks[dtype] = network.to(self.device).eval()
         return self._networks[dtype]
 
+    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> sequences.Sequences:
+        return sequences.encode(self.tokenizer, texts, pairs, max_len=self.max_len, remove_rt=self.remove_rt)
+
     def _each_batch(
         self,
         texts: Sequence[str],
@@ -253,7 +257,7 @@ class Model:
         keep: Callable[[np.ndarray, Tensor, Tensor, Tensor | None], None],
     ) -> None:
         """Call `keep(rows, input_ids, segment_ids, lengths)` for every batch; lengths None where nothing is padded."""
-        encoded = sequences.encode(self.tokenizer, texts, pairs, max_len=self.max_len, remove_rt=self.remove_rt)
+        encoded = self._encode(texts, pairs)
         size = _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS["cpu"])
         with torch.inference_mode():
             for batch in sequences.batches(encoded, size):
@@ -261,6 +265,32 @@ class Model:
                 lengths = torch.from_numpy(batch.lengths) if padded else None  # on the CPU, as the encoder likes them
                 ids, segments = (torch.from_numpy(a).to(self.device) for a in (batch.input_ids, batch.segment_ids))
                 keep(batch.rows, ids, segments, lengths)
+
+
+class RivalModel(Model):
+    """A fine-tuned model on an encoder of transformers: labels alone."""
+
+    def __init__(self, folder: str, device: torch.device, precision: str) -> None:
+        self.folder, self.device, self.precision = folder, device, precision
+        self._classifier, self.tokenizer, text = rivals.load(folder)
+        self._classifier.to(device, self.dtype).eval()
+        self.head = self._classifier.head
+        self.max_len, self.remove_rt = text["max_len"], text["remove_rt"]
+
+    def vectors(self, texts: Any, pairs: Any = None, pooling: str = "cls") -> Any:
+        """UsageError: transformers itself gives this encoder's hidden states."""
+        raise UsageError(f"{self.folder}: an encoder of transformers; read its embeddings with AutoModel")
+
+    def fill_mask(self, text: str, top: int = 5) -> Any:
+        """UsageError, as for any fine-tuned model."""
+        raise UsageError(f"{self.folder}: a fine-tuned model fills no masks; load the model it was made from")
+
+    def _network(self, dtype: torch.dtype) -> Any:
+        return self._classifier
+
+    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> sequences.Sequences:
+        limit = rivals.longest(self._classifier.encoder.config, self.tokenizer)
+        return rivals.encode(self.tokenizer, texts, pairs, max_len=self.max_len, remove_rt=self.remove_rt, limit=limit)
 
 
 def _texts(texts: Any) -> tuple[bool, list[str], Any]:

@@ -74,7 +74,9 @@ def test_tokenizer_files_come_along(tmp_path: Path):
     save_model_folder(str(tmp_path / "model"), model.config, model.state_dict(), str(tokenizer))
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
         "config.json",
+        "configuration_twilbert.py",
         "model.safetensors",
+        "modeling_twilbert.py",
         "tokenizer.json",
     ]
     load_model_folder(str(tmp_path / "model"))

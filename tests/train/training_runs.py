@@ -93,7 +93,7 @@ def spawn(target: Any, world_size: int, *args: Any) -> list[Any]:
     ]
     for process in processes:
         process.start()
-    results = dict(queue.get(timeout=240) for _ in processes)
+    results = dict(queue.get(timeout=480) for _ in processes)
     for process in processes:
         process.join(timeout=60)
     failed = [value for value in results.values() if isinstance(value, str) and value.startswith("Traceback")]

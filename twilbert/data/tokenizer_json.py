@@ -100,6 +100,34 @@ def from_sentencepiece(
     return made
 
 
+def with_cleaning(content: bytes, *, remove_rt: bool = False) -> bytes:
+    """A tokenizer.json (from_sentencepiece's or data/wordpiece.py's) that cleans texts itself, as far as can be said.
+
+    For programs that know nothing of data/text.py; `remove_rt`: the word RT goes too, as in fine-tuning.
+    """
+    spec = json.loads(content)
+    steps = [spec["normalizer"]]
+    if spec["normalizer"]["type"] == "Sequence":
+        steps = spec["normalizer"]["normalizers"]
+    ours = _as_json(_cleaning())
+    if steps[: len(ours)] != ours:  # word pieces: ▁ is a character like any other there,
+        # and control characters would join their neighbours.
+        ours = ours[:-1] + _as_json([normalizers.Replace(Regex(f"{_SPACE}+"), " ")])
+    if steps[: len(ours)] == ours:
+        steps = steps[len(ours) :]
+    retweet = _as_json([normalizers.Replace(Regex(rf"(?<!{_WORD_CHARACTER})RT(?!{_WORD_CHARACTER})"), " ")])
+    if remove_rt and steps[:1] != retweet:
+        steps = retweet + steps
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [*ours, *steps]}
+    return json.dumps(spec, ensure_ascii=False).encode()
+
+
+def _as_json(steps: list[Any]) -> list[dict[str, Any]]:
+    holder = Tokenizer(models.BPE())
+    holder.normalizer = normalizers.Sequence(steps)
+    return json.loads(holder.to_str())["normalizer"]["normalizers"]
+
+
 def encodes_words_alone(spec: dict[str, Any]) -> bool:
     """Whether the tokenizer of this tokenizer.json gives a text the ids of its words, one after another.
 
@@ -110,9 +138,7 @@ def encodes_words_alone(spec: dict[str, Any]) -> bool:
         return pre_tokenizer.get("type") == "BertPreTokenizer"
     first = (pre_tokenizer.get("pretokenizers") or [pre_tokenizer])[0]
     metaspace = {"type": "Metaspace", "replacement": WORD_MARK, "prepend_scheme": "first", "split": True}
-    ours = Tokenizer(models.BPE())
-    ours.normalizer = normalizers.Sequence(_marking())
-    marking = json.loads(ours.to_str())["normalizer"]["normalizers"]
+    marking = _as_json(_marking())
     return first == metaspace and (normaliser.get("normalizers") or [])[-len(marking) :] == marking
 
 

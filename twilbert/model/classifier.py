@@ -131,7 +131,7 @@ def _taken(hidden_BTH: Tensor, lengths_B: Tensor | None, special_tokens: bool, i
     if input_ids_BT is None:
         raise ValueError("to leave out [CLS] and [SEP], pool needs input_ids_BT")
     ordinary_BT = real_BT & (input_ids_BT != CLS_ID) & (input_ids_BT != SEP_ID)
-    return torch.where(ordinary_BT.any(1, keepdim=True), ordinary_BT, real_BT)
+    return ordinary_BT | (real_BT & ~ordinary_BT.any(1, keepdim=True))
 
 
 def _mean(hidden_BTH: Tensor, taken_BT: Tensor) -> Tensor:

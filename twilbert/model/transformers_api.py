@@ -1,4 +1,4 @@
-"""A model as a transformers folder: config.json, model.safetensors and, where given, the tokenizer's files.
+"""A model as a transformers folder: config.json, model.safetensors, its code and, where given, the tokenizer's files.
 
 A pre-trained model and a fine-tuned one differ by what config.json says beside the sizes: the second has "head" (see
 `HeadConfig`, and the library's own id2label, label2id, problem_type) and "text", how its texts were cleaned and cut.
@@ -15,54 +15,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from twilbert import storage
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.model import remote_code
 from twilbert.model.classifier import ClassificationModel, HeadConfig
-from twilbert.model.config import PAD_ID, ModelConfig
+from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.transformers_config import TWilBertConfig
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 RECIPE_NAME = "recipe.yaml"
 """In a converted model's folder: the recipe equivalent of its configuration."""
+PRETRAINED = "TWilBertForMaskedLM"
 CLASSIFIER = "TWilBertForSequenceClassification"
 TEXT_SETTINGS = {"remove_rt": bool, "max_len": int}
 """Of a fine-tuned model: whether the word RT was removed from its texts, and their length in tokens."""
-# Of a model's folder, which may serve as a tokenizer's: what is the model's own (the last two: how it was made).
-_NOT_A_TOKENIZERS = (CONFIG_NAME, WEIGHTS_NAME, RECIPE_NAME, "training.json")
+CODE_NAMES = tuple(f"{name}.py" for name in (remote_code.CONFIGURATION, remote_code.MODELING))
+"""The model's code, for transformers without this package."""
+CARD_NAME = "README.md"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+# Of a model's folder, which may serve as a tokenizer's: what is the model's own ("training.json": how it was made).
+_NOT_A_TOKENIZERS = (CONFIG_NAME, WEIGHTS_NAME, RECIPE_NAME, "training.json", *CODE_NAMES, CARD_NAME)
 _Model = TypeVar("_Model", bound=nn.Module)
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
-
-
-class TWilBertConfig(PretrainedConfig):
-    """`ModelConfig` as transformers keeps configurations: its fields flat, and the library's usual names for some."""
-
-    model_type = "twilbert"
-    attribute_map = {  # noqa: RUF012 (the library's own way of saying it)
-        "num_hidden_layers": "n_encoders",
-        "num_attention_heads": "n_heads",
-        "max_position_embeddings": "n_positions",
-    }
-
-    def __init__(self, **values: Any) -> None:
-        for name, value in ModelConfig().to_dict().items():
-            setattr(self, name, values.pop(name, value))
-        # The length transformers cuts at follows from max_len; kept in the file for readers of the file.
-        self.n_positions = 2 * self.max_len + 4
-        values.pop("n_positions", None)
-        values.setdefault("pad_token_id", PAD_ID)
-        super().__init__(**values)
-
-    @classmethod
-    def from_model_config(cls, config: ModelConfig, **others: Any) -> TWilBertConfig:
-        """The same model in transformers' terms; `others` are kept beside its fields."""
-        return cls(**config.to_dict(), **others)
-
-    def to_model_config(self) -> ModelConfig:
-        """The model these fields describe; TwilbertError when they do not fit together."""
-        return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
 
 
 @overload
@@ -112,7 +89,8 @@ def save_model_folder(
     `overwrite`.
     """
     check_tensors("the model to save", empty_model(config), state_dict)
-    _save(path, TWilBertConfig.from_model_config(config), state_dict, tokenizer_folder, overwrite, files or {})
+    settings = TWilBertConfig.from_model_config(config, architectures=[PRETRAINED])
+    _save(path, settings, state_dict, tokenizer_folder, overwrite, files or {})
 
 
 def save_classifier_folder(
@@ -156,10 +134,11 @@ def _save(
     with storage.new_folder(path, overwrite=overwrite) as folder:
         if tokenizer_folder is not None:
             _copy_files(tokenizer_folder, folder)
-        for name, content in files.items():
+            _limit_tokenizer(storage.join(folder, TOKENIZER_CONFIG_NAME), settings)
+        for name, content in {**remote_code.files(), **files}.items():
             storage.write_bytes_atomic(storage.join(folder, name), content)
         storage.write_bytes_atomic(storage.join(folder, WEIGHTS_NAME), save_safetensors(tensors, {"format": "pt"}))
-        content = settings.to_json_string(use_diff=False)
+        content = settings.to_json_string()
         storage.write_bytes_atomic(storage.join(folder, CONFIG_NAME), content.encode())
 
 
@@ -168,6 +147,13 @@ def _copy_files(source: str, target: str) -> None:
         file = storage.join(source, name)
         if name not in _NOT_A_TOKENIZERS and not storage.is_folder(file):
             storage.write_bytes_atomic(storage.join(target, name), storage.read_bytes(file))
+
+
+def _limit_tokenizer(file: str, settings: TWilBertConfig) -> None:
+    """Let transformers cut where the model's pairs end: each text has up to max_len tokens, three are special."""
+    if storage.exists(file):
+        longest = settings.max_len if settings.text is None else settings.text["max_len"]
+        storage.write_json_atomic(file, storage.read_json(file) | {"model_max_length": 2 * longest + 3})
 
 
 def load_model_config(path: str) -> ModelConfig:

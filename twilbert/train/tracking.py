@@ -79,6 +79,53 @@ def resolve_mode(settings: Tracking) -> str:
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
+def open_run(
+    folder: str,
+    name: str,
+    project: str,
+    mode: str,
+    config: dict[str, Any],
+    run_id: str,
+    *,
+    group: str | None = None,
+    kind: str | None = None,
+    beside_others: bool = False,
+) -> Any:
+    """A W&B run whose rows carry their own step; `beside_others` where one process logs several at a time."""
+    import wandb
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=project,
+        name=name,
+        group=group,
+        job_type=kind,
+        id=run_id,
+        resume="allow",
+        reinit="create_new" if beside_others else "default",
+        mode="offline" if mode == "offline" else "online",
+        dir=folder,
+        config=config,
+        # Numbers only: no host, user, command line, packages or source ever leave the run.
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            host="",
+            username="",
+        ),
+    )
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    # A link to a log in the home folder, whose path tells the user's name; nothing in it is about this run.
+    (Path(run.dir).parent / "logs" / "debug-core.log").unlink(missing_ok=True)
+    return run
+
+
 class Tracker:
     """Rank 0's log: one row goes to metrics.jsonl and to W&B."""
 
@@ -92,36 +139,9 @@ class Tracker:
         if self.mode == "disabled":
             self.first_line = f"tracking: W&B disabled; metrics in {self.where}"
             return
-        import wandb
-
         folder = run_folder if storage.is_local(run_folder) else tempfile.mkdtemp(prefix="twilbert-wandb-")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project=settings.project,
-            name=run_name,
-            id=run_id,
-            resume="allow",
-            mode="offline" if self.mode == "offline" else "online",
-            dir=folder,
-            config=config,
-            # Numbers only: no host, user, command line, packages or source ever leave the run.
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                disable_code=True,
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                x_save_requirements=False,
-                host="",
-                username="",
-            ),
-        )
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        self._run = open_run(folder, run_name, settings.project, self.mode, config, run_id)
         inside = Path(self._run.dir).parent
-        # A link to a log in the home folder, whose path tells the user's name; nothing in it is about this run.
-        (inside / "logs" / "debug-core.log").unlink(missing_ok=True)
         self.first_line = f"tracking: W&B {self.mode} in {inside}; metrics in {self.where}" + (
             f"; to upload later: wandb sync {inside}" if self.mode == "offline" else f"; {self._run.url}"
         )

@@ -1,0 +1,214 @@
+"""What is exported opens elsewhere, computes the same, tells where it comes from, and gives no secret away."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from tests.make_models import make_classifier, make_pretrained
+from tests.model.small import config
+from twilbert import onnx_file
+from twilbert.data.text import clean
+from twilbert.data.tokenizer import Tokenizer
+from twilbert.errors import TwilbertError
+from twilbert.export import main
+from twilbert.model.classifier import ClassificationModel, HeadConfig
+from twilbert.model.heads import PretrainingModel
+from twilbert.model.transformers_api import load_classifier_folder, load_model_folder
+
+HEAD = HeadConfig(("no", "si"), pooling="concat", special_tokens=False)
+RAW = ["@José  hola &amp; que", "RT hola https://t.co/x tal…no", "&lt;si&gt; &#39;no&#39;\n\tw3!", "no\x1csi ARTE"]
+
+
+def _run_folder(folder: Path) -> str:
+    """A pre-trained model as a run leaves it: recipe, metrics and the corpus it names."""
+    folder.mkdir()
+    model = make_pretrained(folder)
+    recipe = {
+        "corpus": {"path": str(folder / "corpus"), "max_len": 12},
+        "training": {"optimizer": "lamb", "learning_rate": 0.002},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    lines = [{"step": step, "valid/mlm_loss": loss, "valid/rop_accuracy": 0.6} for step, loss in ((5, 3.5), (9, 3.25))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"step": 1}, *lines]))
+    corpus = {"lines_read": 1234, "dropped": {"too_short": 7}, "cleaning": {"url": "-> url"}}
+    corpus["splits"] = {"train": {"rows": 1200}, "valid": {"rows": 27}}
+    (folder / "corpus").mkdir()
+    (folder / "corpus" / "corpus.json").write_text(json.dumps(corpus))
+    return model
+
+
+def test_a_hub_folder_holds_all_and_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = _run_folder(tmp_path / "run")
+    assert main([model, str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.strip() == f"hub folder in {tmp_path / 'out'}"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "config.json",
+        "configuration_twilbert.py",
+        "model.safetensors",
+        "modeling_twilbert.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "twilbert_tokenizer.json",
+    ]
+    before, after = load_model_folder(model)[1].state_dict(), load_model_folder(str(tmp_path / "out"))[1].state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_the_card_tells_data_settings_scores_and_limits_and_no_path(tmp_path: Path):
+    assert main([_run_folder(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert (header["pipeline_tag"], header["library_name"], header["language"]) == ("fill-mask", "transformers", "es")
+    assert "1,200 to learn from, 27 held out; of 1,234 lines read, dropped: 7 too short" in card
+    assert "learning_rate: 0.002" in card
+    assert "| mlm_loss | 3.2500 |" in card
+    assert "3.5000" not in card
+    assert "## Limits" in card
+    assert str(tmp_path) not in card
+
+
+def test_what_is_not_recorded_is_not_made_up(tmp_path: Path):
+    assert main([make_pretrained(tmp_path), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "README.md").read_text().count("Not recorded beside the model") == 3
+
+
+def test_a_finetuned_models_card_has_its_results(tmp_path: Path):
+    model = make_classifier(tmp_path, HEAD)
+    results = {
+        "task": "ironía",
+        "title": "Irony",
+        "model": "/somewhere/private/base",
+        "metric": "f1",
+        "dev": {"mean": 0.75, "sd": 0.01, "n": 3, "rows": 40},
+        "test": {"mean": None, "sd": None, "n": 3, "rows": 41},
+        "recipe": {"model": "/somewhere/private/base", "training": {"learning_rate": 0.0003}},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert main([model, str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| dev | 0.7500 | 0.0100 | 3 | 40 |\n| test | – | – | 3 | 41 |" in card
+    assert "on the encoder `base`" in card
+    assert "learning_rate: 0.0003" in card
+    assert "/somewhere" not in card
+
+
+@pytest.mark.parametrize("remove_rt", [True, False])
+def test_the_exported_tokenizer_cleans_as_we_do(remove_rt: bool, tmp_path: Path):
+    model = make_classifier(tmp_path, HEAD, remove_rt=remove_rt)
+    assert main([model, str(tmp_path / "out")]) == 0
+    theirs, ours = AutoTokenizer.from_pretrained(str(tmp_path / "out")), Tokenizer.load(model)
+    for raw in RAW:
+        assert theirs(raw)["input_ids"][1:-1] == ours.encode(clean(raw, remove_rt)), raw
+    assert theirs.model_max_length == 2 * 10 + 3
+    assert main([str(tmp_path / "out"), str(tmp_path / "again")]) == 0  # twice changes nothing more
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (tmp_path / "out" / "tokenizer.json").read_bytes()
+
+
+def test_onnx_alone_with_what_its_users_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runtime = pytest.importorskip("onnxruntime", reason="twilbert[export] is not installed")
+    model = make_classifier(tmp_path, HEAD)
+    assert main([model, str(tmp_path / "out"), "--onnx"]) == 0
+    assert "largest difference to torch" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.onnx",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    batch = AutoTokenizer.from_pretrained(str(tmp_path / "out"))(RAW, padding=True, return_tensors="np")
+    session = runtime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    (logits,) = session.run(None, {name: np.asarray(batch[name]) for name in onnx_file.INPUTS})
+    network = load_classifier_folder(model)[3].eval()
+    ids, segments, lengths = (
+        torch.from_numpy(a) for a in (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].sum(1))
+    )
+    assert np.abs(logits - network(ids, segments, lengths).detach().numpy()).max() < 1e-4
+
+
+def test_onnx_of_all_switches_and_a_wrong_file_is_refused(tmp_path: Path):
+    pytest.importorskip("onnxruntime", reason="twilbert[export] is not installed")
+    torch.manual_seed(0)
+    model = PretrainingModel(config("all")).eval()
+    file = str(tmp_path / "model.onnx")
+    onnx_file.write_onnx(model, file)
+    checked = onnx_file.check_onnx(model, file)
+    assert checked.difference < 1e-4
+    assert min(checked.onnx_texts_per_second, checked.torch_texts_per_second) > 0
+    with torch.no_grad():
+        model.encoder.blocks["1"].memory.values.weight.add_(1.0)
+    with pytest.raises(TwilbertError, match="differs from torch by"):
+        onnx_file.check_onnx(model, file)
+
+
+class _Hub:
+    """Stands for the hub's client."""
+
+    calls: list[tuple[Any, ...]] = []  # noqa: RUF012
+    refuses = False
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> str:
+        if self.refuses:
+            raise OSError(f"401 for {self.token}")
+        self.calls.append((repo, private, exist_ok))
+        return f"https://hub/{repo}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+        self.calls.append((repo_id, sorted(p.name for p in Path(folder_path).iterdir())))
+
+
+def test_push_needs_a_token_and_never_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    model, out = make_pretrained(tmp_path), tmp_path / "out"
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", _Hub)
+    monkeypatch.setattr(_Hub, "calls", [])
+    assert main([model, str(out), "--push", "me/bert"]) == 2
+    assert "HF_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert main([model, str(out), "--push", "no-owner"]) == 2
+    assert not out.exists()
+    assert main([model, str(out), "--push", "me/bert"]) == 0
+    assert _Hub.calls[0] == ("me/bert", True, True)
+    assert {"README.md", "model.safetensors", "modeling_twilbert.py"} < set(_Hub.calls[1][1])
+    assert "# bert" in (out / "README.md").read_text().splitlines()
+    monkeypatch.setattr(_Hub, "refuses", True)
+    assert main([model, str(out), "--push", "me/bert", "--overwrite"]) == 1
+    said = capsys.readouterr()
+    assert "can be pushed again" in said.err
+    assert "hf_secret" not in said.out + said.err
+    assert all(b"hf_secret" not in path.read_bytes() for path in out.iterdir())
+
+
+def test_wrong_wishes_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
+    model = make_pretrained(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    assert main([model, str(tmp_path / "full")]) == 2
+    assert "already holds something" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+def test_a_head_of_ones_own_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = make_classifier(tmp_path, HeadConfig(("a", "b"), own="tests.test_export:own_head"))
+    assert main([model, str(tmp_path / "out")]) == 2
+    assert "head of one's own" in capsys.readouterr().err
+
+
+def own_head(hidden_size: int, head: HeadConfig) -> torch.nn.Module:
+    """A head whose code no other program has."""
+    return ClassificationModel(config("plain"), HeadConfig(head.labels)).classifier

@@ -1,0 +1,211 @@
+"""A model for other programs: a hub folder that transformers opens without twilbert, with its card; ONNX; the hub.
+
+MODEL ─ find ─▶ hub folder: weights, code, tokenizer that cleans, card ─▶ OUT ─ --push ─▶ the hub
+              └▶ onnx/model.onnx, checked against torch
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from twilbert import cli, model_card, storage
+from twilbert.data.tokenizer_json import with_cleaning
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.inference import find_model
+from twilbert.model import transformers_api as folders
+from twilbert.model.classifier import ClassificationModel, HeadConfig
+from twilbert.model.config import ModelConfig
+from twilbert.model.heads import PretrainingModel
+from twilbert.onnx_file import TOLERANCE, Checked, check_onnx, write_onnx
+
+ONNX_NAME = "model.onnx"
+TOKENIZER_NAME = "tokenizer.json"
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_TOKEN = "HF_TOKEN"
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model as it was read."""
+
+    folder: str
+    config: ModelConfig
+    head: HeadConfig | None
+    text: dict[str, object]
+    network: PretrainingModel | ClassificationModel
+
+
+def export(
+    model: str, out: str, *, onnx: bool = False, hub_folder: bool = True, title: str = "", overwrite: bool = False
+) -> Checked | None:
+    """Write `out`, whole or not at all; returns what was found of the ONNX file, where one was asked for.
+
+    With `hub_folder` everything transformers needs, the card under the name `title` (the folder's own when empty), and
+    the ONNX file under onnx/; without it the ONNX file, configuration and tokenizer. UsageError for a wrong wish,
+    TwilbertError where the model is damaged or ONNX computes something else.
+    """
+    if not onnx and not hub_folder:
+        raise UsageError("nothing to write; ask for a hub folder or for ONNX")
+    if onnx:
+        _require_onnx()
+    opened = _open(find_model(model))
+    records = model_card.read_records(opened.folder)
+    title = title or storage.absolute(out).rsplit("/", 1)[-1]
+    with tempfile.TemporaryDirectory() as scratch, storage.new_folder(out, overwrite=overwrite) as target:
+        checked = _onnx(opened, scratch) if onnx else None
+        if hub_folder:
+            told = None if checked is None else _told(checked)
+            card = model_card.model_card(title, opened.config, opened.head, records, told)
+            _write_model(opened, target, {folders.CARD_NAME: card.encode()})
+        else:
+            _copy(opened.folder, target, (folders.CONFIG_NAME, folders.TOKENIZER_CONFIG_NAME))
+        _write_tokenizer(opened, target)
+        _copy(scratch, storage.join(target, "onnx") if hub_folder else target, storage.list_dir(scratch))
+    return checked
+
+
+def _require_onnx() -> None:
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"ONNX needs the package {missing[0]}: pip install 'twilbert[export]'")
+
+
+def _open(folder: str) -> _Opened:
+    if folders.is_classifier(folder):
+        config, head, text, network = folders.load_classifier_folder(folder)
+        if head.own is not None:
+            raise UsageError(
+                f"{folder}: has a head of one's own ({head.own}), whose code no other program has; fine-tune with a "
+                "pooling and a linear layer instead"
+            )
+        return _Opened(folder, config, head, text, network.eval())
+    config, pretrained = folders.load_model_folder(folder)
+    return _Opened(folder, config, None, {}, pretrained.eval())
+
+
+def _onnx(opened: _Opened, scratch: str) -> Checked:
+    file = str(Path(scratch) / ONNX_NAME)
+    cli.say("writing ONNX and checking it against torch")
+    write_onnx(opened.network, file)
+    return check_onnx(opened.network, file)
+
+
+def _told(checked: Checked) -> str:
+    onnx, torch = checked.onnx_texts_per_second, checked.torch_texts_per_second
+    return (
+        f"`onnx/{ONNX_NAME}`: inputs input_ids, attention_mask, token_type_ids, batch and positions free, fp32. "
+        f"Largest difference to torch {checked.difference:.1e}. On the CPU it was exported on: {onnx:,.0f} texts/s in "
+        f"onnxruntime, {torch:,.0f} in torch (batches of 16 texts of 32 tokens)."
+    )
+
+
+def _write_model(opened: _Opened, target: str, files: dict[str, bytes]) -> None:
+    state = opened.network.state_dict()
+    if opened.head is None:
+        folders.save_model_folder(target, opened.config, state, opened.folder, overwrite=True, files=files)
+    else:
+        folders.save_classifier_folder(
+            target, opened.config, opened.head, opened.text, state, opened.folder, overwrite=True, files=files
+        )
+
+
+def _write_tokenizer(opened: _Opened, target: str) -> None:
+    """The tokenizer, which then cleans texts itself."""
+    source = storage.join(opened.folder, TOKENIZER_NAME)
+    if not storage.exists(source):
+        cli.say(f"{opened.folder} has no tokenizer: what is written takes token ids and no texts")
+        return
+    content = with_cleaning(storage.read_bytes(source), remove_rt=bool(opened.text.get("remove_rt")))
+    storage.write_bytes_atomic(storage.join(target, TOKENIZER_NAME), content)
+
+
+def _copy(source: str, target: str, names: list[str] | tuple[str, ...]) -> None:
+    for name in names:
+        file = storage.join(source, name)
+        if storage.exists(file):
+            storage.write_bytes_atomic(storage.join(target, name), storage.read_bytes(file))
+
+
+def push(folder: str, repo: str, token: str) -> str:
+    """Upload a hub folder to `repo`, made private where it is new; returns its address. TwilbertError when refused."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(repo, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="twilbert-export")
+    except (HfHubHTTPError, OSError) as error:
+        said = str(error).replace(token, "…").strip().splitlines()[0]
+        raise TwilbertError(
+            f"{repo}: the hub refused ({said}); {folder} is written, and can be pushed again"
+        ) from error
+    return str(address)
+
+
+def _token(repo: str, out: str) -> str:
+    """The token to push with; UsageError, before any work, where pushing could not succeed."""
+    if not _REPO.fullmatch(repo):
+        raise UsageError(f"--push {repo}: expected OWNER/NAME, as the hub names repositories")
+    if not storage.is_local(out):
+        raise UsageError(f"--push: {out} is not on this machine; export to a local folder to push it")
+    token = os.environ.get(_TOKEN, "")
+    if not token:
+        raise UsageError(f"--push needs a token that may write: put it into the environment variable {_TOKEN}")
+    return token
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = cli.parser(
+        "export",
+        "Write a model for other programs: a hub folder with its card (the default), ONNX, or both.",
+        "twilbert-export runs/base-1a2b3c4d twilbert-base --onnx --hub-folder\n"
+        "  HF_TOKEN=… twilbert-export runs/irony irony --push me/twilbert-irony",
+    )
+    made.add_argument("model", metavar="MODEL", help="model folder, checkpoint, run folder or run name")
+    made.add_argument("out", metavar="OUT", help="folder to write")
+    made.add_argument("--onnx", action="store_true", help="an ONNX file, checked against torch; alone: nothing else")
+    made.add_argument("--hub-folder", action="store_true", help="weights, code, tokenizer and card, for transformers")
+    made.add_argument(
+        "--push", metavar="OWNER/NAME", help=f"upload the hub folder there; the token comes from {_TOKEN}"
+    )
+    made.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
+    return made
+
+
+def _command(args: argparse.Namespace) -> str:
+    out = storage.absolute(args.out)
+    token = _token(args.push, out) if args.push else ""
+    hub = args.hub_folder or bool(args.push) or not args.onnx
+    title = args.push.partition("/")[2] if args.push else ""
+    checked = export(args.model, out, onnx=args.onnx, hub_folder=hub, title=title, overwrite=args.overwrite)
+    written = [f"hub folder in {out}"] if hub else []
+    if checked is not None:
+        speeds = [
+            ["onnxruntime", round(checked.onnx_texts_per_second)],
+            ["torch", round(checked.torch_texts_per_second)],
+        ]
+        cli.table(["CPU, 16 texts of 32 tokens", "texts/s"], speeds)
+        print(f"largest difference to torch: {checked.difference:.1e} (allowed: {TOLERANCE:.0e})")
+        written.append(f"ONNX in {storage.join(out, 'onnx', ONNX_NAME) if hub else storage.join(out, ONNX_NAME)}")
+    if args.push:
+        written.append(f"pushed to {push(out, args.push, token)} (a new one is private)")
+    return "; ".join(written)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command twilbert-export."""
+    return cli.run(_parser(), _command, argv)
+
+
+if __name__ == "__main__":
+    from twilbert.export import main as _main
+
+    raise SystemExit(_main())

@@ -1,0 +1,100 @@
+"""Fine-tune a model on a task, and score the test set once, at the end."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from twilbert import cli, finetune_recipe, storage
+from twilbert.errors import UsageError
+from twilbert.finetune_recipe import FinetuneRecipe
+
+
+def run(recipe: FinetuneRecipe, out: str, *, overwrite: bool = False) -> dict[str, Any]:
+    """Fine-tune as the recipe says into the folder `out`; returns what results.json holds."""
+    from twilbert.finetuning.run import finetune
+
+    return finetune(recipe, storage.absolute(out), overwrite=overwrite)
+
+
+def _show(results: Mapping[str, Any]) -> None:
+    from twilbert.finetuning.page import metric_name
+    from twilbert.finetuning.run import told
+
+    rows = [[split, metric_name(results), told(results.get(split)), _rows(results, split)] for split in ("dev", "test")]
+    clean = (results.get("test") or {}).get("without_rows_in_train")
+    if clean:
+        left = results["test"]["rows"] - results["test"]["rows_also_in_train"]
+        spread = "" if clean["sd"] is None else f" ± {clean['sd']:.4f}"
+        rows.append(["test without texts of train", metric_name(results), f"{clean['mean']:.4f}{spread}", f"{left:,}"])
+    cli.table([results["task"], "metric", "score", "rows"], rows)
+
+
+def _rows(results: Mapping[str, Any], split: str) -> str:
+    if split in results:
+        return f"{results[split]['rows']:,}"
+    return "no labels" if split in results["counts"] else "no file"
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = cli.parser(
+        "finetune",
+        "Fine-tune a model on a task; dev chooses the best checkpoint, the test set is scored once, at the end.",
+        "twilbert-finetune --task stance17 --model runs/tiny-1a2b3c4d --out stance seeds=5\n"
+        "  twilbert-finetune --task my.yaml --model dccuchile/bert-base-spanish-wwm-cased training.epochs=3",
+    )
+    made.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the recipe's")
+    made.add_argument("--task", metavar="NAME", help="registered task, or a task file's path")
+    made.add_argument(
+        "--model", help="model folder, checkpoint, run, transformers folder or hub id (default: newest finished run)"
+    )
+    made.add_argument("--out", metavar="DIR", help="folder or URI to write (default: finetuned/TASK)")
+    made.add_argument("--recipe", metavar="FILE", default=finetune_recipe.SHIPPED, help="YAML file (finetune.yaml)")
+    made.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
+    made.add_argument("--overwrite", action="store_true", help="replace an earlier fine-tuning at DIR")
+    made.add_argument("--dry-run", action="store_true", help="show the resolved recipe and checks, train nothing")
+    return made
+
+
+def resolved(args: argparse.Namespace) -> FinetuneRecipe:
+    """The recipe with what the flags name, every path absolute."""
+    recipe = finetune_recipe.load(args.recipe, args.overrides)
+    given = {"task": args.task, "model": args.model, "data_dir": args.data_dir}
+    recipe = recipe.model_copy(update={key: value for key, value in given.items() if value is not None})
+    if recipe.task is None:
+        from twilbert.tasks import registered
+
+        raise UsageError(f"which task? --task NAME: a task file, or one of {', '.join(registered())}")
+    if recipe.data_dir is not None:
+        recipe = recipe.model_copy(update={"data_dir": storage.absolute(recipe.data_dir)})
+    return recipe
+
+
+def _command(args: argparse.Namespace) -> str:
+    recipe = resolved(args)
+    assert recipe.task is not None
+    stem = recipe.task.rstrip("/").rsplit("/", 1)[-1].removesuffix(".yaml")
+    out = storage.absolute(args.out or storage.join("finetuned", stem))
+    if args.dry_run:
+        from twilbert.finetuning.run import prepare
+
+        print(finetune_recipe.dump(recipe), end="")
+        prepared = prepare(recipe)
+        train, dev = len(prepared.data.train), len(prepared.data.dev)
+        print(f"# model: {prepared.base.name}; {train:,} train and {dev:,} dev rows; would write {out}")
+        return f"{recipe.task}: task, model and recipe fit; nothing was trained"
+    results = run(recipe, out, overwrite=args.overwrite)
+    _show(results)
+    return f"model in {out}/model; results.json, report.html, predictions, errors in {out}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command twilbert-finetune."""
+    return cli.run(_parser(), _command, argv)
+
+
+if __name__ == "__main__":
+    from twilbert.finetune import main as _main
+
+    raise SystemExit(_main())

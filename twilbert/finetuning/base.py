@@ -1,0 +1,245 @@
+"""The encoder that fine-tuning starts from: one of ours, or any of transformers'. Read once for many trainings.
+
+A base is plain data (weights as numpy arrays), so that it can be put where many processes of a node read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from twilbert import cli, rivals, storage
+from twilbert.data import sequences
+from twilbert.data.sequences import Sequences
+from twilbert.data.tokenizer import Tokenizer
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.finetune_recipe import Encoder
+from twilbert.inference import find_model
+from twilbert.model.classifier import ClassificationModel, HeadConfig
+from twilbert.model.config import ModelConfig
+from twilbert.model.transformers_api import (
+    CONFIG_NAME,
+    TWilBertConfig,
+    is_classifier,
+    load_classifier_folder,
+    load_model_folder,
+    save_classifier_folder,
+)
+
+_RIVAL_LENGTH = 128  # tokens of one text where neither recipe nor model says
+_PREFIX = "encoder."
+
+
+class Base(Protocol):
+    """What a training needs to know of an encoder."""
+
+    @property
+    def name(self) -> str: ...  # as told to the user: a folder or hub id
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def longest_text(self) -> int: ...  # tokens of one text at most
+    @property
+    def usual_text(self) -> int: ...  # tokens of one text where the recipe does not say
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_len: int, remove_rt: bool) -> Sequences:
+        """Texts as the model's input."""
+        ...
+
+    def network(self, head: HeadConfig, settings: Encoder) -> nn.Module:
+        """A new classifier: fp32, on the CPU; the head (and with settings.random the encoder) is drawn."""
+        ...
+
+    def layer_of(self, parameter: str) -> int:
+        """The layer of a network's parameter, from 0; -1 = embeddings, n_layers = head."""
+        ...
+
+    def save(self, path: str, network: nn.Module, text: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Write a fine-tuned model's folder, whole or not at all."""
+        ...
+
+
+@dataclass(frozen=True)
+class OwnBase:
+    """An encoder that pretrain or convert wrote."""
+
+    name: str
+    config: ModelConfig
+    weights: dict[str, np.ndarray]
+    tokenizer: Tokenizer
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.n_encoders
+
+    @property
+    def longest_text(self) -> int:
+        return self.config.max_len
+
+    @property
+    def usual_text(self) -> int:
+        return self.config.max_len
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_len: int, remove_rt: bool) -> Sequences:
+        return sequences.encode(self.tokenizer, texts, pairs, max_len=max_len, remove_rt=remove_rt)
+
+    def network(self, head: HeadConfig, settings: Encoder) -> nn.Module:
+        network = ClassificationModel(self._config(settings), head)
+        if not settings.random:
+            network.encoder.load_state_dict(_tensors(self.weights))
+        return network
+
+    def _config(self, settings: Encoder) -> ModelConfig:
+        asked = {"input_dropout": settings.input_dropout, "output_dropout": settings.output_dropout}
+        return dataclasses.replace(self.config, **{key: value for key, value in asked.items() if value is not None})
+
+    def layer_of(self, parameter: str) -> int:
+        if parameter.startswith("encoder.blocks."):
+            owner = int(parameter.split(".")[2])
+            if not self.config.cross_sharing or owner in self.config.memory_layers:
+                return owner
+            # One block serves many layers: it learns as the last of them.
+            return max(layer for layer in range(self.n_layers) if layer not in self.config.memory_layers)
+        return -1 if parameter.startswith(_PREFIX) else self.n_layers
+
+    def save(self, path: str, network: nn.Module, text: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        assert isinstance(network, ClassificationModel)
+        with storage.new_folder(path) as folder:
+            save_classifier_folder(
+                folder, network.config, network.head, text, network.state_dict(), overwrite=True, files=files
+            )
+            self.tokenizer.save(folder)
+
+
+@dataclass(frozen=True)
+class RivalBase:
+    """An encoder of transformers."""
+
+    name: str
+    config: Any
+    weights: dict[str, np.ndarray]
+    tokenizer: Any
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def longest_text(self) -> int:
+        return rivals.longest(self.config, self.tokenizer) - self.tokenizer.num_special_tokens_to_add(False)
+
+    @property
+    def usual_text(self) -> int:
+        return min(_RIVAL_LENGTH, self.longest_text)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_len: int, remove_rt: bool) -> Sequences:
+        limit = rivals.longest(self.config, self.tokenizer)
+        return rivals.encode(self.tokenizer, texts, pairs, max_len=max_len, remove_rt=remove_rt, limit=limit)
+
+    def network(self, head: HeadConfig, settings: Encoder) -> nn.Module:
+        config = type(self.config).from_dict(self.config.to_dict())
+        if settings.input_dropout is not None:
+            raise UsageError(f"encoder.input_dropout: {self.name} has none; leave it at null")
+        if settings.output_dropout is not None:
+            if not hasattr(config, "hidden_dropout_prob"):
+                raise UsageError(f"encoder.output_dropout: a {config.model_type} has none; leave it at null")
+            config.hidden_dropout_prob = settings.output_dropout
+        encoder = rivals.new_encoder(config)
+        if not settings.random:
+            encoder.load_state_dict(_tensors(self.weights))
+        return rivals.RivalClassifier(encoder, head, rivals.special_ids(self.tokenizer))
+
+    def layer_of(self, parameter: str) -> int:
+        if not parameter.startswith(_PREFIX):
+            return self.n_layers
+        return rivals.layer_of(parameter.removeprefix(_PREFIX), self.n_layers)
+
+    def save(self, path: str, network: nn.Module, text: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        assert isinstance(network, rivals.RivalClassifier)
+        rivals.save(path, network, self.tokenizer, text, files)
+
+
+def _tensors(weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    # A copy: arrays that processes share cannot be written to.
+    return {name: torch.from_numpy(np.array(values)) for name, values in weights.items()}
+
+
+def _arrays(module: nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+
+
+def load_base(name: str | None, runs: str) -> Base:
+    """The encoder that `name` means; None: the newest finished run's, which is announced. UsageError where none is."""
+    if name is None:
+        name = newest_run(runs)
+        cli.say(f"model: {name}, the newest finished run under {storage.absolute(runs)}; --model names another")
+    try:
+        folder = find_model(name, runs)
+    except UsageError:
+        if storage.exists(name) or not rivals.could_be_hub_id(name):
+            raise
+        return _rival(name)
+    kind = storage.read_json(storage.join(folder, CONFIG_NAME)).get("model_type")
+    if kind != TWilBertConfig.model_type:
+        return _rival(folder)
+    if is_classifier(folder):
+        config, _, _, model = load_classifier_folder(folder)
+        cli.say(f"model: {folder} is a fine-tuned model; its encoder goes on, its head is replaced")
+    else:
+        config, model = load_model_folder(folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise TwilbertError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} entries, its model {config.vocab_size:,}; they do "
+            "not belong together: copy the folder again"
+        )
+    return OwnBase(folder, config, _arrays(model.encoder), tokenizer)
+
+
+def _rival(name: str) -> RivalBase:
+    config, tokenizer, encoder = rivals.open_encoder(name)
+    return RivalBase(name, config, _arrays(encoder), tokenizer)
+
+
+def newest_run(runs: str) -> str:
+    """Folder of the newest run of pre-training that is finished; UsageError with the commands that make one."""
+    from twilbert import recipe_file
+    from twilbert.train.run_folder import RunFolder
+
+    found = []
+    for name in storage.list_dir(runs):
+        run = RunFolder(storage.join(storage.absolute(runs), name), name, "", {})
+        recipe = storage.join(run.path, "recipe.yaml")
+        if storage.exists(recipe) and storage.exists(storage.join(run.model, CONFIG_NAME)):
+            try:
+                steps = recipe_file.load(recipe).training.max_steps
+            except UsageError as error:
+                cli.say(f"{run.path}: passed over: {error}")
+                continue
+            if run.trained_steps >= steps:
+                found.append((storage.modified(storage.join(run.model, CONFIG_NAME)), run.path))
+    if not found:
+        raise UsageError(
+            f"no --model, and no finished run under {storage.absolute(runs)}; name a model, or make a small one:\n"
+            "  twilbert-sample pairs --out sample\n"
+            "  twilbert-prepare sample/pairs.tsv --out corpus\n"
+            "  twilbert-vocab corpus --out tokenizer --vocab-size 8000\n"
+            "  twilbert-pretrain recipes/tiny.yaml"
+        )
+    return max(found)[1]

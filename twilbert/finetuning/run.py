@@ -1,0 +1,199 @@
+"""A fine-tuning from its recipe to its folder.
+
+OUT/  recipe.yaml  seed-0/{metrics.jsonl, wandb/} …  model/  results.json  report.html
+      predictions-{dev,test}.jsonl  errors-{dev,test}.jsonl (the worst first)  confusion-{dev,test}.tsv
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twilbert import __version__, cli, finetune_recipe, metrics, storage
+from twilbert.errors import UsageError
+from twilbert.finetune_recipe import FinetuneRecipe
+from twilbert.finetuning import final, page
+from twilbert.finetuning.base import Base, load_base
+from twilbert.finetuning.data import TaskData, encode_task, task_faults
+from twilbert.finetuning.final import Final
+from twilbert.finetuning.judged import Judged, row_record, worst_errors
+from twilbert.finetuning.loop import Evaluation, Outcome, build_loss, new_network, resolve_precision, train
+from twilbert.inference import find_device
+from twilbert.recipe import Tracking
+from twilbert.task_check import Findings, require
+from twilbert.tasks import SINGLE, Task, load_task
+from twilbert.train.tracking import Tracker
+
+RESULTS = "results.json"
+REPORT = "report.html"
+_WORST = 200  # errors that are written
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked recipe's task, its encoder and its encoded rows: what any number of trainings share."""
+
+    task: Task
+    findings: Findings
+    base: Base
+    data: TaskData
+
+
+def prepare(recipe: FinetuneRecipe, base: Base | None = None) -> Prepared:
+    """Check task, recipe and model against each other, then encode; UsageError before anything is trained.
+
+    `base`: the model where it has been read already.
+    """
+    if recipe.task is None:
+        raise UsageError("which task? --task NAME, or task: in the recipe")
+    task = load_task(recipe.task, recipe.data_dir)
+    findings = require(task)
+    for notice in findings.notices:
+        cli.say(f"{task.name}: {notice}")
+    base = base or load_base(recipe.model, recipe.runs)
+    faults = task_faults(recipe, task, base.n_layers)
+    if faults:
+        raise UsageError("\n".join([f"{task.name}: the recipe does not fit", *(f"  {fault}" for fault in faults)]))
+    data = encode_task(base, task, recipe)
+    build_loss(recipe, task, data.train.labels)  # a user's own code is met now
+    new_network(base, recipe, task, recipe.training.seed)
+    return Prepared(task, findings, base, data)
+
+
+def finetune(recipe: FinetuneRecipe, out: str, *, overwrite: bool = False) -> dict[str, Any]:
+    """Train every seed, score the test set once, write OUT; returns what OUT/results.json holds."""
+    prepared = prepare(recipe)
+    claim(out, overwrite=overwrite)
+    return train_and_score(prepared, recipe, out)
+
+
+def claim(out: str, *, overwrite: bool) -> None:
+    """An empty folder to write to; UsageError when it holds something and not `overwrite`."""
+    if storage.exists(out) and storage.list_dir(out):
+        if not overwrite:
+            raise UsageError(f"{out}: already holds something; choose another --out, or --overwrite it")
+        try:
+            finetune_recipe.load(storage.join(out, "recipe.yaml"))  # a run of pre-training has another kind
+        except UsageError as error:
+            raise UsageError(f"{out}: holds something that finetune did not write; choose another --out") from error
+        storage.delete(out)
+    storage.probe_write(out)
+
+
+def train_and_score(prepared: Prepared, recipe: FinetuneRecipe, out: str) -> dict[str, Any]:
+    """The trainings of a recipe that `prepare` has passed, and their final scoring."""
+    storage.write_bytes_atomic(storage.join(out, "recipe.yaml"), finetune_recipe.dump(recipe).encode())
+    first = recipe.training.seed
+    outcomes = [_one_seed(prepared, recipe, out, seed) for seed in range(first, first + recipe.seeds)]
+    return score_and_write(prepared, recipe, out, outcomes)
+
+
+def score_and_write(
+    prepared: Prepared, recipe: FinetuneRecipe, out: str, outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """The final scoring of ended trainings: everything of OUT but recipe.yaml and the logs."""
+    found = final.score(prepared.base, prepared.task, prepared.data, recipe, outcomes)
+    return _write(prepared, recipe, out, found)
+
+
+def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int) -> Outcome:
+    task = prepared.task
+    settings = Tracking(project=recipe.tracking.project, mode=recipe.tracking.mode)
+    name = f"{storage.absolute(out).rsplit('/', 1)[-1]}-seed-{seed}"
+    config = recipe.model_dump(mode="json") | {"task": task.name, "model": prepared.base.name, "seed": seed}
+    tracker = Tracker(storage.join(out, f"seed-{seed}"), name, settings, config, f"{_run_id(out)}-{seed}", 0)
+    cli.say(tracker.first_line)
+
+    def heard(seen: Evaluation) -> None:
+        tracker.log(seen.step, seen.row())
+        cli.say(
+            f"{task.name} seed {seed} epoch {seen.epoch:.2f} step {seen.step}: loss {seen.train_loss:.4f}, "
+            f"dev {task.metric} {seen.score:.4f}, {seen.samples_per_second:,.0f} samples/s"
+        )
+
+    try:
+        return train(prepared.base, prepared.data, task, recipe, seed, heard)
+    finally:
+        tracker.close()
+
+
+def _run_id(out: str) -> str:
+    return uuid.uuid5(uuid.NAMESPACE_URL, storage.absolute(out)).hex[:8] + uuid.uuid4().hex[:4]
+
+
+def _write(prepared: Prepared, recipe: FinetuneRecipe, out: str, found: Final) -> dict[str, Any]:
+    task, base = prepared.task, prepared.base
+    device = find_device(recipe.training.device)
+    results = {
+        "task": task.name,
+        "title": task.title,
+        "model": base.name,
+        "twilbert": __version__,
+        "device": str(device),
+        "precision": resolve_precision(recipe.training, device),
+        **found.scores,
+        "counts": prepared.findings.counts,
+        "notices": prepared.findings.notices,
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    for judged in found.judged:
+        _write_split(task, out, judged)
+    network = new_network(base, recipe, task, found.chosen.seed)
+    network.load_state_dict(found.chosen.state)
+    text = {"remove_rt": task.remove_rt, "max_len": prepared.data.max_len}
+    base.save(storage.join(out, "model"), network, text, {"README.md": _card(results).encode()})
+    html = page.of_run(task, results, found.judged)
+    storage.write_bytes_atomic(storage.join(out, REPORT), html.encode())
+    storage.write_json_atomic(storage.join(out, RESULTS), results)
+    return results
+
+
+def _write_split(task: Task, out: str, judged: Judged) -> None:
+    rows = [row_record(task, judged, i) for i in range(len(judged.rows))]
+    _write_lines(storage.join(out, f"predictions-{judged.name}.jsonl"), rows)
+    if judged.rows.labels is None:
+        return
+    worst = [rows[i] for i in worst_errors(task, judged)[:_WORST]]
+    _write_lines(storage.join(out, f"errors-{judged.name}.jsonl"), worst)
+    if task.problem == SINGLE:
+        counts = metrics.confusion(judged.truths(task), judged.predictions(task), len(task.labels)).tolist()
+        lines = ["\t".join(["true\\predicted", *task.labels])]
+        lines += ["\t".join([label, *map(str, row)]) for label, row in zip(task.labels, counts, strict=True)]
+        path = storage.join(out, f"confusion-{judged.name}.tsv")
+        storage.write_bytes_atomic(path, ("\n".join(lines) + "\n").encode())
+
+
+def _write_lines(path: str, records: list[dict[str, Any]]) -> None:
+    data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    storage.write_bytes_atomic(path, data.encode())
+
+
+def told(scores: dict[str, Any] | None) -> str:
+    """A split's score: mean ± sd of several seeds, or one with its interval."""
+    if scores is None or scores["mean"] is None:
+        return "–"
+    if scores["n"] > 1:
+        return f"{scores['mean']:.4f} ± {scores['sd']:.4f} (sd of {scores['n']} seeds)"
+    interval = scores["interval"]
+    if interval["low"] is None:
+        return f"{scores['mean']:.4f}"
+    return f"{scores['mean']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
+
+
+def _card(results: dict[str, Any]) -> str:
+    """The model card."""
+    recipe = results["recipe"]
+    training, head = recipe["training"], recipe["head"]
+    return (
+        f"---\nlanguage: es\nlibrary_name: twilbert\ntags: [text-classification]\n---\n# {results['task']}\n\n"
+        f"{results['title'] or results['task']}. Fine-tuned with twilbert {results['twilbert']} from "
+        f"`{str(results['model']).rsplit('/', 1)[-1]}`.\n\n"
+        f"| split | {results['metric']} |\n|---|---|\n| dev | {told(results['dev'])} |\n"
+        f"| test | {told(results.get('test'))} |\n\n"
+        f"Pooling {head['pooling']}, {training['optimizer']} at {training['learning_rate']}, batches of "
+        f"{training['batch_size']}, {training['epochs']} epochs at most; recipe.yaml of the run has all settings.\n\n"
+        '```python\nimport twilbert\n\nmodel = twilbert.load("model")\nprint(model.predict("…"))\n```\n'
+    )

@@ -1,0 +1,224 @@
+"""A model's card (README.md of its hub folder): what it is, learnt from, was set to, scored, and what it is not for.
+
+Everything is read from what lies beside the model: its run's recipe, metrics and corpus, or its fine-tuning's results.
+Nothing is made up: a section whose record is not there says so. No path of this machine gets into a card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from twilbert import __version__, storage
+from twilbert.errors import TwilbertError
+from twilbert.model.classifier import HeadConfig
+from twilbert.model.config import ModelConfig, count_parameters
+
+_NOT_RECORDED = "Not recorded beside the model that was exported: to be written by who publishes it."
+_CLASSIFICATION_LIMITS = (
+    "Scores hold for texts like those it was fine-tuned and judged on; on others, measure before use.",
+    "Probabilities are not calibrated.",
+)
+_LIMITS = (
+    "It read Spanish tweets and replies; formal text, other languages and long documents are not what it knows.",
+    "It repeats what its tweets held: prejudice, insults and opinions about people and groups. Filter what it "
+    "suggests, and do not decide on persons by its answers.",
+    "Tweets may be personal data: mentions and links became `user` and `url`, but names in the text stayed.",
+)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What lies beside a model; None or empty where it was not found."""
+
+    recipe: dict[str, Any]
+    corpus: dict[str, Any]
+    """corpus.json of the corpus it was pre-trained on, where that is still there."""
+    held_out: dict[str, float]
+    """The best held-out evaluation of its run (valid/…), and its step."""
+    results: dict[str, Any]
+    """results.json of a fine-tuning."""
+    tokenizer: dict[str, Any]
+    converted: bool
+    """Whether the weights are the original program's."""
+
+
+def read_records(folder: str) -> Records:
+    """What lies beside the model in `folder`: in it, in its run or checkpoint, in its corpus."""
+    above = folder.rsplit("/", 1)[0]
+    inside = storage.join(folder, "recipe.yaml")
+    recipe = _yaml(inside) or _yaml(storage.join(above, "recipe.yaml"))
+    corpus = recipe.get("corpus") or {}
+    corpus_path = corpus.get("path") if isinstance(corpus, Mapping) else None
+    metrics = [storage.join(place, "metrics.jsonl") for place in (above, above.rsplit("/", 1)[0])]
+    return Records(
+        recipe=recipe,
+        corpus=_json(storage.join(corpus_path, "corpus.json")) if corpus_path else {},
+        held_out=next((found for found in map(_best_held_out, metrics) if found), {}),
+        results=_json(storage.join(above, "results.json")),
+        tokenizer=_json(storage.join(folder, "twilbert_tokenizer.json")),
+        converted=storage.exists(inside),
+    )
+
+
+def model_card(
+    title: str, config: ModelConfig, head: HeadConfig | None, records: Records, onnx: str | None = None
+) -> str:
+    """The card's text; `onnx`: what was found of the ONNX file, where there is one."""
+    task = "fill-mask" if head is None else "text-classification"
+    parts = [
+        f"---\nlanguage: es\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [twilbert, twitter, spanish]\n---",
+        f"# {title}\n\n{_about(head, records)}",
+        _section("Use", _use(task)),
+        _section("Model", _model(config, head, records)),
+        _section("Data", _data(records)),
+        _section("Settings", _settings(records)),
+        _section("Scores", _scores(records)),
+        *([_section("ONNX", onnx)] if onnx else []),
+        _section("Limits", "\n".join(f"- {limit}" for limit in (*(_CLASSIFICATION_LIMITS if head else ()), *_LIMITS))),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, text: str) -> str:
+    return f"## {title}\n\n{text}"
+
+
+def _about(head: HeadConfig | None, records: Records) -> str:
+    if head is None:
+        made = "converted from the original program's weights" if records.converted else "pre-trained"
+        return (
+            "TWilBERT: an encoder of Spanish Twitter conversations that predicts masked words and reply order, "
+            f"{made} with twilbert {__version__}."
+        )
+    name = records.results.get("title") or records.results.get("task")
+    of = f" for {name}" if name else ""
+    return f"TWilBERT, an encoder of Spanish Twitter conversations, fine-tuned{of} with twilbert {__version__}."
+
+
+def _use(task: str) -> str:
+    example = "Buenos días a [MASK] !" if task == "fill-mask" else "qué bien, lunes otra vez"
+    return (
+        "Needs torch and transformers alone; the model's code is in the folder, so transformers asks for trust. The "
+        "tokenizer cleans tweets itself (links, mentions, entities).\n\n"
+        "```python\nfrom transformers import pipeline\n\n"
+        f'model = pipeline("{task}", "REPO_OR_FOLDER", trust_remote_code=True)\nprint(model("{example}"))\n```\n\n'
+        "With the package twilbert: `import twilbert`, then the same without trust_remote_code, or "
+        f'`twilbert.load("FOLDER").{"fill_mask" if task == "fill-mask" else "predict"}("{example}")`.'
+    )
+
+
+def _model(config: ModelConfig, head: HeadConfig | None, records: Records) -> str:
+    counts = count_parameters(config)
+    rows = [
+        ("layers", f"{config.n_encoders}{', one block shared' if config.cross_sharing else ''}"),
+        ("hidden size", config.hidden_size),
+        ("embedding size", config.embedding_size),
+        ("attention heads", f"{config.n_heads} of {config.attention_size} channels"),
+        ("product-key memory in layers", ", ".join(map(str, config.memory_layers)) or "none"),
+        ("parameters of the encoder", f"{counts['encoder']:,}"),
+        ("vocabulary", f"{config.vocab_size:,} ({records.tokenizer.get('type', 'type not recorded')})"),
+        ("longest text", f"{config.max_len} tokens, a pair {2 * config.max_len + 3}"),
+    ]
+    if head is not None:
+        rows += [("labels", ", ".join(head.labels)), ("problem", head.problem), ("pooling", head.pooling)]
+    return _table(("", ""), rows)
+
+
+def _data(records: Records) -> str:
+    results, corpus = records.results, records.corpus
+    if results:
+        counts = results.get("counts") or {}
+        told = yaml.safe_dump(_without_paths(counts), allow_unicode=True, sort_keys=False) if counts else ""
+        base = str(results.get("model", "")).rstrip("/").rsplit("/", 1)[-1]
+        return f"Task {results.get('task')}, on the encoder `{base}`." + (f"\n\n```yaml\n{told}```" if told else "")
+    if corpus:
+        dropped = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in corpus["dropped"].items())
+        cleaning = "; ".join(f"{name}: {rule}" for name, rule in corpus["cleaning"].items())
+        return (
+            f"Pairs of a tweet and its reply: {corpus['splits']['train']['rows']:,} to learn from, "
+            f"{corpus['splits']['valid']['rows']:,} held out; of {corpus['lines_read']:,} lines read, dropped: "
+            f"{dropped or 'none'}. Cleaning: `{cleaning}`."
+        )
+    if records.converted:
+        return "That of the original TWilBERT, as its authors describe it; this folder holds their converted weights."
+    return _NOT_RECORDED
+
+
+def _settings(records: Records) -> str:
+    recipe = records.results.get("recipe") or records.recipe
+    kept = {key: value for key, value in recipe.items() if key in ("objective", "training", "encoder", "head", "seeds")}
+    if not kept:
+        return _NOT_RECORDED
+    return f"```yaml\n{yaml.safe_dump(_without_paths(kept), allow_unicode=True, sort_keys=False)}```"
+
+
+def _scores(records: Records) -> str:
+    if records.results:
+        results = records.results
+        rows = [(split, *_of_split(results[split])) for split in ("dev", "test") if results.get(split)]
+        return _table(("split", f"{results['metric']}, mean of seeds", "sd", "seeds", "rows"), rows)
+    if records.held_out:
+        rows = [
+            (name.removeprefix("valid/"), f"{value:.4f}" if name != "step" else value)
+            for name, value in records.held_out.items()
+        ]
+        return "Held-out pairs of the same corpus (losses in nats):\n\n" + _table(("score", "value"), rows)
+    return _NOT_RECORDED
+
+
+def _of_split(scores: Mapping[str, Any]) -> tuple[str, str, Any, Any]:
+    shown = ["–" if scores.get(key) is None else f"{scores[key]:.4f}" for key in ("mean", "sd")]
+    return shown[0], shown[1], scores.get("n", "–"), scores.get("rows", "–")
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _without_paths(value: Any) -> Any:
+    """`value` without the entries that name a file or folder."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items() if not _is_path(item)}
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value if not _is_path(item)]
+    return value
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and "/" in value
+
+
+def _best_held_out(file: str) -> dict[str, float]:
+    """The line of lowest held-out masked-word loss; {} without the file or such a line."""
+    if not storage.exists(file):
+        return {}
+    found: list[dict[str, float]] = []
+    for number, line in enumerate(storage.read_bytes(file).decode().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TwilbertError(f"{file}, line {number}: not JSON ({error}); the file is damaged: mend it") from error
+        if isinstance(row.get("valid/mlm_loss"), float):
+            found.append({key: value for key, value in row.items() if key == "step" or key.startswith("valid/")})
+    return min(found, key=lambda row: row["valid/mlm_loss"], default={})
+
+
+def _yaml(file: str) -> dict[str, Any]:
+    if not storage.exists(file):
+        return {}
+    try:
+        value = yaml.safe_load(storage.read_bytes(file))
+    except yaml.YAMLError as error:
+        raise TwilbertError(f"{file}: not readable as YAML ({error}); mend it, or move it away") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _json(file: str) -> dict[str, Any]:
+    value = storage.read_json(file) if storage.exists(file) else {}
+    return value if isinstance(value, dict) else {}

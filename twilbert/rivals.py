@@ -1,0 +1,169 @@
+"""Encoders of other programs in our place: any transformers folder or hub id, its own tokenizer, our heads on it.
+
+A fine-tuned one is a folder too: encoder and tokenizer as transformers writes and reads them, classifier.safetensors,
+and twilbert_classifier.json with the head and how texts were cleaned and cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from twilbert import storage
+from twilbert.data.sequences import Sequences
+from twilbert.data.text import clean
+from twilbert.errors import UsageError
+from twilbert.model.classifier import HeadConfig, build_head, classify, probabilities
+from twilbert.model.config import CLS_ID, PAD_ID
+
+RECORD = "twilbert_classifier.json"
+_WEIGHTS = "classifier.safetensors"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LAYER = re.compile(r"(?:layers?|blocks?|h)\.(\d+)\.")
+_UNBOUNDED = 100_000  # tokenizers without a limit of their own say 10^30
+
+
+def could_be_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a hub id, owner/name."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def open_encoder(name: str) -> tuple[Any, Any, nn.Module]:
+    """transformers' configuration, tokenizer and encoder of a folder or hub id; UsageError where that fails."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{name}: neither a model of ours nor one that transformers can open ({said}); give a model folder, a "
+            "checkpoint, a run's name, a transformers folder, or a hub id (which needs the network once)"
+        ) from error
+    if not hasattr(config, "hidden_size") or getattr(config, "is_encoder_decoder", False):
+        raise UsageError(f"{name}: a {config.model_type}, which is no encoder of texts; give a BERT-like model")
+    return config, tokenizer, encoder
+
+
+def new_encoder(config: Any) -> nn.Module:
+    """An encoder of this configuration with random weights."""
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config)
+
+
+def longest(config: Any, tokenizer: Any) -> int:
+    """Tokens that a sequence may have, special ones counted."""
+    positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
+    if "roberta" in config.model_type or config.model_type == "camembert":
+        positions -= (config.pad_token_id or 0) + 1  # their positions begin after the padding's
+    return min(positions, tokenizer.model_max_length)
+
+
+def layer_of(name: str, n_layers: int) -> int:
+    """The layer of an encoder's parameter, from 0; -1 before the first, n_layers after the last (a pooler)."""
+    found = _LAYER.search(name)
+    if found:
+        return min(int(found[1]), n_layers - 1)
+    return -1 if "embed" in name else n_layers
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *, max_len: int, remove_rt: bool, limit: int
+) -> Sequences:
+    """Cleaned texts (and pairs) in the tokenizer's own ids; cut at `max_len` tokens each, `limit` in all."""
+    special = tokenizer.num_special_tokens_to_add(pairs is not None)
+    most = min(limit, (1 if pairs is None else 2) * max_len + special)
+    cleaned = [[clean(text, remove_rt) for text in side] for side in (texts, pairs) if side is not None]
+    made = tokenizer(
+        *cleaned, truncation=True, max_length=most, return_token_type_ids=True, return_attention_mask=False,
+        split_special_tokens=True,
+    )  # fmt: skip
+    lengths = np.array([len(ids) for ids in made["input_ids"]], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.fromiter((token for ids in made["input_ids"] for token in ids), np.int64, int(offsets[-1]))
+    seconds = np.array([types.index(1) if 1 in types else len(types) for types in made["token_type_ids"]], np.int64)
+    return Sequences(ids, offsets, seconds)
+
+
+class RivalClassifier(nn.Module):
+    """A transformers encoder under one of our heads; called as `ClassificationModel` is."""
+
+    def __init__(self, encoder: nn.Module, head: HeadConfig, special_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.head = head
+        self.encoder = encoder
+        config: Any = encoder.config
+        self.classifier = build_head(config.hidden_size, head, getattr(config, "initializer_range", 0.02))
+        self.pad_id = config.pad_token_id or 0
+        self.has_types = getattr(config, "type_vocab_size", 0) > 1
+        self.register_buffer("special_ids", torch.tensor(list(special_ids)), persistent=False)
+        self.special_ids: Tensor
+
+    def forward(self, input_ids_BT: Tensor, segment_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """→ logits [B, C]; ids at padding may be any."""
+        b, t = input_ids_BT.shape
+        if lengths_B is None:
+            real_BT = torch.ones(b, t, dtype=torch.bool, device=input_ids_BT.device)
+        else:
+            real_BT = torch.arange(t, device=input_ids_BT.device) < lengths_B.to(input_ids_BT.device)[:, None]
+        types = {"token_type_ids": segment_ids_BT} if self.has_types else {}
+        ids_BT = torch.where(real_BT, input_ids_BT, self.pad_id)
+        hidden_BTH = self.encoder(input_ids=ids_BT, attention_mask=real_BT.long(), **types).last_hidden_state
+        # Heads know special tokens by our numbers.
+        ours_BT = torch.where(torch.isin(ids_BT, self.special_ids), CLS_ID, PAD_ID)
+        return classify(self.head, self.classifier, hidden_BTH, lengths_B, ours_BT)
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """As `ClassificationModel.probabilities`."""
+        return probabilities(self.head.problem, logits_BC)
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+    """Ids of the tokens that stand at the ends of texts."""
+    named = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return sorted({number for number in named if number is not None})
+
+
+def save(
+    path: str, network: RivalClassifier, tokenizer: Any, text: Mapping[str, Any], files: Mapping[str, bytes]
+) -> None:
+    """Write a fine-tuned rival's folder, whole or not at all; `text` as in TEXT_SETTINGS."""
+    if not storage.is_local(path):
+        raise UsageError(f"{path}: a transformers model is written to a local or mounted folder; choose one")
+    encoder: Any = network.encoder
+    with storage.new_folder(path) as folder:
+        encoder.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in network.classifier.state_dict().items()}
+        storage.write_bytes_atomic(storage.join(folder, _WEIGHTS), save_safetensors(tensors))
+        for name, content in files.items():
+            storage.write_bytes_atomic(storage.join(folder, name), content)
+        record = {"head": network.head.to_dict(), "text": dict(text)}
+        storage.write_json_atomic(storage.join(folder, RECORD), record)
+
+
+def is_fine_tuned(path: str) -> bool:
+    """Whether `save` wrote this folder."""
+    return storage.exists(storage.join(path, RECORD))
+
+
+def load(path: str) -> tuple[RivalClassifier, Any, dict[str, Any]]:
+    """Network (fp32, CPU), tokenizer and text settings of a folder that `save` wrote."""
+    from transformers import AutoModel, AutoTokenizer
+
+    record = storage.read_json(storage.join(path, RECORD))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    encoder = AutoModel.from_pretrained(path, dtype=torch.float32)
+    network = RivalClassifier(encoder, HeadConfig.from_dict(record["head"]), special_ids(tokenizer))
+    network.classifier.load_state_dict(load_safetensors(storage.read_bytes(storage.join(path, _WEIGHTS))))
+    return network, tokenizer, record["text"]

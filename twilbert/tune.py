@@ -1,0 +1,101 @@
+"""Sweep over one or several tasks and models; each test set is scored once, at the end."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from twilbert import cli, storage
+from twilbert.tuning import recipe as recipes
+from twilbert.tuning.recipe import TuneRecipe
+
+
+def run(recipe: TuneRecipe, out: str | None = None) -> dict[str, Any]:
+    """Sweep as the recipe says, in the folder `out`; returns what results.json holds. A finished one is read."""
+    from twilbert.tuning import sweep
+
+    recipe = sweep.resolve(recipe)
+    out = storage.absolute(out) if out else sweep.default_out(recipe)
+    if storage.exists(storage.join(out, sweep.RESULTS)):
+        sweep.claim(recipe, out)
+        cli.say(f"{out}: this sweep is finished; these are its results")
+        return storage.read_json(storage.join(out, sweep.RESULTS)) | {"out": out}
+    return sweep.run(recipe, out) | {"out": out}
+
+
+def _show(results: Mapping[str, Any]) -> None:
+    from twilbert.tuning import page
+
+    studies = results["studies"]
+    cli.table(page.HEADERS, page.rows(studies))
+    if len({study["model"] for study in studies}) > 1:
+        print()
+        headers, rows = page.model_table(studies)
+        cli.table(headers, rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = cli.parser(
+        "tune",
+        "Search the settings of fine-tuning for one task or several; dev chooses, each test set is scored once.",
+        "twilbert-tune --task stance17\n"
+        "  twilbert-tune --task all --model runs/a --model runs/b search.trials=8 final.seeds=5\n"
+        "  twilbert-tune --task my.yaml training.epochs=3 training.batch_size={choice: [16, 64]}",
+    )
+    made.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the recipe's")
+    made.add_argument("--task", metavar="NAME", action="extend", nargs="+", help="registered tasks, task files, or all")
+    made.add_argument(
+        "--model", metavar="MODEL", action="append", help="as in finetune; give it again for a table of models"
+    )
+    made.add_argument("--out", metavar="DIR", help="folder or URI (default: tuned/TASK-HASH); the same sweep goes on")
+    made.add_argument("--recipe", metavar="FILE", default=recipes.SHIPPED, help="YAML file (tune.yaml)")
+    made.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
+    made.add_argument("--dry-run", action="store_true", help="check everything and list the trials, train nothing")
+    return made
+
+
+def resolved(args: argparse.Namespace) -> TuneRecipe:
+    """The recipe with what the flags name."""
+    overrides = list(args.overrides)
+    named = list(args.task or ())
+    # --task a b training.epochs=3: argparse gives the settings to --task.
+    overrides += [name for name in named if "=" in name]
+    tasks = [name for name in named if "=" not in name]
+    recipe = recipes.load(args.recipe, overrides)
+    given = {"tasks": tuple(tasks) or None, "models": args.model and tuple(args.model), "data_dir": args.data_dir}
+    return recipe.model_copy(update={key: value for key, value in given.items() if value})
+
+
+def _dry_run(recipe: TuneRecipe, out: str | None) -> str:
+    from twilbert.tuning import page, sweep
+
+    recipe = sweep.resolve(recipe)
+    out = storage.absolute(out) if out else sweep.default_out(recipe)
+    made = sweep.studies(recipe, out)
+    print(recipes.dump(recipe), end="")
+    lines = [[plan.key, page.settings_told(plan.drawn)] for study in made for plan in study.plans]
+    cli.table(["trial", "settings"], lines)
+    return f"{len(made)} studies, {len(lines)} trials fit; would write {out}; nothing was trained"
+
+
+def _command(args: argparse.Namespace) -> str:
+    recipe = resolved(args)
+    if args.dry_run:
+        return _dry_run(recipe, args.out)
+    results = run(recipe, args.out)
+    _show(results)
+    out, studies = results["out"], results["studies"]
+    where = f"{out}/{studies[0]['study'] if len(studies) == 1 else 'STUDY'}/model"
+    return f"results.json and report.html in {out}; each study's best model in {where}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command twilbert-tune."""
+    return cli.run(_parser(), _command, argv)
+
+
+if __name__ == "__main__":
+    from twilbert.tune import main as _main
+
+    raise SystemExit(_main())

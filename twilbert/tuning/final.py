@@ -1,0 +1,80 @@
+"""The end of a sweep: each study's best trial by dev is scored on test, once, when nothing is trained any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from twilbert import cli, finetune_recipe, storage
+from twilbert.finetuning.loop import Outcome
+from twilbert.finetuning.run import RESULTS, Prepared, score_and_write, told
+from twilbert.task_check import Findings
+from twilbert.tasks import Task
+from twilbert.tuning import records
+from twilbert.tuning.records import TrialPlan
+from twilbert.tuning.trial import Place, Shared, train_seed
+
+if TYPE_CHECKING:
+    from twilbert.tuning.recipe import TuneRecipe
+    from twilbert.tuning.sweep import Study
+
+
+def score_all(
+    made: Sequence[Study], shared: dict[str, Shared], recipe: TuneRecipe, out: str
+) -> dict[str, dict[str, Any]]:
+    """study → results.json of its best trial, for every study that has one; those that were scored are read."""
+    import ray
+
+    from twilbert.tuning.search import place, resources
+
+    needs, where = resources(recipe.cluster), place(recipe.cluster)
+    options = {"num_cpus": needs["cpu"], "num_gpus": needs["gpu"], "max_retries": recipe.cluster.max_failures}
+    found, running, extra = {}, {}, {}
+    for study in made:
+        folder = storage.join(out, study.name)
+        if storage.exists(storage.join(folder, RESULTS)):
+            found[study.name] = storage.read_json(storage.join(folder, RESULTS))
+            continue
+        best = records.best_trial(study.plans)
+        if best is None:
+            continue
+        first = best.recipe.training.seed
+        seed_task = ray.remote(**options)(train_seed)
+        extra[study.name] = [
+            seed_task.remote(shared[study.name], best, seed, where)
+            for seed in range(first + 1, first + recipe.final.seeds)
+        ]
+        running[study.name] = (study, best, folder)
+    if recipe.final.seeds > 1 and running:
+        cli.say(f"the best settings of {len(running)} studies are trained with {recipe.final.seeds - 1} more seeds")
+        ray.get([reference for seeds in extra.values() for reference in seeds])  # every training ends before any test
+    waiting = {
+        name: ray.remote(**options)(_score).remote(
+            study.prepared.task, study.prepared.findings, shared[name], best, folder, extra[name], where
+        )
+        for name, (study, best, folder) in running.items()
+    }
+    for name, reference in waiting.items():
+        found[name] = ray.get(reference)
+        cli.say(f"{name}: test {told(found[name].get('test'))}")
+    return found
+
+
+def _score(
+    task: Task, findings: Findings, shared: Shared, best: TrialPlan, folder: str, extra: list[Any], place: Place
+) -> dict[str, Any]:
+    """Scores and folder of a study's best trial; the one function of tuning that has the task's test file."""
+    import ray
+
+    base, data = shared.get()
+    recipe = place.take(best.recipe)
+    outcomes: list[Outcome] = [records.outcome(best), *ray.get(extra)]
+    storage.delete(storage.join(folder, "model"))  # of a process that died before it had written all
+    storage.write_bytes_atomic(storage.join(folder, "recipe.yaml"), finetune_recipe.dump(best.recipe).encode())
+    return score_and_write(Prepared(task, findings, base, data), recipe, folder, outcomes)
+
+
+def number(value: float) -> float | None:
+    """JSON knows no nan: None."""
+    return None if math.isnan(value) else value

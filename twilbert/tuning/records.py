@@ -1,0 +1,132 @@
+"""What is kept of each trial, written as it happens: the one account of a sweep, from which it goes on after any end.
+
+TRIAL/  started.json       how many times it was started
+        evaluations.json   every look at dev since its last start
+        best.safetensors   weights at the best of them, and what they say of dev
+        ended.json         finished, stopped (by the scheduler) or failed, and why; without it the trial is not over
+Weights of ended trials that are not the best of their study are removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from twilbert import metrics, storage
+from twilbert.finetune_recipe import FinetuneRecipe
+from twilbert.finetuning.loop import Evaluation, Outcome
+from twilbert.tuning.space import Drawn
+
+Status = Literal["finished", "stopped", "failed", "open"]
+_PROBABILITIES = "dev/probabilities"  # beside the weights: both or neither are of the best evaluation
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """A trial before it starts."""
+
+    study: str
+    task: str
+    """The task's name."""
+    number: int
+    metric: str
+    folder: str
+    drawn: Drawn
+    recipe: FinetuneRecipe
+
+    @property
+    def key(self) -> str:
+        """study/number: its name wherever it is told."""
+        return f"{self.study}/{self.number:03d}"
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """What is known of a trial."""
+
+    status: Status
+    starts: int
+    evaluations: list[Evaluation]
+    error: str | None = None
+
+    def best(self, metric: str) -> Evaluation | None:
+        """The best look at dev; the first of equals, as training keeps it."""
+        found: Evaluation | None = None
+        for seen in self.evaluations:
+            if metrics.better(metric, seen.score, None if found is None else found.score):
+                found = seen
+        return found
+
+
+def read(folder: str) -> TrialState:
+    """A trial's state; open, with nothing, before it was started."""
+    names = storage.list_dir(folder)
+    started = storage.read_json(storage.join(folder, "started.json")) if "started.json" in names else {"starts": 0}
+    rows = storage.read_json(storage.join(folder, "evaluations.json")) if "evaluations.json" in names else []
+    ended: dict[str, Any] = {"status": "open", "error": None}
+    if "ended.json" in names:
+        ended = storage.read_json(storage.join(folder, "ended.json"))
+    return TrialState(ended["status"], started["starts"], [Evaluation(**row) for row in rows], ended["error"])
+
+
+def start(folder: str) -> None:
+    """Count a start and forget what an earlier one saw: a training begins at its beginning."""
+    starts = read(folder).starts + 1
+    storage.write_json_atomic(storage.join(folder, "started.json"), {"starts": starts})
+    storage.write_json_atomic(storage.join(folder, "evaluations.json"), [])
+    storage.delete(storage.join(folder, "best.safetensors"))
+
+
+def write_evaluations(folder: str, evaluations: list[Evaluation]) -> None:
+    """All looks at dev so far."""
+    storage.write_json_atomic(storage.join(folder, "evaluations.json"), [asdict(seen) for seen in evaluations])
+
+
+def write_best(folder: str, probabilities: np.ndarray, state: dict[str, Tensor]) -> None:
+    """Weights of the best evaluation so far."""
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    tensors[_PROBABILITIES] = torch.from_numpy(np.ascontiguousarray(probabilities))
+    storage.write_bytes_atomic(storage.join(folder, "best.safetensors"), save_safetensors(tensors))
+
+
+def end(folder: str, status: Status, error: str | None = None) -> None:
+    """The trial is over."""
+    storage.write_json_atomic(storage.join(folder, "ended.json"), {"status": status, "error": error})
+
+
+def outcome(plan: TrialPlan) -> Outcome:
+    """What an ended trial came to, weights too."""
+    state = read(plan.folder)
+    best = state.best(plan.metric)
+    assert best is not None
+    tensors = load_safetensors(storage.read_bytes(storage.join(plan.folder, "best.safetensors")))
+    probabilities = tensors.pop(_PROBABILITIES).numpy()
+    early = state.evaluations[-1].epoch < plan.recipe.training.epochs
+    return Outcome(plan.recipe.training.seed, best, state.evaluations, probabilities, tensors, early)
+
+
+def best_trial(plans: list[TrialPlan]) -> TrialPlan | None:
+    """The ended trial of a study with the best dev score; the first of equals; None where none saw dev."""
+    chosen: tuple[TrialPlan, float] | None = None
+    for plan in plans:
+        state = read(plan.folder)
+        seen = state.best(plan.metric)
+        if seen is None or state.status in ("open", "failed"):
+            continue
+        if metrics.better(plan.metric, seen.score, None if chosen is None else chosen[1]):
+            chosen = (plan, seen.score)
+    return None if chosen is None else chosen[0]
+
+
+def drop_weights(plans: list[TrialPlan]) -> None:
+    """Remove the weights of a study's ended trials but the best."""
+    keep = best_trial(plans)
+    for plan in plans:
+        if plan is not keep and read(plan.folder).status != "open":
+            storage.delete(storage.join(plan.folder, "best.safetensors"))

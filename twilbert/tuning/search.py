@@ -1,0 +1,162 @@
+"""The search: every trial that is not over runs on Ray Tune, in whatever order there is room for.
+
+Ray Tune schedules, stops and restarts trials; what they came to is in `records`, so that a sweep goes on after any end
+of any process: a new search over what is still open. Ray's own snapshots lag by seconds and are pickles: not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ray import tune
+
+from twilbert import cli
+from twilbert.errors import Interrupted
+from twilbert.tuning import records
+from twilbert.tuning.recipe import Cluster, TuneRecipe
+from twilbert.tuning.records import TrialPlan
+from twilbert.tuning.scheduler import StudySchedulers
+from twilbert.tuning.tracking import SweepLog
+from twilbert.tuning.trial import Place, Shared, run_trial
+
+_GPU_SHARE = 0.25  # of a GPU a trial, where the recipe does not say
+
+
+def resources(cluster: Cluster) -> dict[str, float]:
+    """Logical CPUs and GPUs of one trial on the Ray that was joined."""
+    import ray
+
+    gpus = cluster.gpus_per_trial
+    if gpus is None:
+        gpus = _GPU_SHARE if ray.cluster_resources().get("GPU", 0) else 0
+    return {"cpu": cluster.cpus_per_trial, "gpu": gpus}
+
+
+def place(cluster: Cluster) -> Place:
+    """The same as processes are told of it."""
+    return Place(cluster.cpus_per_trial, resources(cluster)["gpu"] > 0)
+
+
+def search(plans: Sequence[TrialPlan], shared: Mapping[str, Shared], recipe: TuneRecipe, log: SweepLog) -> None:
+    """Run all open trials to an end, each recorded; Interrupted where the user ended it."""
+    over = [plan for plan in plans if records.read(plan.folder).status != "open"]
+    still = [plan for plan in plans if plan not in over]
+    if not still:
+        return
+    if over:
+        cli.say(f"{len(over):,} of {len(plans):,} trials are over; going on with {len(still):,}")
+    scheduler = None
+    if recipe.scheduler.kind == "asha":
+        scheduler = StudySchedulers(recipe.scheduler, plans)
+        scheduler.remember(over)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told by Watch, in a line
+    # Ray's own files say nothing that records do not.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # with verbose=0: silent
+    folder = tempfile.mkdtemp(prefix="twilbert-tune-")
+    try:
+        with _sigterm_as_ctrl_c():
+            _tuner(still, plans, shared, recipe, log, scheduler, folder).fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    left = sum(records.read(plan.folder).status == "open" for plan in plans)
+    if left:
+        raise Interrupted(f"{len(plans) - left:,} of {len(plans):,} trials are over; the same command goes on")
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Ray Tune ends a search in good order at SIGINT alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tuner(
+    still: Sequence[TrialPlan], plans: Sequence[TrialPlan], shared: Mapping[str, Shared], recipe: TuneRecipe,
+    log: SweepLog, scheduler: Any, folder: str,
+) -> Any:  # fmt: skip
+    cluster = recipe.cluster
+    trainable = tune.with_parameters(
+        run_trial, plans={plan.key: plan for plan in still}, shared=dict(shared), place=place(cluster)
+    )
+    return tune.Tuner(
+        tune.with_resources(trainable, resources(cluster)),
+        param_space={"trial": tune.grid_search([plan.key for plan in still])},
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="max",
+            scheduler=scheduler,
+            max_concurrent_trials=cluster.max_concurrent,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["trial"].replace("/", "-"),
+            trial_dirname_creator=lambda trial: trial.config["trial"].replace("/", "-"),
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=folder,
+            callbacks=[Watch(plans, log)],
+            failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+            verbose=0,
+        ),
+    )
+
+
+class Watch(tune.Callback):
+    """On the driver: logs evaluations, records how trials end, and tells of it."""
+
+    def __init__(self, plans: Sequence[TrialPlan], log: SweepLog) -> None:
+        self._plans = {plan.key: plan for plan in plans}
+        self._log = log
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
+        from twilbert.finetuning.loop import Evaluation
+
+        self._log.row(self._plans[trial.config["trial"]], Evaluation(**result["evaluation"]))
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        plan = self._plans[trial.config["trial"]]
+        state = records.read(plan.folder)
+        if state.status == "open":  # ended by the scheduler, unless it was at its end anyway
+            whole = bool(state.evaluations) and state.evaluations[-1].epoch >= plan.recipe.training.epochs
+            records.end(plan.folder, "finished" if whole else "stopped")
+        self._over(plan)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        cli.say(f"{trial.config['trial']}: its process failed; it is started again")
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        plan = self._plans[trial.config["trial"]]
+        if records.read(plan.folder).status == "open":
+            records.end(plan.folder, "failed", _said(trial))
+        self._over(plan)
+
+    def _over(self, plan: TrialPlan) -> None:
+        study = [other for other in self._plans.values() if other.study == plan.study]
+        records.drop_weights(study)
+        self._log.end(plan)
+        state, best = records.read(plan.folder), records.best_trial(study)
+        seen = state.best(plan.metric)
+        told = f"dev {plan.metric} {seen.score:.4f} in {len(state.evaluations)} evaluations" if seen else state.error
+        ended = sum(records.read(other.folder).status != "open" for other in study)
+        leads = f"; best so far: trial {best.number}" if best else ""
+        cli.say(f"{plan.study} trial {plan.number} {state.status}: {told} ({ended} of {len(study)} over{leads})")
+
+
+def _said(trial: Any) -> str:
+    error = trial.get_pickled_error() or trial.get_error()
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "no message"

@@ -1,0 +1,257 @@
+"""A sweep from its recipe to its folder.
+
+OUT/  sweep.yaml  results.json  report.html  wandb/
+      STUDY/  trials/000 … (records.py)  and the best trial as finetune writes a fine-tuning: model/ results.json …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from twilbert import __version__, cli, cluster, recipe_file, storage
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.finetune_recipe import FinetuneRecipe
+from twilbert.finetuning.base import Base, load_base, newest_run
+from twilbert.finetuning.data import task_faults
+from twilbert.finetuning.run import Prepared, prepare
+from twilbert.tasks import registered
+from twilbert.tuning import final, page, records, space
+from twilbert.tuning.recipe import TuneRecipe
+from twilbert.tuning.records import TrialPlan
+from twilbert.tuning.trial import Shared, without_test
+
+RESULTS, REPORT, SWEEP = "results.json", "report.html", "sweep.yaml"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One task with one model."""
+
+    name: str
+    model: str
+    """As it is told: a run's or folder's name."""
+    random: bool
+    """From random weights of the model's sizes."""
+    prepared: Prepared
+    recipe: FinetuneRecipe
+    """Without what is drawn."""
+    plans: list[TrialPlan]
+
+
+def resolve(recipe: TuneRecipe) -> TuneRecipe:
+    """Tasks and models named, every path absolute; UsageError where one cannot be."""
+    if not recipe.tasks:
+        raise UsageError(f"which tasks? --task NAME…, --task all, or task files; registered: {', '.join(registered())}")
+    names = registered() if "all" in recipe.tasks else list(dict.fromkeys(recipe.tasks))
+    tasks = [name if name in registered() else storage.absolute(name) for name in names]
+    models = [storage.absolute(name) if storage.exists(name) else name for name in dict.fromkeys(recipe.models)]
+    if not models:
+        models = [newest_run(recipe.runs)]
+        cli.say(f"model: {models[0]}, the newest finished run; --model names another")
+    data_dir = storage.absolute(recipe.data_dir) if recipe.data_dir else None
+    update = {"tasks": tuple(tasks), "models": tuple(models), "data_dir": data_dir}
+    return recipe.model_copy(update=update)
+
+
+def default_out(recipe: TuneRecipe) -> str:
+    """tuned/NAME-HASH: the same sweep again goes on in its own folder."""
+    stems = [task.rsplit("/", 1)[-1].removesuffix(".yaml") for task in recipe.tasks]
+    name = stems[0] if len(stems) == 1 else ("all" if stems == registered() else f"{len(stems)}-tasks")
+    return storage.absolute(storage.join("tuned", f"{name}-{recipe_file.short_hash(recipe.science())}"))
+
+
+def studies(recipe: TuneRecipe, out: str) -> list[Study]:
+    """Everything checked, read, encoded and drawn; UsageError with the faults of all tasks, before any trial."""
+    labels = _labels(recipe.models)
+    bases = {model: load_base(model, recipe.runs) for model in recipe.models}
+    made, faults = [], []
+    for task in recipe.tasks:
+        for model in recipe.models:
+            try:
+                made += _studies_of(recipe, out, task, model, labels[model], bases[model])
+            except UsageError as error:
+                faults.append(str(error))
+                break  # the task's fault for every model
+    if faults:
+        raise UsageError("\n".join(dict.fromkeys(faults)))
+    return made
+
+
+def _studies_of(recipe: TuneRecipe, out: str, task: str, model: str, label: str, base: Base) -> list[Study]:
+    several = len(recipe.models) > 1 or recipe.random_weights
+    prepared, made = None, []
+    for random in (False, True) if recipe.random_weights else (False,):
+        settings = recipe.settings()
+        settings["encoder"] = settings["encoder"] | {"random": random}
+        named = {"task": task, "model": model, "data_dir": recipe.data_dir, "runs": recipe.runs}
+        named |= {"seeds": recipe.final.seeds, "tracking": recipe.tracking}
+        fixed = space.build(settings, {}).model_copy(update=named)
+        prepared = prepared or prepare(fixed, base)
+        told = f"{label}, random weights" if random else label
+        stem = prepared.task.name
+        name = f"{stem}--{label}{'--random' if random else ''}" if several else stem
+        plans = _plans(recipe, settings, prepared, name, storage.join(out, name), named)
+        made.append(Study(name, told, random, prepared, fixed, plans))
+    return made
+
+
+def _plans(
+    recipe: TuneRecipe, settings: space.Settings, prepared: Prepared, name: str, folder: str, named: dict[str, Any]
+) -> list[TrialPlan]:
+    """A study's trials; draws that do not fit its task are left out, and told of."""
+    task, n_layers = prepared.task, prepared.base.n_layers
+
+    def fits(drawn: space.Drawn) -> list[str]:
+        faults = space.recipe_faults(settings, drawn)
+        return faults or task_faults(space.build(settings, drawn), task, n_layers)
+
+    search = recipe.search
+    found = space.dimensions(settings)
+    drawn, left_out = space.trials(found, search.kind, search.trials, search.seed, task.name, fits)
+    if left_out:
+        cli.say(f"{name}: {left_out} draws that do not fit the task were left out")
+    return [
+        TrialPlan(
+            name, task.name, i, task.metric, storage.join(folder, "trials", f"{i:03d}"), one,
+            space.build(settings, one).model_copy(update=named),
+        )
+        for i, one in enumerate(drawn)
+    ]  # fmt: skip
+
+
+def _labels(models: Sequence[str]) -> dict[str, str]:
+    """A short name for each model: the last part of its path that says something."""
+    labels: dict[str, str] = {}
+    for model in models:
+        parts = [part for part in model.rstrip("/").split("/") if part not in ("", "model")]
+        label = parts[-1] if parts else "model"
+        same = sum(other == label or other.startswith(f"{label}-") for other in labels.values())
+        labels[model] = f"{label}-{same + 1}" if same else label
+    return labels
+
+
+def claim(recipe: TuneRecipe, out: str) -> None:
+    """A new folder, or that of the same sweep to go on with; UsageError where OUT holds another."""
+    written = storage.join(out, SWEEP)
+    if storage.exists(written):
+        before = recipe_file.parse_yaml(storage.read_bytes(written).decode(), written)
+        now = recipe.science()
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if changed:
+            told = "; ".join(f"{key}: {before.get(key)!r} → {now.get(key)!r}" for key in changed)
+            raise UsageError(f"{out}: holds a sweep with other settings ({told:.600}); choose another --out")
+        return
+    if storage.exists(out) and storage.list_dir(out):
+        raise UsageError(f"{out}: already holds something else; choose another --out")
+    storage.probe_write(out)
+    storage.write_bytes_atomic(written, yaml.safe_dump(recipe.science(), sort_keys=False, allow_unicode=True).encode())
+
+
+def run(recipe: TuneRecipe, out: str) -> dict[str, Any]:
+    """Search and final scoring of a resolved recipe in OUT; returns what OUT/results.json holds.
+
+    Interrupted where the user ended it; the same call goes on. TwilbertError where a study came to nothing.
+    """
+    made = studies(recipe, out)
+    claim(recipe, out)
+    threads = recipe.cluster.cpus_per_trial
+    with cluster.ensure_ray(max(recipe.cluster.num_cpus or 0, threads), recipe.cluster.address):
+        found = search_and_score(recipe, made, out)
+    return _write(recipe, made, found, out)
+
+
+def search_and_score(recipe: TuneRecipe, made: Sequence[Study], out: str) -> dict[str, dict[str, Any]]:
+    """Every trial to its end, then the test sets, once: study → results of its best trial."""
+    from twilbert.tuning.search import resources, search
+    from twilbert.tuning.tracking import SweepLog
+
+    shared = share(made)
+    # All studies' first trials come first, so that every study has something early.
+    plans = sorted((plan for study in made for plan in study.plans), key=lambda plan: plan.number)
+    cli.say(f"{len(made):,} studies, {len(plans):,} trials, each with {_told(resources(recipe.cluster))}; in {out}")
+    log = SweepLog(out, recipe.tracking, plans)
+    cli.say(log.first_line)
+    try:
+        log.repair()
+        search(plans, shared, recipe, log)
+    finally:
+        log.close()
+    return final.score_all(made, shared, recipe, out)
+
+
+def share(made: Sequence[Study]) -> dict[str, Shared]:
+    """Weights and encoded rows put into Ray's shared memory, each once however many studies use it."""
+    import ray
+
+    put: dict[int, Any] = {}
+
+    def once(thing: Any) -> Any:
+        if id(thing) not in put:
+            put[id(thing)] = ray.put(thing)
+        return put[id(thing)]
+
+    return {
+        study.name: Shared(without_test(study.prepared.task), once(study.prepared.base), once(study.prepared.data))
+        for study in made
+    }
+
+
+def _told(resources: dict[str, float]) -> str:
+    return f"{resources['cpu']:g} CPU" + (f" and {resources['gpu']:g} GPU" if resources["gpu"] else "")
+
+
+def _write(recipe: TuneRecipe, made: Sequence[Study], found: dict[str, dict[str, Any]], out: str) -> dict[str, Any]:
+    results = {
+        "twilbert": __version__,
+        "sweep": out.rsplit("/", 1)[-1],
+        "recipe": recipe.model_dump(mode="json"),
+        "studies": [study_results(study, found.get(study.name)) for study in made],
+    }
+    storage.write_json_atomic(storage.join(out, RESULTS), results)
+    storage.write_bytes_atomic(storage.join(out, REPORT), page.of_sweep(results).encode())
+    nothing = [study.name for study in made if study.name not in found]
+    if nothing:
+        errors = {records.read(plan.folder).error for study in made if study.name in nothing for plan in study.plans}
+        raise TwilbertError(f"{', '.join(nothing)}: every trial failed ({'; '.join(map(str, errors)):.500}); see {out}")
+    return results
+
+
+def study_results(study: Study, best: dict[str, Any] | None) -> dict[str, Any]:
+    """A study in results.json: its scores, and every trial, whatever became of it."""
+    task = study.prepared.task
+    chosen = records.best_trial(study.plans)
+    return {
+        "study": study.name,
+        "task": task.name,
+        "title": task.title,
+        "model": study.model,
+        "random_weights": study.random,
+        "metric": task.metric,
+        "average": task.averaging,
+        "class_metric": task.class_metric,
+        "dev": best and best["dev"],
+        "test": best and best.get("test"),
+        "counts": study.prepared.findings.counts,
+        "best_trial": None if chosen is None else chosen.number,
+        "best_settings": None if chosen is None else chosen.drawn,
+        "trials": [_trial(plan) for plan in study.plans],
+    }
+
+
+def _trial(plan: TrialPlan) -> dict[str, Any]:
+    state = records.read(plan.folder)
+    best = state.best(plan.metric)
+    return {
+        "trial": plan.number,
+        "status": state.status,
+        "starts": state.starts,
+        "error": state.error,
+        "settings": plan.drawn,
+        "dev": None if best is None else final.number(best.score),
+        "seconds": round(state.evaluations[-1].seconds, 2) if state.evaluations else None,
+        "evaluations": [[seen.epoch, final.number(seen.score)] for seen in state.evaluations],
+    }
