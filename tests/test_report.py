@@ -177,3 +177,10 @@ def test_a_single_point_and_a_flat_line_have_axes():
 def test_long_curves_list_a_part_of_their_numbers():
     chart = line_chart("t", [Series("s", [(i, i) for i in range(1000)])], "x", "y")
     assert "one in 5" in chart and chart.count("<tr>") == 201
+
+
+def test_ticks_that_lie_close_together_are_told_apart():
+    page = line_chart("loss", [Series("run", [(1, 1.1012), (2, 1.0988)])], x_label="epoch", y_label="loss")
+    numbers = re.findall(r'text-anchor="end"[^>]*>([^<]+)<', str(page))
+    assert len(numbers) > 2
+    assert len(set(numbers)) == len(numbers)

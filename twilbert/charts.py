@@ -151,10 +151,11 @@ def _svg(title: str, shapes: Sequence[Html]) -> Html:
 def _grid(axes: _Axes, x_ticks: Sequence[float], x_label: str, y_label: str, *, as_percent: bool = False) -> Html:
     """Horizontal lines with their values, ticks under the x axis, the axes' names."""
     shapes = []
+    said = _told_apart(axes.y_scale.ticks)
     for tick in axes.y_scale.ticks:
         y = axes.y(tick)
         shapes.append(Html(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'))
-        shapes.append(_text(_LEFT - 5, y + 4, f"{100 * tick:.0f}" if as_percent else _number(tick), "end"))
+        shapes.append(_text(_LEFT - 5, y + 4, f"{100 * tick:.0f}" if as_percent else said[tick], "end"))
     shapes += [_text(axes.x(tick), _HEIGHT - _BOTTOM + 15, _number(tick), "middle") for tick in x_ticks]
     shapes.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "middle", "axis"))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
@@ -198,6 +199,16 @@ def _step(low: float, high: float) -> float:
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+
+
+def _told_apart(ticks: Sequence[float]) -> dict[float, str]:
+    """The ticks' numbers, with as many digits as it takes for no two to read the same."""
+    short = {tick: _number(tick) for tick in ticks}
+    for digits in range(4, 9):
+        if len(set(short.values())) == len(ticks):
+            break
+        short = {tick: f"{tick:.{digits}g}" for tick in ticks}
+    return short
 
 
 def _number(value: float) -> str:
