@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ def save(root: str, step: int, kill: tuple[int, str] | None = None) -> None:
     torch.manual_seed(step)
     model = PretrainingModel(config)
     fragments = [Fragment(n, tuple(p.shape), 0, p.numel(), p, 0) for n, p in model.named_parameters()]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    store = Path(root).parent / f"store-{uuid.uuid4().hex}"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     saver = CheckpointSaver(run, recipe, config, 0, 1)
-    if kill is not None:
+    if kill is None:
+        _note_order(Path(root).parent / "order.txt")
+    else:
         _kill_at(*kill)
     moments = {f.name: (torch.rand_like(f.flat), torch.rand_like(f.flat)) for f in fragments}
     by_flat = {id(f.flat): moments[f.name] for f in fragments}
@@ -51,6 +51,20 @@ def save(root: str, step: int, kill: tuple[int, str] | None = None) -> None:
     saver.finish()
     assert saver.sealed_step == step
     dist.destroy_process_group()
+
+
+def _note_order(file: Path) -> None:
+    """Write down the names of the files in the order in which they are written."""
+    write = storage.write_bytes_atomic
+    file.write_text("")
+
+    def noting(path: str, data: bytes) -> None:
+        with file.open("a") as stream:
+            stream.write(Path(path).name + "\n")
+        write(path, data)
+
+    patched: Any = noting
+    storage.write_bytes_atomic = patched
 
 
 def _kill_at(number: int, when: str) -> None:

@@ -13,18 +13,6 @@ from twilbert import storage
 from twilbert.errors import TwilbertError
 from twilbert.train import checkpoint
 
-# In the order of their writing; the manifest makes it a checkpoint.
-FILES = [
-    "optimizer",
-    "model/tokenizer.json",
-    "model/model.safetensors",
-    "model/config.json",
-    "state",
-    "recipe",
-    "manifest",
-]
-POINTS = [(n, when) for n in range(len(FILES)) for when in ("before", "within", "after")]
-
 
 def child(*args) -> int | None:
     """Exit code of `saver_child.save(*args)` in a process forked from one that has loaded everything."""
@@ -44,15 +32,20 @@ def test_sigkill_at_every_stage_of_writing_leaves_the_checkpoint_before(tmp_path
     run = tmp_path / "run"
     assert child(str(run), 10) == 0
     whole = contents(run / "checkpoint-000010")
-    for number, when in POINTS:
-        assert child(str(run), 20, (number, when)) == -signal.SIGKILL, (FILES[number], when)
+    files = (tmp_path / "order.txt").read_text().split()
+    assert set(files) > {"model.safetensors", "config.json", "state.json", "recipe.yaml"}
+    assert files[0].startswith("optimizer-")
+    assert files[-1] == "manifest.json", "what makes it a checkpoint comes last"
+    points = [(n, when) for n in range(len(files)) for when in ("before", "within", "after")]
+    for number, when in points:
+        assert child(str(run), 20, (number, when)) == -signal.SIGKILL, (files[number], when)
         said: list[str] = []
         found = checkpoint.newest(str(run), saver_child.RUN_ID, said.append)
-        if (number, when) == POINTS[-1]:  # the manifest is there: so is the checkpoint
+        if (number, when) == points[-1]:  # the manifest is there: so is the checkpoint
             assert found == str(run / "checkpoint-000020")
             assert said == []
         else:
-            assert found == str(run / "checkpoint-000010"), (FILES[number], when)
+            assert found == str(run / "checkpoint-000010"), (files[number], when)
             assert (
                 said == ["passed over checkpoint-000020: no manifest.json: its writing was not finished"] or number == 0
             )
