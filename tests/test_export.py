@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import huggingface_hub
 import numpy as np
@@ -153,7 +153,7 @@ def test_onnx_of_all_switches_and_a_wrong_file_is_refused(tmp_path: Path):
 class _Hub:
     """Stands for the hub's client."""
 
-    calls: list[tuple[Any, ...]] = []  # noqa: RUF012
+    calls: ClassVar[list[tuple[Any, ...]]] = []
     refuses = False
 
     def __init__(self, token: str) -> None:

@@ -54,7 +54,9 @@ class Lamb(FragmentOptimizer):
 
     u = m̂ / (sqrt(v̂) + epsilon) + weight_decay * w;  w -= lr * min(‖w‖/‖u‖, trust_clip) * u, the norms over each whole
     logical tensor: under ZeRO one all_reduce a step adds up the shards' squares, in float64. A shard that is not finite
-    makes its sum so on every rank: the sums are the flag too, and no rank changes its weights then.
+    makes its sum so on every rank: the sums are the flag too, and no rank changes its weights then. Its moments have
+    moved by then; DeepSpeed finds gradients that are not finite before this is called, so only squares that overflow
+    come so far.
 
     After a step `trust_ratios` [tensors] (float64, CPU) are those of `tensor_names`; 1 where not adapted.
     """
