@@ -5,7 +5,8 @@
 
 Letters: B samples, T positions (padded at the end), H hidden, E embedding, N heads, D channels of a head,
 M = B·T flat positions, or the real ones among them.
-Padding is never attended: attention is masked, but only in a batch that holds padding.
+Padding is never attended: attention is masked, but only in a batch that holds padding. In training on a CPU it is not
+computed either (packing.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from twilbert.errors import TwilbertError
 from twilbert.model.config import ModelConfig, layer_blocks
 from twilbert.model.layers import LayerNorm, Linear, Table, gelu
 from twilbert.model.memory import ProductKeyMemory
+from twilbert.model.packing import Packing, find_packing
 
 
 class Padding:
@@ -94,12 +96,27 @@ class Attention(nn.Module):
         self.qkv = Linear(config.hidden_size, 3 * width, std, bias=False)
         self.out = Linear(width, config.hidden_size, std, bias=False)
 
-    def forward(self, x_BTH: Tensor, padding: Padding | None) -> Tensor:
+    def forward(self, x_BTH: Tensor, padding: Padding | Packing | None) -> Tensor:
+        """[B, T, H] → [B, T, H]; packed rows [M, H] → [M, H]."""
+        if isinstance(padding, Packing):
+            return self.out(self._attend_groups(self.qkv(x_BTH), padding))
         b, t, _ = x_BTH.shape
-        qkv_BT3ND = self.qkv(x_BTH).view(b, t, 3, self.n_heads, self.qkv.out_features // (3 * self.n_heads))
+        qkv_BT3ND = self.qkv(x_BTH).view(b, t, *self._heads)
         bias_B11T = None if padding is None else padding.bias_B11T
         attend = _attend_sdpa if x_BTH.is_cuda else _attend_matmul
         return self.out(attend(qkv_BT3ND, bias_B11T).reshape(b, t, self.out.in_features))
+
+    @property
+    def _heads(self) -> tuple[int, int, int]:
+        return 3, self.n_heads, self.qkv.out_features // (3 * self.n_heads)
+
+    def _attend_groups(self, qkv_M: Tensor, packing: Packing) -> Tensor:
+        qkv_P = packing.group(qkv_M)
+        attended = [
+            _attend_matmul(qkv_P[start : start + n * t].view(n, t, *self._heads), bias_n11t).reshape(n * t, -1)
+            for start, n, t, bias_n11t in packing.groups
+        ]
+        return packing.ungroup(torch.cat(attended))
 
 
 def _attend_sdpa(qkv_BT3ND: Tensor, bias_B11T: Tensor | None) -> Tensor:
@@ -152,7 +169,8 @@ class EncoderBlock(nn.Module):
         self.output_norm = LayerNorm(config.hidden_size)
         self.output_dropout = config.output_dropout
 
-    def forward(self, x_BTH: Tensor, padding: Padding | None) -> Tensor:
+    def forward(self, x_BTH: Tensor, padding: Padding | Packing | None) -> Tensor:
+        """[B, T, H] → [B, T, H]; packed rows [M, H] → [M, H]."""
         attended_BTH = F.dropout(self.attention(x_BTH, padding), self.output_dropout, self.training)
         y_BTH = self.attention_norm(x_BTH + attended_BTH)
         if self.memory is not None:
@@ -162,8 +180,10 @@ class EncoderBlock(nn.Module):
         return self.output_norm(y_BTH + fed_BTH)
 
 
-def _remember(memory: ProductKeyMemory, y_BTH: Tensor, padding: Padding | None) -> Tensor:
+def _remember(memory: ProductKeyMemory, y_BTH: Tensor, padding: Padding | Packing | None) -> Tensor:
     """The memory's output at real tokens, zero at padding, which it never sees: its statistics are of tokens."""
+    if isinstance(padding, Packing):
+        return padding.fill(memory(y_BTH[: padding.n_real]))
     y_MH = y_BTH.reshape(-1, y_BTH.shape[-1])
     if padding is None:
         return memory(y_MH).view_as(y_BTH)
@@ -200,6 +220,12 @@ class Encoder(nn.Module):
         `position_ids_BT` replaces 0, 1, 2, …. B may be 0.
         """
         x_BTH = self.embeddings(input_ids_BT, segment_ids_BT, position_ids_BT)
+        packing = find_packing(lengths_B, x_BTH) if self.training else None
+        if packing is not None:
+            x_MH = packing.pack(x_BTH)
+            for name in self.layer_blocks:
+                x_MH = self.blocks[name](x_MH, packing)
+            return packing.unpack(x_MH)
         padding = find_padding(lengths_B, x_BTH)
         for name in self.layer_blocks:
             x_BTH = self.blocks[name](x_BTH, padding)

@@ -1,7 +1,7 @@
 """The model's code as two files that need torch and transformers alone, for folders opened without twilbert.
 
     errors config transformers_config ─▶ configuration_twilbert.py
-    own_code layers memory encoder heads classifier auto ─▶ modeling_twilbert.py
+    own_code layers memory packing encoder heads classifier auto ─▶ modeling_twilbert.py
 
 Made from the package's own modules, statement by statement, so that there is no second copy to keep: what the classes
 of AUTO_MAP reach is taken, imports between the modules fall away. transformers loads them with trust_remote_code.
@@ -25,6 +25,7 @@ _SOURCES = {
         "own_code.py",
         "model/layers.py",
         "model/memory.py",
+        "model/packing.py",
         "model/encoder.py",
         "model/heads.py",
         "model/classifier.py",
