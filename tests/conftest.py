@@ -19,3 +19,13 @@ def ray_local():
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def trained(ray_local, tmp_path_factory):
+    """A run of 6 steps by `twilbert.pretrain.run`, with all that logs: LAMB, a memory layer, held-out pairs."""
+    from tests.small_world import make_world
+    from twilbert import pretrain
+
+    recipe = make_world(tmp_path_factory.mktemp("trained")) / "small.yaml"
+    return pretrain.run(str(recipe), training__max_steps=6, training__optimizer="lamb", **{"training.eval_steps": 3})

@@ -124,7 +124,7 @@ def test_search_runs_without_the_test_file_and_final_scoring_needs_it(ray_local,
     assert [records.read(plan.folder).status for plan in made[0].plans] != ["open", "open"]
     assert all(records.read(plan.folder).evaluations for plan in made[0].plans)
     test.write_bytes(content)
-    results = tune.run(recipe, out)
+    results = tune.search(recipe, out)
     assert results["studies"][0]["test"]["rows"] == 8
     assert all(trial["starts"] == 1 for trial in results["studies"][0]["trials"])
 
@@ -139,7 +139,7 @@ def test_a_sweep_over_tasks_and_models_loses_no_trial_when_a_process_is_killed(r
     recipe = resolved(tmp_path, "random_weights=true", "final.seeds=2", tasks=tasks)
     out = str(tmp_path / "out")
     monkeypatch.setattr(sweep, "share", killing(sweep.share))
-    results = tune.run(recipe, out)
+    results = tune.search(recipe, out)
     studies = results["studies"]
     assert [(s["task"], s["random_weights"]) for s in studies] == [
         ("one", False), ("one", True), ("two", False), ("two", True)
@@ -162,7 +162,7 @@ def test_a_sweep_over_tasks_and_models_loses_no_trial_when_a_process_is_killed(r
         for trial in study["trials"]:
             assert history_of(out, study["study"], trial["trial"]) == [e[1] for e in trial["evaluations"]]
 
-    assert tune.run(recipe, out)["studies"] == studies, "a finished sweep is read, not run again"
+    assert tune.search(recipe, out)["studies"] == studies, "a finished sweep is read, not run again"
     with pytest.raises(UsageError, match="search: "):
         tune.run(recipe.model_copy(update={"search": recipes.Search(trials=3)}), out)
 
@@ -218,3 +218,5 @@ def test_a_study_whose_trials_all_die_is_told_and_the_others_stand(ray_local, tm
     one, two = json.loads((out / "results.json").read_bytes())["studies"]
     assert one["test"] is None and [trial["status"] for trial in one["trials"]] == ["failed"]
     assert two["test"]["rows"] == 8
+    with pytest.raises(TwilbertError, match="one: every trial failed"):  # the same command again is no success
+        tune.run(recipe, str(out))

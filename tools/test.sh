@@ -3,7 +3,7 @@
 # Arguments go to pytest:  tools/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source tools/environment.sh ".[train,export,dev]"
+source tools/environment.sh ".[train,export,workspace,dev]"
 
 ruff check .
 ruff format --check .

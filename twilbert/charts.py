@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twilbert.report import Html, fold, join, table, tag, text
 
 _WIDTH, _HEIGHT = 420, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 12, 40
+_DIGIT = 8  # a digit's width, at most
 _MOST_MARKED = 40  # points of a series that are still drawn one by one
 _MOST_LISTED = 200  # rows of the folded table
 _FEW = 30  # cases under which a bar is drawn hollow
@@ -26,6 +27,8 @@ class Series:
     name: str
     points: Sequence[tuple[float, float]]
     reference: bool = False
+    colour: int | None = None
+    """From 1 to N_COLOURS, for a thing that has one colour in all charts of a page; None = the next in turn."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
 ) -> Html:
     """Lines over a common x; points that are no numbers are left out. Ranges default to the data's."""
-    drawn = [Series(s.name, [p for p in s.points if all(map(math.isfinite, p))], s.reference) for s in series]
+    drawn = [replace(s, points=[p for p in s.points if all(map(math.isfinite, p))]) for s in series]
     drawn = [s for s in drawn if s.points]
     if not drawn:
         return _figure(title, tag("p", "no points", kind="note"), [], ["", ""], [])
@@ -88,7 +91,7 @@ def line_chart(
     return _figure(
         title,
         _svg(title, shapes),
-        [(s.name, colour) for s, colour in zip(drawn, colours, strict=True)] if len(drawn) > 1 else [],
+        [(s.name, colour) for s, colour in zip(drawn, colours, strict=True)] if len(series) > 1 else [],
         ["", x_label, y_label],
         rows,
     )
@@ -156,7 +159,10 @@ def _grid(axes: _Axes, x_ticks: Sequence[float], x_label: str, y_label: str, *, 
         y = axes.y(tick)
         shapes.append(Html(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'))
         shapes.append(_text(_LEFT - 5, y + 4, f"{100 * tick:.0f}" if as_percent else said[tick], "end"))
-    shapes += [_text(axes.x(tick), _HEIGHT - _BOTTOM + 15, _number(tick), "middle") for tick in x_ticks]
+    for tick in x_ticks:
+        label = _number(tick)
+        at = min(axes.x(tick), _WIDTH - _DIGIT / 2 * len(label))  # the last may stand at the very edge
+        shapes.append(_text(at, _HEIGHT - _BOTTOM + 15, label, "middle"))
     shapes.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "middle", "axis"))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     turned = f'<text class="axis" text-anchor="middle" transform="translate(11 {middle:.0f}) rotate(-90)">'
@@ -184,7 +190,7 @@ def _colours(series: Sequence[Series]) -> list[str]:
     """A class of report.css for each: c1 … c6 in turn (each with its own dashes), "reference" for references."""
     names, used = [], 0
     for one in series:
-        names.append("reference" if one.reference else f"c{used % N_COLOURS + 1}")
+        names.append("reference" if one.reference else f"c{one.colour or used % N_COLOURS + 1}")
         used += not one.reference
     return names
 
@@ -212,11 +218,12 @@ def _told_apart(ticks: Sequence[float]) -> dict[float, str]:
 
 
 def _number(value: float) -> str:
-    """Short: 12,500 · 1.25M · 0.0005 · 3.0e-06."""
+    """Short: 12,500 · 1.25M · 200G · 0.0005 · 3.0e-06."""
     if value == 0:
         return "0"
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:.4g}M"
+    for unit, sign in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= unit:
+            return f"{value / unit:.4g}{sign}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.1e}"

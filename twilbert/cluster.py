@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from twilbert.errors import TwilbertError, UsageError
 
@@ -151,6 +152,18 @@ def draining_nodes() -> frozenset[str]:
     from ray._private.state import state
 
     return frozenset(state.get_draining_nodes())
+
+
+def beside_driver(actor: type) -> Any:
+    """`actor` as a Ray actor class: `.remote(…)` makes one that lives on the driver's node and takes no CPU.
+
+    Ray places actors that ask for no resources on any node at random; with that node the run would be lost.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(actor).options(scheduling_strategy=here)
 
 
 def probe_storage_everywhere(path: str) -> None:

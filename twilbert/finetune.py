@@ -12,7 +12,10 @@ from twilbert.finetune_recipe import FinetuneRecipe
 
 
 def run(recipe: FinetuneRecipe, out: str, *, overwrite: bool = False) -> dict[str, Any]:
-    """Fine-tune as the recipe says into the folder `out`; returns what results.json holds."""
+    """Fine-tune as the recipe says into the folder `out`; returns what results.json holds.
+
+    In the folder of the same fine-tuning it goes on with the seeds that are not over; a finished one is read.
+    """
     from twilbert.finetuning.run import finetune
 
     return finetune(recipe, storage.absolute(out), overwrite=overwrite)
@@ -20,14 +23,13 @@ def run(recipe: FinetuneRecipe, out: str, *, overwrite: bool = False) -> dict[st
 
 def _show(results: Mapping[str, Any]) -> None:
     from twilbert.finetuning.page import metric_name
-    from twilbert.finetuning.run import told
+    from twilbert.finetuning.run import spread, told
 
     rows = [[split, metric_name(results), told(results.get(split)), _rows(results, split)] for split in ("dev", "test")]
     clean = (results.get("test") or {}).get("without_rows_in_train")
     if clean:
         left = results["test"]["rows"] - results["test"]["rows_also_in_train"]
-        spread = "" if clean["sd"] is None else f" ± {clean['sd']:.4f}"
-        rows.append(["test without texts of train", metric_name(results), f"{clean['mean']:.4f}{spread}", f"{left:,}"])
+        rows.append(["test without texts of train", metric_name(results), spread(clean), f"{left:,}"])
     cli.table([results["task"], "metric", "score", "rows"], rows)
 
 
@@ -49,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--model", help="model folder, checkpoint, run, transformers folder or hub id (default: newest finished run)"
     )
-    made.add_argument("--out", metavar="DIR", help="folder or URI to write (default: finetuned/TASK)")
+    made.add_argument("--out", metavar="DIR", help="folder or URI (default: finetuned/TASK); the same one goes on")
     made.add_argument("--recipe", metavar="FILE", default=finetune_recipe.SHIPPED, help="YAML file (finetune.yaml)")
     made.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
     made.add_argument("--overwrite", action="store_true", help="replace an earlier fine-tuning at DIR")

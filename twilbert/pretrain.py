@@ -10,11 +10,15 @@ import argparse
 import contextlib
 import os
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from twilbert import cli, cluster, recipe_file, storage
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 from twilbert.recipe import Recipe
+
+if TYPE_CHECKING:
+    from twilbert.train.history import Pretraining
 
 # ---- the worker ----------------------------------------------------------------------------------------------------
 
@@ -124,12 +128,28 @@ def _train(worker: Any) -> None:
 # ---- the driver ----------------------------------------------------------------------------------------------------
 
 
-def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
+def run(recipe: str | Mapping[str, Any] | Recipe = "base.yaml", **overrides: Any) -> Pretraining:
+    """Pre-train from Python: the run, with its curves and model. `recipe`: a file, a shipped one's name, or values.
+
+    Overrides have two underscores for a dot: run("tiny.yaml", training__max_steps=200), or run("tiny.yaml",
+    **{"training.max_steps": 200}). As with the command, the same recipe resumes, and an interrupt (Ctrl-C, a notebook's
+    stop button) saves a checkpoint; the run that is returned is then "stopped". UsageError, TwilbertError likewise.
+    """
+    from twilbert.train import history
+
+    if isinstance(recipe, str):
+        return history.read(train(recipe_file.load(recipe, recipe_file.as_overrides(overrides)), recipe)["run"])
+    values = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
+    return history.read(train(recipe_file.build(values, recipe_file.as_overrides(overrides)))["run"])
+
+
+def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     """Pre-train as `recipe` says and return {"run", "model", "step", "stop", "scores"}.
 
     UsageError or TwilbertError as the command reports them.
     """
-    from twilbert.train import run_folder
+    from twilbert.train import run_folder, run_state
+    from twilbert.train.control import STOP_REASONS
     from twilbert.train.initial_model import check_initial_model
 
     recipe = resolve(recipe)
@@ -154,21 +174,27 @@ def run(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
         encoded = _encoded(recipe, corpus, tokenizer)
         folder = run_folder.claim(recipe, name, identity)
         cli.say(f"run {name} in {folder.path}{' (found, resuming)' if known else ''}; precision {precision}")
-        outcome = _fit(recipe, folder, encoded, precision)
+        with run_state.Signs(folder) as signs:
+            outcome = _fit(recipe, folder, encoded, precision)
+            signs.end(STOP_REASONS.get(outcome["stop"], ""))
     return {"run": folder.path, "model": folder.model, **outcome}
 
 
 def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str, Any]:
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from twilbert.train.control import RunControl, watch
+    from twilbert.train.host_memory import allocator_environment
     from twilbert.train.job import Job
 
-    control = ray.remote(num_cpus=0)(RunControl).remote(cluster.worker_secrets())
+    control = cluster.beside_driver(RunControl).remote(cluster.worker_secrets())
     ray_folder = storage.join(folder.path, ".ray")
     use_gpu, workers = recipe.cluster.use_gpu, recipe.cluster.num_workers
+    if isinstance(workers, tuple):
+        # Ray goes on counting on a lost node for up to 20 s, and waits this long (by itself: 60) for its workers.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
+    environment = cluster.worker_environment() | ({} if use_gpu else allocator_environment())
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": Job(recipe, folder, encoded, precision, control)},
@@ -178,7 +204,7 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
             name=f"{int(time.time())}",  # always new: what to resume is ours to know, not Ray Train's
             storage_path=ray_folder,
             failure_config=FailureConfig(max_failures=-1),  # RunControl.attempt counts those that got nowhere
-            worker_runtime_env={"env_vars": cluster.worker_environment()},
+            worker_runtime_env={"env_vars": environment},
         ),
     )
     try:
@@ -282,7 +308,7 @@ def _command(args: argparse.Namespace) -> str:
     recipe = recipe_file.load(args.recipe, args.overrides)
     if args.dry_run:
         return _dry_run(recipe, args.recipe)
-    result = run(recipe, args.recipe)
+    result = train(recipe, args.recipe)
     from twilbert.train.control import STOP_REASONS, STOP_SIGNAL
 
     stopped = STOP_REASONS.get(result["stop"])

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -207,6 +207,14 @@ def salvage(
         return schema.model_validate(copy)
     except ValidationError:
         return None if whole_sections else salvage(values, error, schema, whole_sections=True)
+
+
+def as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Python's keyword arguments as `a.b=c` overrides: two underscores stand for a dot, values are plain data."""
+    return [
+        f"{key.replace('__', '.')}={json.dumps(value, default=str, ensure_ascii=False)}"
+        for key, value in settings.items()
+    ]
 
 
 def dump(recipe: Recipe) -> str:

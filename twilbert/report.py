@@ -10,6 +10,7 @@ dark (the reader's own setting) and print come from one place.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -50,14 +51,22 @@ def tag(name: str, content: Content = "", *, kind: str = "", **attributes: str) 
     return Html(f"<{name}{written}>{text(content)}</{name}>")
 
 
-def page(title: str, subtitle: Content, sections: Iterable[Html], footer: Content = "", language: str = "en") -> str:
-    """A whole HTML document."""
+def page(
+    title: str,
+    subtitle: Content,
+    sections: Iterable[Html],
+    footer: Content = "",
+    language: str = "en",
+    reload_seconds: float | None = None,
+) -> str:
+    """A whole HTML document, which loads itself again every so many seconds where they are given."""
+    again = f'<meta http-equiv="refresh" content="{max(1, round(reload_seconds))}">\n' if reload_seconds else ""
     style = resources.files("twilbert").joinpath("report.css").read_text(encoding="utf-8")
     return (
         f'<!doctype html>\n<html lang="{text(language)}">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
+        f'<meta name="color-scheme" content="light dark">\n{again}'
         f"<title>{text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f"{tag('header', join([tag('h1', title), tag('p', subtitle, kind='subtitle')]))}\n"
         f"{tag('main', join(sections, Html(chr(10))))}\n{tag('footer', footer)}\n</body>\n</html>\n"
@@ -112,7 +121,8 @@ def table(headers: Sequence[Content], rows: Iterable[Sequence[object]], caption:
 def _is_number(cell: object) -> bool:
     if isinstance(cell, int | float):
         return True
-    digits = str(cell).replace(",", "").replace("−", "-").removesuffix("%").strip()
+    shown = re.sub("<[^>]*>", "", cell) if isinstance(cell, Html) else str(cell)
+    digits = shown.replace(",", "").replace("−", "-").removesuffix("%").strip()
     try:
         float(digits)
     except ValueError:

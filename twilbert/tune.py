@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from twilbert import cli, storage
+from twilbert import cli, recipe_file, storage
 from twilbert.tuning import recipe as recipes
 from twilbert.tuning.recipe import TuneRecipe
 
+if TYPE_CHECKING:
+    from twilbert.tuning.history import Sweep
 
-def run(recipe: TuneRecipe, out: str | None = None) -> dict[str, Any]:
-    """Sweep as the recipe says, in the folder `out`; returns what results.json holds. A finished one is read."""
+
+def run(
+    recipe: str | Mapping[str, Any] | TuneRecipe = recipes.SHIPPED, out: str | None = None, **overrides: Any
+) -> Sweep:
+    """Sweep from Python, in the folder `out`: its results, every trial's scores on dev, each study's best model.
+
+    `recipe`: a YAML file, a shipped one's name, or values; overrides as in `twilbert.pretrain.run`:
+    run(tasks=["stance17"], models=["runs/a"], search__trials=8). As with the command, the same sweep goes on, and a
+    finished one is read.
+    """
+    from twilbert.tuning import history
+
+    settings = recipe_file.as_overrides(overrides)
+    if isinstance(recipe, str):
+        resolved = recipes.load(recipe, settings)
+    else:
+        values = recipe.model_dump(mode="json") if isinstance(recipe, TuneRecipe) else dict(recipe)
+        resolved = recipes.build(values, settings)
+    results = search(resolved, out)
+    return history.of_results(results["out"], results)
+
+
+def search(recipe: TuneRecipe, out: str | None = None) -> dict[str, Any]:
+    """Sweep as the recipe says, in the folder `out`; what results.json holds, and "out". A finished one is read."""
     from twilbert.tuning import sweep
 
     recipe = sweep.resolve(recipe)
     out = storage.absolute(out) if out else sweep.default_out(recipe)
     if storage.exists(storage.join(out, sweep.RESULTS)):
         sweep.claim(recipe, out)
-        cli.say(f"{out}: this sweep is finished; these are its results")
-        return storage.read_json(storage.join(out, sweep.RESULTS)) | {"out": out}
+        results = storage.read_json(storage.join(out, sweep.RESULTS))
+        if all(study["dev"] for study in results["studies"]):  # else it failed, and does so again
+            cli.say(f"{out}: this sweep is finished; these are its results")
+            return results | {"out": out}
     return sweep.run(recipe, out) | {"out": out}
 
 
@@ -83,7 +109,7 @@ def _command(args: argparse.Namespace) -> str:
     recipe = resolved(args)
     if args.dry_run:
         return _dry_run(recipe, args.out)
-    results = run(recipe, args.out)
+    results = search(recipe, args.out)
     _show(results)
     out, studies = results["out"], results["studies"]
     where = f"{out}/{studies[0]['study'] if len(studies) == 1 else 'STUDY'}/model"

@@ -12,10 +12,11 @@ import torch
 from tests.make_finetuning import make_base, quick_recipe, write_marked_task
 from tests.make_models import CONFIG
 from twilbert import finetune_recipe
+from twilbert.data.sequences import Sequences
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetuning import loop
 from twilbert.finetuning.base import OwnBase, load_base
-from twilbert.finetuning.data import epoch_batches, inputs, padded_batch
+from twilbert.finetuning.data import Split, epoch_batches, inputs, padded_batch
 from twilbert.finetuning.run import Prepared, prepare
 from twilbert.finetuning.weights import Weights, is_trained
 from twilbert.model.classifier import ClassificationModel, HeadConfig
@@ -68,6 +69,28 @@ def test_accumulated_batches_are_one_large_batch(prepared):
     assert len(gradients[0]) > 10
     for name, whole in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], whole, atol=1e-6, rtol=1e-4)
+
+
+def test_accumulated_batches_of_different_sizes_count_by_their_samples(prepared, monkeypatch):
+    """48 rows as 32 + 16: the update is that of one batch of 48, each sample alike."""
+    taken = {}
+
+    def gradients(batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
+        def step(self, rate):
+            taken[batch_size] = {name: master.grad.clone() for name, master in self._masters.items()}
+            return real(self, rate)
+
+        monkeypatch.setattr(Weights, "step", step)
+        train(few, f"training.batch_size={batch_size}", f"training.accumulation={accumulation}", "training.epochs=1")
+        return taken[batch_size]
+
+    real, data = Weights.step, prepared.data
+    ends = data.train.sequences.offsets
+    part = Sequences(data.train.sequences.ids[: ends[48]], ends[:49], data.train.sequences.seconds[:48])
+    few = dataclasses.replace(prepared, data=dataclasses.replace(data, train=Split(part, data.train.labels[:48])))
+    whole, parts = gradients(48, 1), gradients(32, 2)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "lamb"])
@@ -183,6 +206,13 @@ def test_more_looks_at_dev_than_epochs(prepared):
     history = train(prepared, "training.epochs=2", "training.evals_per_epoch=3", "training.patience=null").history
     assert [seen.step for seen in history] == [4, 8, 12, 16, 20, 24]
     assert [round(seen.epoch, 3) for seen in history] == [0.333, 0.667, 1.0, 1.333, 1.667, 2.0]
+
+
+def test_patience_that_runs_out_at_the_end_stopped_nothing_early(prepared):
+    still = ("encoder.trainable_layers=none", "training.learning_rate=1e-12", "training.patience=2")
+    for epochs, early in ((3, False), (4, True)):
+        outcome = train(prepared, *still, f"training.epochs={epochs}")
+        assert len(outcome.history) == 3 and outcome.best is outcome.history[0] and outcome.stopped_early == early
 
 
 def test_a_fine_tuned_model_lends_its_encoder(prepared, tmp_path, capsys):

@@ -106,9 +106,30 @@ def test_metric_losses_of_sure_and_right_answers_are_minus_the_metric():
         "micro_precision": 4 / 6,
         "micro_recall": 4 / 6,
         "f1_per_class": (3 * f1[0] + 2 * f1[1] + f1[2]) / 6,
-        "jaccard": 4 / 6,
     }.items():
         assert build(name, SINGLE)(logits, targets).item() == pytest.approx(-expected, abs=1e-5), name
+    # Sets of labels: 1 of 1, 1 of 2, none of 2, and both empty, which the metric too counts as 1.
+    flags = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    said = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]])
+    sure = 120.0 * said - 60.0
+    assert build("jaccard", MULTI)(sure, flags).item() == pytest.approx(-(1 + 0.5 + 0 + 1) / 4, abs=1e-5)
+
+
+def test_jaccard_is_for_sets_of_labels_since_of_one_label_it_ends_at_a_constant_answer():
+    """Of one label: descending from no knowledge goes to a constant answer, where no gradient is left."""
+    with pytest.raises(UsageError, match="jaccard does not fit single_label_classification; use cross_entropy, "):
+        build("jaccard", SINGLE)
+    targets = F.one_hot(torch.tensor([0, 1, 2, 3] * 4), 4).float()
+
+    def of(logits_C: torch.Tensor) -> torch.Tensor:
+        return task_losses.jaccard(targets, logits_C.softmax(-1).expand(16, 4))
+
+    unknowing, constant = torch.zeros(4), torch.tensor([30.0, 0.0, 0.0, 0.0])
+    assert of(unknowing).item() == pytest.approx(-1 / 7) and of(constant).item() == pytest.approx(-1 / 4)
+    assert task_losses.micro_recall(targets, unknowing.softmax(-1).expand(16, 4)).item() == pytest.approx(-1 / 4)
+    constant.requires_grad_()
+    of(constant).backward()
+    assert constant.grad is not None and constant.grad.abs().max() < 1e-6
 
 
 def test_cross_entropy_with_weights_and_smoothing():

@@ -52,19 +52,37 @@ def accumulation_for(
     around it by sampling. With several lanes a worker cuts its own lanes' samples. UsageError when not even the longest
     sample fits.
     """
-    n_cut, sharers = (global_batch_size, world_size) if lanes == 1 else (global_batch_size // world_size, 1)
-    counts = nonempty_split(encoded, split)
-    numbers = np.linspace(0, len(counts.row_groups) - 1, min(len(counts.row_groups), _SURVEYED_ROW_GROUPS))
-    lengths = np.sort(rows_of.read_lengths(encoded, counts, np.unique(numbers.round().astype(np.int64)).tolist()))
+    lengths = survey_lengths(encoded, split)
     if lengths[-1] > micro_batch_tokens:
         raise UsageError(
             f"micro_batch_tokens {micro_batch_tokens}: the corpus holds a sample of {lengths[-1]} tokens; "
             f"raise it to at least that, or encode with a smaller max_len"
         )
-    # Steps of evenly spaced quantiles, each with another phase: what a shuffled step looks like, without its luck.
+    return least_accumulation(*typical_steps(lengths, global_batch_size, world_size, lanes), micro_batch_tokens)
+
+
+def survey_lengths(encoded: EncodedCorpus, split: str) -> np.ndarray:
+    """The lengths of the samples of up to 8 row groups, evenly spaced over the split: int64 tokens, ascending."""
+    counts = nonempty_split(encoded, split)
+    numbers = np.linspace(0, len(counts.row_groups) - 1, min(len(counts.row_groups), _SURVEYED_ROW_GROUPS))
+    return np.sort(rows_of.read_lengths(encoded, counts, np.unique(numbers.round().astype(np.int64)).tolist()))
+
+
+def typical_steps(
+    lengths: np.ndarray, global_batch_size: int, world_size: int, lanes: int = 1
+) -> tuple[int, np.ndarray]:
+    """(workers that share one cut, lengths [steps, samples] of what each cut gets), from ascending `lengths`.
+
+    Steps of evenly spaced quantiles, each with another phase: what a shuffled step looks like, without its luck.
+    """
+    n_cut, sharers = (global_batch_size, world_size) if lanes == 1 else (global_batch_size // world_size, 1)
     phase = (np.arange(_SURVEYED_STEPS)[:, None] + 0.5) / _SURVEYED_STEPS
     quantile = (np.arange(n_cut) + phase) / n_cut
-    steps = lengths[(quantile * len(lengths)).astype(np.int64)]
+    return sharers, lengths[(quantile * len(lengths)).astype(np.int64)]
+
+
+def least_accumulation(sharers: int, steps: np.ndarray, micro_batch_tokens: int) -> int:
+    """The least accumulation at which the micro-batches of `steps` are within the limit in the mean."""
 
     def fits(accumulation: int) -> bool:
         costs = [padded(step, cut_for(sharers)(step, sharers * accumulation)).mean() for step in steps]

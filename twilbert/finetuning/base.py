@@ -6,6 +6,8 @@ A base is plain data (weights as numpy arrays), so that it can be put where many
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -66,6 +68,10 @@ class Base(Protocol):
         """Write a fine-tuned model's folder, whole or not at all."""
         ...
 
+    def digest(self) -> str:
+        """Hex SHA-256 of configuration and weights."""
+        ...
+
 
 @dataclass(frozen=True)
 class OwnBase:
@@ -122,6 +128,9 @@ class OwnBase:
             )
             self.tokenizer.save(folder)
 
+    def digest(self) -> str:
+        return sha256_of(self.config, *itertools.chain(*self.weights.items()))
+
 
 @dataclass(frozen=True)
 class RivalBase:
@@ -174,6 +183,9 @@ class RivalBase:
         assert isinstance(network, rivals.RivalClassifier)
         rivals.save(path, network, self.tokenizer, text, files)
 
+    def digest(self) -> str:
+        return sha256_of(self.config.to_json_string(), *itertools.chain(*self.weights.items()))
+
 
 def _tensors(weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     # A copy: arrays that processes share cannot be written to.
@@ -182,6 +194,18 @@ def _tensors(weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 def _arrays(module: nn.Module) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+
+
+def sha256_of(*parts: Any) -> str:
+    """Hex SHA-256 of arrays, and of anything whose repr says all of it."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.dtype} {part.shape}".encode())
+            found.update(np.ascontiguousarray(part).view(np.uint8).data)
+        else:
+            found.update(repr(part).encode())
+    return found.hexdigest()
 
 
 def load_base(name: str | None, runs: str) -> Base:

@@ -62,7 +62,7 @@ def score(base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcom
         if test.labels is not None:
             scores["test"] = _test_scores(task, test, every, judged[1])
             for entry, probabilities_NC in zip(scores["seeds"], every, strict=True):
-                entry["test"] = dev_score(task, test.labels, probabilities_NC)
+                entry["test"] = _number(dev_score(task, test.labels, probabilities_NC))
     return Final(scores, chosen, judged)
 
 
@@ -106,7 +106,7 @@ def _details(task: Task, judged: Judged) -> dict[str, Any]:
     n_labels = len(task.labels)
     found: dict[str, Any] = {
         "rows": len(truths),
-        "chosen": metrics.score(truths, said, task.metric, average=task.averaging, labels=task.metric_labels),
+        "chosen": _number(metrics.score(truths, said, task.metric, average=task.averaging, labels=task.metric_labels)),
         "interval": {key: _number(value) for key, value in asdict(interval).items()} | {"level": 0.95},
         "all": {key: _number(value) for key, value in metrics.report(truths, said, task.problem, n_labels).items()},
     }

@@ -143,9 +143,10 @@ def train(
         for update in range(1, updates + 1):
             network.train()
             step_batches = batches[(update - 1) * settings.accumulation : update * settings.accumulation]
+            samples = sum(map(len, step_batches))
             for rows in step_batches:
                 value = _batch_loss(network, loss, data.train, rows, device)
-                (value / len(step_batches)).backward()
+                (value * (len(rows) / samples)).backward()
                 weights.take_gradients()
                 interval.add(value, len(rows))
             step += 1
@@ -180,7 +181,7 @@ def train(
             interval = _Interval()
             if settings.patience is not None and worse >= settings.patience:
                 assert best is not None
-                return Outcome(seed, best[0], history, best[1], best[2], True)
+                return Outcome(seed, best[0], history, best[1], best[2], seen.epoch < settings.epochs)
     assert best is not None
     return Outcome(seed, best[0], history, best[1], best[2], False)
 

@@ -44,7 +44,7 @@ def _tiles(results: Mapping[str, Any]) -> list[Tile]:
             note += f"; 95 % interval {which}{interval['low']:.3f} to {interval['high']:.3f}"
         tiles.append(Tile(f"{split} {metric_name(results)}", f"{scores['mean']:.3f}{spread}", note))
     clean = (results.get("test") or {}).get("without_rows_in_train")
-    if clean:
+    if clean and clean["mean"] is not None:
         said = f"{results['test']['rows_also_in_train']:,} rows whose text stands in train left out"
         tiles.append(Tile("test, unseen texts", f"{clean['mean']:.3f}", said))
     seconds = sum(seed["seconds"] for seed in results["seeds"])

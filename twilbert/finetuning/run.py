@@ -1,6 +1,6 @@
 """A fine-tuning from its recipe to its folder.
 
-OUT/  recipe.yaml  seed-0/{metrics.jsonl, wandb/} …  model/  results.json  report.html
+OUT/  recipe.yaml  seed-0/{metrics.jsonl, wandb/} …  model/  report.html  results.json (last; until then: kept.py)
       predictions-{dev,test}.jsonl  errors-{dev,test}.jsonl (the worst first)  confusion-{dev,test}.tsv
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from twilbert import __version__, cli, finetune_recipe, metrics, storage
 from twilbert.errors import UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
-from twilbert.finetuning import final, page
+from twilbert.finetuning import final, kept, page
 from twilbert.finetuning.base import Base, load_base
 from twilbert.finetuning.data import TaskData, encode_task, task_faults
 from twilbert.finetuning.final import Final
@@ -29,6 +29,7 @@ from twilbert.train.tracking import Tracker
 
 RESULTS = "results.json"
 REPORT = "report.html"
+_RECIPE = "recipe.yaml"
 _WORST = 200  # errors that are written
 
 
@@ -64,31 +65,51 @@ def prepare(recipe: FinetuneRecipe, base: Base | None = None) -> Prepared:
 
 
 def finetune(recipe: FinetuneRecipe, out: str, *, overwrite: bool = False) -> dict[str, Any]:
-    """Train every seed, score the test set once, write OUT; returns what OUT/results.json holds."""
+    """Train every seed, score the test set once, write OUT; returns what OUT/results.json holds.
+
+    Goes on in the OUT of the same fine-tuning that was ended before its results: seeds that are over are not trained
+    again. One that is finished is read.
+    """
     prepared = prepare(recipe)
-    claim(out, overwrite=overwrite)
-    return train_and_score(prepared, recipe, out)
+    now = kept.identity(recipe, prepared.task, prepared.base, prepared.data)
+    with kept.held(out):
+        claim(out, now, overwrite=overwrite)
+        if storage.exists(storage.join(out, RESULTS)):
+            cli.say(f"{out}: this fine-tuning is finished; these are its results")
+            results = storage.read_json(storage.join(out, RESULTS))
+        else:
+            results = train_and_score(prepared, recipe, out)
+        for seed in _seeds(recipe):
+            kept.drop_seed(_seed_folder(out, seed))
+    return results
 
 
-def claim(out: str, *, overwrite: bool) -> None:
-    """An empty folder to write to; UsageError when it holds something and not `overwrite`."""
-    if storage.exists(out) and storage.list_dir(out):
-        if not overwrite:
-            raise UsageError(f"{out}: already holds something; choose another --out, or --overwrite it")
-        try:
-            finetune_recipe.load(storage.join(out, "recipe.yaml"))  # a run of pre-training has another kind
-        except UsageError as error:
-            raise UsageError(f"{out}: holds something that finetune did not write; choose another --out") from error
-        storage.delete(out)
+def claim(out: str, identity: Mapping[str, Any], *, overwrite: bool) -> None:
+    """A folder that is empty or holds this fine-tuning; UsageError when it holds something else and not `overwrite`."""
     storage.probe_write(out)
+    names = storage.list_dir(out)
+    if overwrite and names:
+        if kept.STARTED not in names:
+            raise UsageError(f"{out}: holds something that finetune did not write; choose another --out")
+        # The results first: without them it is not finished; what makes it a fine-tuning's folder last.
+        for name in sorted(names, key=lambda name: (name != RESULTS, name == kept.STARTED)):
+            storage.delete(storage.join(out, name))
+    kept.start(out, identity)
 
 
 def train_and_score(prepared: Prepared, recipe: FinetuneRecipe, out: str) -> dict[str, Any]:
     """The trainings of a recipe that `prepare` has passed, and their final scoring."""
-    storage.write_bytes_atomic(storage.join(out, "recipe.yaml"), finetune_recipe.dump(recipe).encode())
-    first = recipe.training.seed
-    outcomes = [_one_seed(prepared, recipe, out, seed) for seed in range(first, first + recipe.seeds)]
+    storage.write_bytes_atomic(storage.join(out, _RECIPE), finetune_recipe.dump(recipe).encode())
+    outcomes = [_one_seed(prepared, recipe, out, seed) for seed in _seeds(recipe)]
     return score_and_write(prepared, recipe, out, outcomes)
+
+
+def _seeds(recipe: FinetuneRecipe) -> range:
+    return range(recipe.training.seed, recipe.training.seed + recipe.seeds)
+
+
+def _seed_folder(out: str, seed: int) -> str:
+    return storage.join(out, f"seed-{seed}")
 
 
 def score_and_write(
@@ -100,11 +121,16 @@ def score_and_write(
 
 
 def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int) -> Outcome:
-    task = prepared.task
+    task, folder = prepared.task, _seed_folder(out, seed)
+    before = kept.read_seed(folder)
+    if before is not None:
+        cli.say(f"{task.name} seed {seed}: over since an earlier start, dev {task.metric} {before.best.score:.4f}")
+        return before
+    storage.delete(folder)  # of a process that died in it
     settings = Tracking(project=recipe.tracking.project, mode=recipe.tracking.mode)
     name = f"{storage.absolute(out).rsplit('/', 1)[-1]}-seed-{seed}"
     config = recipe.model_dump(mode="json") | {"task": task.name, "model": prepared.base.name, "seed": seed}
-    tracker = Tracker(storage.join(out, f"seed-{seed}"), name, settings, config, f"{_run_id(out)}-{seed}", 0)
+    tracker = Tracker(folder, name, settings, config, f"{_run_id(out)}-{seed}", 0)
     cli.say(tracker.first_line)
 
     def heard(seen: Evaluation) -> None:
@@ -115,9 +141,11 @@ def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int) -
         )
 
     try:
-        return train(prepared.base, prepared.data, task, recipe, seed, heard)
+        outcome = train(prepared.base, prepared.data, task, recipe, seed, heard)
     finally:
         tracker.close()
+    kept.write_seed(folder, outcome)
+    return outcome
 
 
 def _run_id(out: str) -> str:
@@ -144,6 +172,7 @@ def _write(prepared: Prepared, recipe: FinetuneRecipe, out: str, found: Final) -
     network = new_network(base, recipe, task, found.chosen.seed)
     network.load_state_dict(found.chosen.state)
     text = {"remove_rt": task.remove_rt, "max_len": prepared.data.max_len}
+    storage.delete(storage.join(out, "model"))  # of a process that died before it had written all
     base.save(storage.join(out, "model"), network, text, {"README.md": _card(results).encode()})
     html = page.of_run(task, results, found.judged)
     storage.write_bytes_atomic(storage.join(out, REPORT), html.encode())
@@ -171,16 +200,23 @@ def _write_lines(path: str, records: list[dict[str, Any]]) -> None:
     storage.write_bytes_atomic(path, data.encode())
 
 
-def told(scores: dict[str, Any] | None) -> str:
+def told(scores: Mapping[str, Any] | None) -> str:
     """A split's score: mean ± sd of several seeds, or one with its interval."""
     if scores is None or scores["mean"] is None:
         return "–"
     if scores["n"] > 1:
-        return f"{scores['mean']:.4f} ± {scores['sd']:.4f} (sd of {scores['n']} seeds)"
+        return f"{spread(scores)} (sd of {scores['n']} seeds)"
     interval = scores["interval"]
     if interval["low"] is None:
-        return f"{scores['mean']:.4f}"
-    return f"{scores['mean']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
+        return spread(scores)
+    return f"{spread(scores)} [{interval['low']:.4f}, {interval['high']:.4f}]"
+
+
+def spread(scores: Mapping[str, Any]) -> str:
+    """mean, or mean ± sd; – where there is none (a correlation with a constant)."""
+    if scores["mean"] is None:
+        return "–"
+    return f"{scores['mean']:.4f}" + ("" if scores["sd"] is None else f" ± {scores['sd']:.4f}")
 
 
 def _card(results: dict[str, Any]) -> str:

@@ -106,7 +106,12 @@ def recall_per_class(y_BC: Tensor, p_BC: Tensor) -> Tensor:
 
 
 def jaccard(y_BC: Tensor, p_BC: Tensor) -> Tensor:
-    """-mean over samples of soft intersection over soft union."""
+    """-mean over samples of soft intersection over soft union; of sets of labels.
+
+    Not for one label of C: there it is -p / (2 - p) of the true label's probability p, convex, so that from knowing
+    nothing (p = 1/C: -1/(2C - 1)) any constant answer is an improvement (-1/C), and at a constant answer it has no
+    gradient. Trainings end there.
+    """
     both_B = (y_BC * p_BC).sum(1)
     either_B = torch.where(p_BC > y_BC, p_BC, y_BC).sum(1)  # at a tie the union does not pull on p, as in TensorFlow
     return -((both_B + EPSILON) / (either_B + EPSILON)).mean()
@@ -135,7 +140,7 @@ APPROXIMATING: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 LOSSES = (*ENTROPIES, *APPROXIMATING)
 _OF_PROBLEM = {
-    SINGLE: tuple(name for name in LOSSES if name != "binary_cross_entropy"),
+    SINGLE: tuple(name for name in LOSSES if name not in ("binary_cross_entropy", "jaccard")),
     MULTI: tuple(name for name in LOSSES if name != "cross_entropy"),
     REGRESSION: ("mse", "rmse"),
 }

@@ -6,8 +6,8 @@ import torch
 
 from twilbert.model.config import ModelConfig
 
-# Dense bf16 peak in FLOP/s, as the makers' data sheets give it.
-_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
+"""Dense bf16 peak in FLOP/s, as the makers' data sheets give it."""
 
 
 def useful_flops(config: ModelConfig, tokens: float, masked: float) -> float:
@@ -30,4 +30,4 @@ def device_peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in _PEAK.items() if key in name.split() or f" {key}" in name), None)
+    return next((peak for key, peak in PEAK.items() if key in name.split() or f" {key}" in name), None)

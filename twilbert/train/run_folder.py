@@ -12,7 +12,6 @@ from typing import Any
 from twilbert import recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.recipe import Recipe
-from twilbert.train import checkpoint
 
 _IDENTITY = "identity.json"
 _OWNER = "owner.json"
@@ -33,8 +32,12 @@ class RunFolder:
 
     def check_owner(self) -> None:
         """TwilbertError when another driver has taken the run over: two must not write one run's checkpoints."""
-        if storage.read_json(storage.join(self.path, _OWNER))["token"] != self.token:
+        if not self.is_ours():
             raise TwilbertError(f"{self.path}: another command has since been started on this run; this one gives way")
+
+    def is_ours(self) -> bool:
+        """Whether no other driver has taken the run over since this one claimed it."""
+        return storage.read_json(storage.join(self.path, _OWNER))["token"] == self.token
 
     @property
     def model(self) -> str:
@@ -49,6 +52,8 @@ class RunFolder:
 
     def publish(self, step: int, trained_steps: int) -> str:
         """Copy the model of checkpoint `step` to the model folder, whole or not at all; the checkpoint's name."""
+        from twilbert.train import checkpoint  # brings torch, which a reader of the folder has no use for
+
         name = checkpoint.folder_name(step)
         source = storage.join(self.path, name, "model")
         record = {"run": self.id, "checkpoint": name, "trained_steps": trained_steps}

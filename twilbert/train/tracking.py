@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from twilbert import storage
+from twilbert.errors import TwilbertError
 from twilbert.recipe import Tracking
 
 METRICS_FILE = "metrics.jsonl"
@@ -64,9 +65,19 @@ class MetricsFile:
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that was cut off in writing is left out."""
-    lines = storage.read_bytes(path).decode("utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of a metrics.jsonl; a last line that was cut off in writing is left out.
+
+    TwilbertError, with the line, where another is damaged.
+    """
+    rows = []
+    for number, line in enumerate(storage.read_bytes(path).split(b"\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise TwilbertError(
+                f"{path}, line {number}: not readable as JSON ({error}); the file is damaged: remove the line"
+            ) from error
+    return rows
 
 
 def resolve_mode(settings: Tracking) -> str:

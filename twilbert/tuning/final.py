@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twilbert import cli, finetune_recipe, storage
+from twilbert.errors import TwilbertError
 from twilbert.finetuning.loop import Outcome
 from twilbert.finetuning.run import RESULTS, Prepared, score_and_write, told
 from twilbert.task_check import Findings
@@ -48,7 +49,8 @@ def score_all(
         running[study.name] = (study, best, folder)
     if recipe.final.seeds > 1 and running:
         cli.say(f"the best settings of {len(running)} studies are trained with {recipe.final.seeds - 1} more seeds")
-        ray.get([reference for seeds in extra.values() for reference in seeds])  # every training ends before any test
+        trainings = [reference for seeds in extra.values() for reference in seeds]
+        ray.wait(trainings, num_returns=len(trainings), fetch_local=False)  # every training ends before any test
     waiting = {
         name: ray.remote(**options)(_score).remote(
             study.prepared.task, study.prepared.findings, shared[name], best, folder, extra[name], where
@@ -56,9 +58,25 @@ def score_all(
         for name, (study, best, folder) in running.items()
     }
     for name, reference in waiting.items():
-        found[name] = ray.get(reference)
+        found[name] = _fetched(reference)
         cli.say(f"{name}: test {told(found[name].get('test'))}")
     return found
+
+
+def _fetched(reference: Any) -> Any:
+    """A task's value; a fault that the user can act on as the one message it is, without Ray's traceback."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        cause = error
+        while isinstance(cause, RayTaskError):  # of a task inside a task
+            cause = cause.cause
+        if isinstance(cause, TwilbertError):
+            raise cause from error
+        raise
 
 
 def _score(
@@ -70,7 +88,6 @@ def _score(
     base, data = shared.get()
     recipe = place.take(best.recipe)
     outcomes: list[Outcome] = [records.outcome(best), *ray.get(extra)]
-    storage.delete(storage.join(folder, "model"))  # of a process that died before it had written all
     storage.write_bytes_atomic(storage.join(folder, "recipe.yaml"), finetune_recipe.dump(best.recipe).encode())
     return score_and_write(Prepared(task, findings, base, data), recipe, folder, outcomes)
 

@@ -8,7 +8,7 @@ from typing import Any
 from twilbert import report
 from twilbert.charts import Series, line_chart
 from twilbert.finetuning.page import metric_name
-from twilbert.finetuning.run import told
+from twilbert.finetuning.run import spread, told
 from twilbert.report import Content, Html, Tile
 
 _MOST_DRAWN = 24  # trials whose curves are drawn one by one
@@ -63,9 +63,7 @@ def model_table(studies: Sequence[Mapping[str, Any]]) -> tuple[list[Content], li
 
 def _cell(study: Mapping[str, Any] | None) -> str:
     scores = study and (study["test"] or study["dev"])
-    if not scores or scores["mean"] is None:
-        return "–"
-    return f"{scores['mean']:.4f}" + ("" if scores["sd"] is None else f" ± {scores['sd']:.4f}")
+    return spread(scores) if scores else "–"
 
 
 def counted(trials: Sequence[Mapping[str, Any]]) -> str:

@@ -48,7 +48,7 @@ class Cluster(Section):
     cpus_per_trial: PositiveInt = 1
     """Logical CPUs, and threads, of one trial."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
-    """Share of a GPU; null = a quarter where there are GPUs, else none."""
+    """Share of a GPU, or a whole number of them; null = a quarter where there are GPUs, else none."""
     max_concurrent: PositiveInt | None = None
     """Trials at a time; null = as many as there is room for."""
     max_failures: int = Field(default=3, ge=0)
@@ -95,7 +95,12 @@ class TuneRecipe(Section):
 
 def load(path: str = SHIPPED, overrides: Sequence[str] = ()) -> TuneRecipe:
     """The checked recipe of a YAML file with `a.b=c` overrides; UsageError that lists every fault."""
-    return recipe_file.validated(recipe_file.read_values(path), overrides, path, TuneRecipe, _faults)
+    return build(recipe_file.read_values(path), overrides, path)
+
+
+def build(values: Any, overrides: Sequence[str] = (), where: str = "recipe") -> TuneRecipe:
+    """The checked recipe of plain `values` and overrides."""
+    return recipe_file.validated(values, overrides, where, TuneRecipe, _faults)
 
 
 def _faults(recipe: TuneRecipe) -> list[str]:
@@ -111,6 +116,9 @@ def _faults(recipe: TuneRecipe) -> list[str]:
             if d.kind != "choice"
         ]
     faults += [f"{d.path}: texts are encoded once; give one value" for d in searched if d.path.startswith("text.")]
+    gpus = recipe.cluster.gpus_per_trial or 0
+    if gpus > 1 and gpus != int(gpus):
+        faults.append(f"cluster.gpus_per_trial: {gpus:g} is no share of one GPU; give at most 1, or a whole number")
     if not searched:
         faults.append("nothing is searched; give a setting choices, e.g. training.learning_rate={choice: [1e-5, 1e-4]}")
     faults += space.setting_faults(recipe.settings())

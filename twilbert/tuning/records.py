@@ -13,18 +13,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from twilbert import metrics, storage
 from twilbert.finetune_recipe import FinetuneRecipe
+from twilbert.finetuning import kept
 from twilbert.finetuning.loop import Evaluation, Outcome
 from twilbert.tuning.space import Drawn
 
 Status = Literal["finished", "stopped", "failed", "open"]
-_PROBABILITIES = "dev/probabilities"  # beside the weights: both or neither are of the best evaluation
 
 
 @dataclass(frozen=True)
@@ -90,9 +87,7 @@ def write_evaluations(folder: str, evaluations: list[Evaluation]) -> None:
 
 def write_best(folder: str, probabilities: np.ndarray, state: dict[str, Tensor]) -> None:
     """Weights of the best evaluation so far."""
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    tensors[_PROBABILITIES] = torch.from_numpy(np.ascontiguousarray(probabilities))
-    storage.write_bytes_atomic(storage.join(folder, "best.safetensors"), save_safetensors(tensors))
+    storage.write_bytes_atomic(storage.join(folder, "best.safetensors"), kept.pack(probabilities, state))
 
 
 def end(folder: str, status: Status, error: str | None = None) -> None:
@@ -105,10 +100,9 @@ def outcome(plan: TrialPlan) -> Outcome:
     state = read(plan.folder)
     best = state.best(plan.metric)
     assert best is not None
-    tensors = load_safetensors(storage.read_bytes(storage.join(plan.folder, "best.safetensors")))
-    probabilities = tensors.pop(_PROBABILITIES).numpy()
+    probabilities, weights = kept.unpack(storage.read_bytes(storage.join(plan.folder, "best.safetensors")))
     early = state.evaluations[-1].epoch < plan.recipe.training.epochs
-    return Outcome(plan.recipe.training.seed, best, state.evaluations, probabilities, tensors, early)
+    return Outcome(plan.recipe.training.seed, best, state.evaluations, probabilities, weights, early)
 
 
 def best_trial(plans: list[TrialPlan]) -> TrialPlan | None:

@@ -19,7 +19,7 @@ from typing import Any
 from ray import tune
 
 from twilbert import cli
-from twilbert.errors import Interrupted
+from twilbert.errors import Interrupted, UsageError
 from twilbert.tuning import records
 from twilbert.tuning.recipe import Cluster, TuneRecipe
 from twilbert.tuning.records import TrialPlan
@@ -38,6 +38,25 @@ def resources(cluster: Cluster) -> dict[str, float]:
     if gpus is None:
         gpus = _GPU_SHARE if ray.cluster_resources().get("GPU", 0) else 0
     return {"cpu": cluster.cpus_per_trial, "gpu": gpus}
+
+
+def require_room(needs: Mapping[str, float]) -> None:
+    """UsageError where no node of the Ray that was joined has what one trial takes: Ray waits in silence."""
+    import ray
+
+    have = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= needs["cpu"] and node.get("GPU", 0) >= needs["gpu"] for node in have):
+        return
+    most = {kind: max((node.get(kind, 0) for node in have), default=0) for kind in ("CPU", "GPU")}
+    raise UsageError(
+        f"cluster: a trial takes {told(needs)}, no node has that (at most {most['CPU']:g} CPU, {most['GPU']:g} GPU); "
+        "lower cluster.cpus_per_trial or cluster.gpus_per_trial, or add nodes"
+    )
+
+
+def told(needs: Mapping[str, float]) -> str:
+    """1 CPU and 0.25 GPU."""
+    return f"{needs['cpu']:g} CPU" + (f" and {needs['gpu']:g} GPU" if needs["gpu"] else "")
 
 
 def place(cluster: Cluster) -> Place:

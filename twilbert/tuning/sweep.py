@@ -15,6 +15,7 @@ import yaml
 from twilbert import __version__, cli, cluster, recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
+from twilbert.finetuning import kept
 from twilbert.finetuning.base import Base, load_base, newest_run
 from twilbert.finetuning.data import task_faults
 from twilbert.finetuning.run import Prepared, prepare
@@ -157,22 +158,25 @@ def run(recipe: TuneRecipe, out: str) -> dict[str, Any]:
     Interrupted where the user ended it; the same call goes on. TwilbertError where a study came to nothing.
     """
     made = studies(recipe, out)
-    claim(recipe, out)
     threads = recipe.cluster.cpus_per_trial
-    with cluster.ensure_ray(max(recipe.cluster.num_cpus or 0, threads), recipe.cluster.address):
-        found = search_and_score(recipe, made, out)
-    return _write(recipe, made, found, out)
+    with kept.held(out):
+        claim(recipe, out)
+        with cluster.ensure_ray(max(recipe.cluster.num_cpus or 0, threads), recipe.cluster.address):
+            found = search_and_score(recipe, made, out)
+        return _write(recipe, made, found, out)
 
 
 def search_and_score(recipe: TuneRecipe, made: Sequence[Study], out: str) -> dict[str, dict[str, Any]]:
     """Every trial to its end, then the test sets, once: study → results of its best trial."""
-    from twilbert.tuning.search import resources, search
+    from twilbert.tuning.search import require_room, resources, search, told
     from twilbert.tuning.tracking import SweepLog
 
+    needs = resources(recipe.cluster)
+    require_room(needs)
     shared = share(made)
     # All studies' first trials come first, so that every study has something early.
     plans = sorted((plan for study in made for plan in study.plans), key=lambda plan: plan.number)
-    cli.say(f"{len(made):,} studies, {len(plans):,} trials, each with {_told(resources(recipe.cluster))}; in {out}")
+    cli.say(f"{len(made):,} studies, {len(plans):,} trials, each with {told(needs)}; in {out}")
     log = SweepLog(out, recipe.tracking, plans)
     cli.say(log.first_line)
     try:
@@ -198,10 +202,6 @@ def share(made: Sequence[Study]) -> dict[str, Shared]:
         study.name: Shared(without_test(study.prepared.task), once(study.prepared.base), once(study.prepared.data))
         for study in made
     }
-
-
-def _told(resources: dict[str, float]) -> str:
-    return f"{resources['cpu']:g} CPU" + (f" and {resources['gpu']:g} GPU" if resources["gpu"] else "")
 
 
 def _write(recipe: TuneRecipe, made: Sequence[Study], found: dict[str, dict[str, Any]], out: str) -> dict[str, Any]:

@@ -1,0 +1,162 @@
+"""A fine-tuning that was ended goes on with the seeds that are not over, and never beside other settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.make_finetuning import make_base, quick_recipe, write_marked_task
+from twilbert import finetune
+from twilbert.errors import UsageError
+from twilbert.finetuning import kept
+from twilbert.finetuning import run as running
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[str, str]:
+    """(task, model)."""
+    folder = tmp_path_factory.mktemp("world")
+    return write_marked_task(folder, rows=32), make_base(folder)
+
+
+def recipe(world, *overrides: str):
+    return quick_recipe(*world, "seeds=3", "training.epochs=1", "head.dropout=0.2", *overrides)
+
+
+class Trainings:
+    """Which seeds were trained; the training of `dies` ends the command."""
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+        self.dies: int | None = None
+        self._train = running.train
+
+    def __call__(self, base, data, task, settings, seed, heard):
+        self.seeds.append(seed)
+        if seed == self.dies:
+            raise KeyboardInterrupt
+        return self._train(base, data, task, settings, seed, heard)
+
+    def of(self, settings, out: Path, dies: int | None = None, **more) -> list[int]:
+        """The seeds that a fine-tuning trains, ended in that of seed `dies`."""
+        self.seeds, self.dies = [], dies
+        if dies is None:
+            finetune.run(settings, str(out), **more)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                finetune.run(settings, str(out), **more)
+        return self.seeds
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> Trainings:
+    counted = Trainings()
+    monkeypatch.setattr(running, "train", counted)
+    return counted
+
+
+def scores(out: Path) -> list:
+    """What does not depend on the clock."""
+    results = json.loads((out / "results.json").read_text())
+    seeds = [{k: v for k, v in seed.items() if k not in ("seconds", "history")} for seed in results["seeds"]]
+    return [results["dev"], results["test"], results["chosen_seed"], seeds]
+
+
+def test_ended_seeds_are_not_trained_again_and_the_results_are_the_same(world, tmp_path, trainings):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert trainings.of(recipe(world), whole) == [0, 1, 2]
+    assert trainings.of(recipe(world), out, dies=2) == [0, 1, 2]
+    assert not (out / "results.json").exists() and (out / "seed-1" / "ended.json").exists()
+    assert trainings.of(recipe(world), out) == [2] and scores(out) == scores(whole)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, whole)]
+    assert weights[0] == weights[1]
+    assert not list(out.glob("seed-*/best.safetensors")) and not list(out.glob("seed-*/ended.json"))
+    assert trainings.of(recipe(world), out) == [], "a finished one is read"
+
+
+def test_one_that_died_in_its_final_scoring_trains_nothing_again(world, tmp_path, trainings, monkeypatch):
+    out = tmp_path / "out"
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(running.page, "of_run", dies)  # model/ has been written, results.json has not
+        finetune.run(recipe(world), str(out))
+    assert (out / "model").exists() and not (out / "results.json").exists()
+    assert trainings.of(recipe(world), out) == [] and (out / "results.json").exists()
+
+
+def test_nothing_goes_on_beside_other_settings_data_or_weights(world, tmp_path, trainings):
+    task, out = world[0], tmp_path / "out"
+    trainings.of(recipe(world), out, dies=1)
+    faster = recipe(world, "training.learning_rate=0.02")
+    with pytest.raises(UsageError, match=r"other settings \(training.learning_rate: 0.01 → 0.02\); choose another"):
+        finetune.run(faster, str(out))
+    train = Path(task).with_name("train.tsv")
+    before = train.read_text()
+    train.write_text(before.replace("\tN\n", "\tP\n", 1))
+    with pytest.raises(UsageError, match="train and dev as encoded have changed"):
+        finetune.run(recipe(world), str(out))
+    train.write_text(before)
+    (tmp_path / "other").mkdir()
+    other = make_base(tmp_path / "other")
+    _redraw(other)
+    with pytest.raises(UsageError, match=r"model: .* the model's weights have changed"):
+        finetune.run(recipe((task, other)), str(out))
+    assert trainings.of(faster, out, overwrite=True) == [0, 1, 2]
+    with pytest.raises(UsageError, match=r"learning_rate: 0\.02 → 0\.01"):  # finished, with the other rate
+        finetune.run(recipe(world), str(out))
+
+
+def _redraw(folder: str) -> None:
+    """Other weights in a model's folder."""
+    from safetensors.numpy import load_file, save_file
+
+    path = f"{folder}/model.safetensors"
+    save_file({name: values + 1 for name, values in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path):
+    out = str(tmp_path / "out")
+    with kept.held(out), pytest.raises(UsageError, match="another command works there"), kept.held(out):
+        raise AssertionError("held twice")
+    with kept.held(out):
+        pass
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(world, tmp_path):
+    """SIGKILL in the second seed: the first is not trained again."""
+    task, model = world
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "twilbert.finetune", "--task", task, "--model", model, "--out", str(out)]
+    command += [
+        "seeds=2",
+        "training.epochs=200",
+        "training.patience=null",
+        "training.precision=fp32",
+        "tracking.mode=disabled",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    waited = time.monotonic() + 300
+    while not (out / "seed-1" / "metrics.jsonl").exists() or not (out / "seed-1" / "metrics.jsonl").stat().st_size:
+        assert process.poll() is None and time.monotonic() < waited
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "results.json").exists()
+    first = (out / "seed-0" / "ended.json").read_bytes()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr
+    assert "marked seed 0: over since an earlier start" in again.stderr and "marked seed 0 epoch" not in again.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert [seed["seed"] for seed in results["seeds"]] == [0, 1] and len(results["seeds"][1]["history"]) == 200
+    assert results["seeds"][0]["history"] == json.loads(first)["history"]

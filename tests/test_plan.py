@@ -1,0 +1,280 @@
+"""twilbert-plan: figures against built models, kept tensors and training's own cut; words on bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.make_encoded import make_encoded
+from twilbert import plan as verb
+from twilbert import recipe_file
+from twilbert.data.stream import accumulation_for
+from twilbert.errors import UsageError
+from twilbert.model.config import ModelConfig, count_parameters
+from twilbert.model.heads import PretrainingModel
+from twilbert.planning import calibration, timing, whole
+from twilbert.planning.activations import activations
+from twilbert.planning.calibration import Rates, assumed_rates
+from twilbert.planning.devices import KINDS, device_of
+from twilbert.planning.memory import BUCKET, memory
+from twilbert.planning.operations import flops_by_part
+from twilbert.planning.workload import Piece, assumed_lengths, workload
+from twilbert.train.flops import useful_flops
+
+RECIPES = ["tiny", "base", "large", "xlarge"]
+SMALL = dict(vocab_size=300, max_len=32, hidden_size=32, embedding_size=32, n_encoders=2, n_heads=4, attention_size=8)
+MEMORY = {"pkm": True, "pkm_params": {"in_layers": [1], "k_dim": 8, "memory_size": 8, "n_heads": 2, "knn": 4}}
+
+
+def small(**changed) -> ModelConfig:
+    return ModelConfig.from_dict(SMALL | changed)
+
+
+# ---- parameters and operations -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_parameters_are_the_built_models(name: str):
+    recipe = recipe_file.load(f"{name}.yaml")
+    made = verb.plan(recipe, devices=1, kind="h100", vocab_size=8000)
+    with torch.device("meta"):
+        model = PretrainingModel(ModelConfig.from_dict(recipe.architecture(8000)))
+    assert made["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert made["parameters"]["encoder"] == sum(p.numel() for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("changed", [{}, {"factorize_embeddings": True, "embedding_size": 16}, MEMORY])
+def test_parts_of_the_operations_add_up_to_the_useful_ones(changed):
+    parts = flops_by_part(small(**changed), 100, 15, 5000)
+    scores = parts.pop("scores")
+    assert sum(parts.values()) == pytest.approx(useful_flops(small(**changed), 100, 15))
+    assert scores == 12 * 2 * 32 * 5000
+    assert all(value >= 0 for value in parts.values())
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"n_encoders": 3, "output_dropout": 0.1},
+        {"factorize_embeddings": True, "embedding_size": 16, "cross_sharing": True},
+        MEMORY,
+    ],
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_kept_activations_are_the_tensors_that_autograd_saves(changed, dtype, padded):
+    config = small(**changed)
+    b, t, k = 8, 24, 20
+    kept = saved_bytes(config, dtype, b, t, k, padded=padded)
+    planned = activations(config, Piece(b, t, b * t - padded, k), dtype.itemsize)
+    assert planned.kept == pytest.approx(kept, rel=0.04)
+    assert planned.peak > planned.kept
+
+
+def saved_bytes(config: ModelConfig, dtype: torch.dtype, b: int, t: int, k: int, *, padded: bool) -> int:
+    """Bytes of the distinct storages that the graph of a forward pass saves, parameters left out."""
+    torch.manual_seed(0)
+    model = PretrainingModel(config).to(dtype)
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage  # held, so that no other tensor comes to lie there
+        return tensor
+
+    ids, segments = torch.randint(5, 300, (b, t)), torch.zeros(b, t, dtype=torch.long)
+    lengths = torch.full((b,), t)
+    lengths[0] -= int(padded)
+    masked, labels = torch.arange(k), torch.randint(5, 300, (k,))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids, segments, lengths if padded else None, masked, labels, torch.ones(b, dtype=torch.long))
+    return sum(storage.nbytes() for storage in found.values())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_states_are_those_of_tensors_made_as_the_stage_shards_them(stage: int, precision: str):
+    config, world = small(), 4
+    low = torch.bfloat16 if precision == "bf16" and stage else torch.float32
+    numbers = count_parameters(config)["total"]
+    kept = activations(config, Piece(4, 20, 80, 12), low.itemsize)
+    held = memory(config, kept, precision=precision, stage=stage, world=world, accumulation=2, gpu=False)
+    share = numbers / world
+
+    def made(count: float, dtype: torch.dtype) -> int:
+        return torch.empty(round(count), dtype=dtype, device="meta").nbytes
+
+    assert held.weights == pytest.approx(made(share if stage == 3 else numbers, low), abs=8)
+    assert held.masters == pytest.approx(made(share if stage else 0, torch.float32), abs=8)
+    assert held.moments == pytest.approx(2 * made(share if stage else numbers, torch.float32), abs=8)
+    accumulated = made(share if stage >= 2 else numbers, torch.float32)
+    bf16_ones = made(numbers, torch.bfloat16) if stage == 1 and precision == "bf16" else 0
+    assert held.gradients == pytest.approx(accumulated + bf16_ones, abs=8)
+    assert held.states == held.weights + held.masters + held.moments
+    assert held.peak >= held.states + held.gradients
+    assert held.peak == sum(held.at_peak.values())
+
+
+def test_more_devices_and_higher_stages_hold_less_of_the_states():
+    config = small()
+    kept = activations(config, Piece(4, 20, 80, 12), 2)
+
+    def states(stage: int, world: int) -> float:
+        held = memory(config, kept, precision="bf16", stage=stage, world=world, accumulation=1, gpu=True)
+        return held.states + held.gradients
+
+    assert states(1, 8) > states(2, 8) > states(3, 8)
+    assert states(2, 8) < states(2, 4)
+
+
+def test_a_gpu_reserves_the_whole_bucket_and_a_cpu_what_it_writes():
+    config = small()
+    kept = activations(config, Piece(4, 20, 80, 12), 2)
+    settings = {"precision": "bf16", "stage": 2, "world": 2, "accumulation": 2}
+    assert memory(config, kept, gpu=True, **settings).peak > 2 * BUCKET
+    assert memory(config, kept, gpu=False, **settings).peak < 0.1 * BUCKET
+
+
+# ---- the step ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_a_step_is_cut_as_training_cuts_it(tmp_path: Path, world: int):
+    encoded = make_encoded(tmp_path / "encoded", lengths=(3, 30))
+    recipe = recipe_file.build(
+        {"corpus": {"max_len": 40}, "training": {"global_batch_size": 64, "micro_batch_tokens": 256}}
+    )
+    work = workload(recipe, whole.lengths_of(encoded, recipe), world)
+    assert work.accumulation == accumulation_for(encoded, "train", 64, world, 256)
+    assert work.padded <= work.accumulation * 256
+    assert work.real <= work.padded
+    assert sum(piece.samples for piece in work.pieces) / work.steps * world == pytest.approx(64)
+
+
+def test_assumed_lengths_are_cut_and_have_their_median():
+    lengths = assumed_lengths(max_len=30, tweet_tokens=20)
+    assert lengths.max() == 2 * 30 + 3
+    assert np.median(lengths) == pytest.approx(2 * 20 + 3, rel=0.15)
+    assert (np.diff(lengths) >= 0).all()
+
+
+def test_a_step_takes_the_time_of_its_parts_and_more_devices_less():
+    recipe = recipe_file.load("base.yaml")
+    config = ModelConfig.from_dict(recipe.architecture(30002))
+    device = device_of("cpu", 1e12)
+    rates = assumed_rates(device, config, "bf16")
+    lengths = assumed_lengths(128)
+    one, eight = (timing.step_time(recipe, config, workload(recipe, lengths, n), device, rates, "bf16") for n in (1, 8))
+    assert one.collectives == 0
+    assert one.compute == one.products + one.elements + one.update
+    assert eight.products == pytest.approx(one.products / 8, rel=0.15)
+    assert eight.step == eight.compute + eight.collectives
+    slow = timing.step_time(recipe, config, workload(recipe, lengths, 8), device, Rates(1e18, 1e18, 1e18, 1e18), "bf16")
+    assert slow.bound == "collectives"
+
+
+def test_measured_rates_are_positive_and_cover_the_memory():
+    recipe = recipe_file.build(
+        {"corpus": {"max_len": 16}, "training": {"global_batch_size": 16, "micro_batch_tokens": 128}}
+    )
+    rates = whole.measured_rates(recipe, small(**MEMORY), assumed_lengths(16, 8), "fp32")
+    assert rates.measured
+    assert min(rates.matrix, rates.head, rates.element, rates.stream) > 0
+    assert rates.memory_token >= 0
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> int:
+    return verb.main(["base.yaml", *words])
+
+
+def test_the_command_writes_json_a_picture_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("matplotlib")
+    wanted, picture = tmp_path / "plan.json", tmp_path / "plan.svg"
+    assert run("--gpus", "3", "--kind", "a100", "--json", str(wanted), "--plot", str(picture)) == 0
+    out = capsys.readouterr().out
+    assert str(wanted) in out.splitlines()[-1]
+    assert "<svg" in picture.read_text()
+    made = json.loads(wanted.read_text())
+    assert {"parameters", "flops", "memory", "time", "disk", "bound", "assumptions", "step", "device"} <= set(made)
+    assert [row["stage"] for row in made["memory"]["stages"]] == [0, 1, 2, 3]
+    assert [row["devices"] for row in made["time"]["devices"]] == [1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert made["time"]["own"]["devices"] == 3
+    assert made["bound"] in ("compute", "collectives", "data")
+    assert made["memory"]["own"]["fits"] is True
+    assert made["disk"]["checkpoint"] == 14 * made["parameters"]["total"]
+    for sentence in made["assumptions"]:
+        assert sentence in out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_assumed_figure_is_said(kind: str):
+    flops = 5e11 if kind == "cpu" else None
+    said = "\n".join(verb.plan(recipe_file.load("base.yaml"), devices=2, kind=kind, flops=flops)["assumptions"])
+    place = "cpu" if kind == "cpu" else "gpu"
+    device = device_of(kind, flops)
+    figures = [
+        f"{verb.VOCAB_SIZE:,} entries",
+        f"{whole.TWEET_TOKENS} tokens in the median",
+        f"spread {whole.SPREAD}",
+        device.source,
+        f"{device.reserve / 1e9:.2f} GB",
+        f"{calibration.LARGE_SHARE[place]:.0%} of the peak",
+        f"H + {calibration.HALF_WIDTH[place]}",
+        f"{calibration.ELEMENT_SHARE[place]:.0%} of the memory's",
+        f"the update at {calibration.STREAM_SHARE[place]:.0%}",
+        f"{timing.LINK_SHARE:.0%} of",
+        f"{timing.LATENCY_S * 1e6:g} µs a hop",
+        f"{timing.READ_SAMPLES_S:,.0f} samples/s",
+        f"{timing.MASK_TOKENS_S:,.0f} tokens/s",
+        "2.3 bytes a token on disk, ids 2.0",
+        f"{device.network / 1e9:,.4g} GB/s a device between nodes",
+    ]
+    if kind != "cpu":
+        figures += [f"{BUCKET:,} numbers", f"{timing.KERNELS_A_LAYER} of them a layer", "6 µs"]
+        figures += [f"{device.link / 1e9:,.4g} GB/s among the 8"]
+    missing = [figure for figure in figures if figure not in said]
+    assert not missing, said
+
+
+def test_lengths_and_vocabulary_come_from_the_corpus_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    encoded = make_encoded(tmp_path / "encoded", lengths=(3, 30))
+    monkeypatch.setattr(verb, "_data", lambda recipe: (encoded, encoded.vocab_size, []))
+    made = verb.plan(recipe_file.load("tiny.yaml"), devices=1, kind="cpu", flops=5e11)
+    assert made["parameters"]["masked_lm"] == 192 * 200 + 200
+    assert made["disk"]["corpus_rows"] == sum(split.rows for split in encoded.splits)
+    assert not any("median" in sentence or "entries" in sentence for sentence in made["assumptions"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpus", "1", "--kind", "tpu"], "--kind tpu: unknown; known are h100, h200, a100, l4, cpu"),
+        (["--gpus", "0", "--kind", "l4"], "--gpus 0: expected at least 1 device"),
+        (["--gpus", "4096", "--kind", "l4"], "--gpus 4096: more devices than the 2048 samples of a step"),
+        (["--gpus", "1", "--kind", "cpu"], "--kind cpu: give --measure"),
+        (["--gpus", "1", "--kind", "cpu", "--flops", "-1"], "--flops -1: expected FLOP/s"),
+        (["--gpus", "1", "--kind", "h100", "--measure"], "--kind h100: its rates come from its data sheet"),
+        (["--gpus", "1", "--kind", "h100", "--plot", "plan.gif"], "expected a name that ends in .png or .svg"),
+        (["--gpus", "1", "--kind", "h100", "--vocab-size", "0"], "--vocab-size 0: expected at least 1"),
+        (["--gpus", "1", "--kind", "h100", "model.hiden_size=1"], "did you mean model.hidden_size?"),
+        (["--gpus", "1", "--kind", "h100", "training.micro_batch_tokens=50"], "less than the longest sample's"),
+    ],
+)
+def test_bad_input_is_told_in_one_message(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert run(*words) == UsageError.exit_code
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err

@@ -1,0 +1,138 @@
+"""What is kept of a fine-tuning until its results are written, so that the same command goes on after any end.
+
+OUT/  started.json                what decides the results: settings, task, device, data, weights
+      seed-N/best.safetensors     weights at the seed's best look at dev, and what they say of dev
+             ended.json           every look at dev; written last: with it the seed is over
+Once results.json is there, the weights of the seeds are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from twilbert import __version__, cli, storage
+from twilbert.errors import UsageError
+from twilbert.finetune_recipe import FinetuneRecipe
+from twilbert.finetuning.base import Base, sha256_of
+from twilbert.finetuning.data import TaskData
+from twilbert.finetuning.loop import Evaluation, Outcome, resolve_precision
+from twilbert.inference import find_device
+from twilbert.tasks import Task
+
+STARTED = "started.json"
+_WEIGHTS, _ENDED = "best.safetensors", "ended.json"
+_PROBABILITIES = "dev/probabilities"  # beside the weights: both or neither are of the best evaluation
+_OF_TASK = {"problem", "labels", "metric", "average", "class_metric", "remove_rt", "files", "root"}
+
+
+def identity(recipe: FinetuneRecipe, task: Task, base: Base, data: TaskData) -> dict[str, Any]:
+    """What must be the same for ended seeds to stand beside new ones, as JSON."""
+    device = find_device(recipe.training.device)
+    rows = [part for split in (data.train, data.dev) for part in (*vars(split.sequences).values(), split.labels)]
+    return recipe.model_dump(mode="json", exclude={"tracking", "runs"}) | {
+        "the task file": task.model_dump(mode="json", include=_OF_TASK),
+        "train and dev as encoded": sha256_of(*rows, data.max_len),
+        "the model's weights": base.digest(),
+        "the device": device.type,
+        "the precision": resolve_precision(recipe.training, device),
+        "twilbert": __version__,
+    }
+
+
+def start(out: str, now: Mapping[str, Any]) -> None:
+    """Write down what decides the results in OUT; UsageError where something else is being made, or was made, there."""
+    path = storage.join(out, STARTED)
+    if not storage.exists(path):
+        if storage.list_dir(out):
+            raise UsageError(f"{out}: already holds something; choose another --out, or --overwrite it")
+        storage.write_json_atomic(path, now)
+        return
+    before = storage.read_json(path)
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        told = "; ".join(_change(key, before.get(key), now[key]) for key in changed)
+        raise UsageError(
+            f"{out}: holds a fine-tuning with other settings ({told:.600}); choose another --out, or --overwrite it"
+        )
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if isinstance(now, dict) and isinstance(before, dict):
+        return "; ".join(_change(f"{key}.{k}", before.get(k), now[k]) for k in now if before.get(k) != now[k])
+    if key in ("train and dev as encoded", "the model's weights"):
+        return f"{key} have changed"
+    return f"{key}: {before!r} → {now!r}"
+
+
+def write_seed(folder: str, outcome: Outcome) -> None:
+    """Keep an ended training."""
+    storage.write_bytes_atomic(storage.join(folder, _WEIGHTS), pack(outcome.probabilities, outcome.state))
+    ended = {
+        "seed": outcome.seed,
+        "best": outcome.history.index(outcome.best),
+        "history": [asdict(seen) for seen in outcome.history],
+        "stopped_early": outcome.stopped_early,
+    }
+    storage.write_json_atomic(storage.join(folder, _ENDED), ended)
+
+
+def read_seed(folder: str) -> Outcome | None:
+    """What `write_seed` kept there; None where that training has not ended."""
+    if not storage.exists(storage.join(folder, _ENDED)):
+        return None
+    ended = storage.read_json(storage.join(folder, _ENDED))
+    history = [Evaluation(**row) for row in ended["history"]]
+    probabilities, state = unpack(storage.read_bytes(storage.join(folder, _WEIGHTS)))
+    return Outcome(ended["seed"], history[ended["best"]], history, probabilities, state, ended["stopped_early"])
+
+
+def drop_seed(folder: str) -> None:
+    """Remove what `write_seed` kept; the logs stay."""
+    for name in (_ENDED, _WEIGHTS):  # in this order: without ended.json it is no seed
+        storage.delete(storage.join(folder, name))
+
+
+def pack(probabilities: np.ndarray, state: Mapping[str, Tensor]) -> bytes:
+    """Weights and what they say of dev, as one safetensors file."""
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    return save_safetensors(tensors | {_PROBABILITIES: torch.from_numpy(np.ascontiguousarray(probabilities))})
+
+
+def unpack(content: bytes) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """What was given to `pack`."""
+    tensors = load_safetensors(content)
+    return tensors.pop(_PROBABILITIES).numpy(), tensors
+
+
+@contextlib.contextmanager
+def held(out: str) -> Iterator[None]:
+    """No other command works in the folder `out` meanwhile; UsageError where one does. Ends with the process.
+
+    On object stores, and mounts that know no locks, nothing is held.
+    """
+    storage.make_dir(out)
+    if not storage.is_local(out):
+        yield
+        return
+    folder = os.open(storage.absolute(out), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{out}: another command works there; let it end, or choose another --out") from error
+        except OSError as error:
+            cli.say(f"{out}: cannot be locked ({error.strerror}); start no second command there meanwhile")
+        yield
+    finally:
+        os.close(folder)

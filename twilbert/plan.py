@@ -1,0 +1,168 @@
+"""Work out what a pre-training run will need, before anything is started: memory, hours, disk, on any devices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from twilbert import cli, cluster, recipe_file, storage
+from twilbert.errors import UsageError
+from twilbert.planning.devices import KINDS, device_of
+from twilbert.recipe import Recipe
+
+VOCAB_SIZE = 30_002
+"""Entries of the vocabulary where neither a tokenizer nor --vocab-size tells: the released models'."""
+_PLOTS = ("png", "svg")
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    devices: int,
+    kind: str,
+    vocab_size: int | None = None,
+    tweet_tokens: float | None = None,
+    flops: float | None = None,
+    measure: bool = False,
+) -> dict[str, Any]:
+    """The plan of `recipe` on `devices` devices of a kind, every figure with what it assumes.
+
+    `flops`: of a CPU, FLOP/s of large matrix products; `measure`: time this machine's CPU instead. UsageError for what
+    does not fit together. The corpus and the tokenizer of the recipe are read where they are there.
+    """
+    from twilbert.model.config import ModelConfig
+    from twilbert.planning import whole
+    from twilbert.train.initial_model import inherit
+
+    _check(devices, kind, flops, measure=measure)
+    recipe = recipe_file.absolute_paths(inherit(recipe))
+    encoded, known_size, notes = _data(recipe)
+    if known_size is None or vocab_size is not None:
+        known_size = vocab_size or VOCAB_SIZE
+        notes.append(f"a vocabulary of {known_size:,} entries")
+    config = ModelConfig.from_dict(recipe.architecture(known_size))
+    precision = _precision(recipe, kind)
+    lengths = whole.lengths_of(encoded, recipe, tweet_tokens)
+    device, rates = device_of(kind, flops), None
+    if measure:
+        import torch
+
+        torch.set_num_threads(recipe.cluster.threads_per_worker or os.cpu_count() or 1)
+        cli.say(f"measuring this machine on {torch.get_num_threads()} threads")
+        rates = whole.measured_rates(recipe, config, lengths, precision)
+        device = device_of(kind, rates.matrix, rates.stream)
+        notes.append(f"a worker has {torch.get_num_threads()} threads of this machine")
+    if encoded is None:
+        notes.append(f"tweets of {tweet_tokens or whole.TWEET_TOKENS:g} tokens in the median")
+    return whole.make_plan(
+        recipe, config, device, devices=devices, precision=precision, lengths=lengths, rates=rates, encoded=encoded,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _check(devices: int, kind: str, flops: float | None, *, measure: bool) -> None:
+    """UsageError for arguments that make no plan."""
+    if kind not in KINDS:
+        raise UsageError(f"--kind {kind}: unknown; known are {', '.join(KINDS)}")
+    if devices < 1:
+        raise UsageError(f"--gpus {devices}: expected at least 1 device")
+    if flops is not None and not flops > 0:
+        raise UsageError(f"--flops {flops:g}: expected FLOP/s of large matrix products, e.g. 850e9")
+    if kind == "cpu" and measure == (flops is not None):
+        raise UsageError(
+            "--kind cpu: give --measure, which times this machine for a few seconds, or --flops F, the FLOP/s that "
+            "large matrix products reach on one worker's cores, e.g. 850e9; one of the two"
+        )
+    if kind != "cpu" and (measure or flops is not None):
+        raise UsageError(f"--kind {kind}: its rates come from its data sheet; leave out --measure and --flops")
+
+
+def _data(recipe: Recipe) -> tuple[Any, int | None, list[str]]:
+    """(the encoded corpus where it is there, the vocabulary's size where it is known, what is missing)."""
+    from twilbert.data import encoding
+    from twilbert.data.corpus import Corpus
+    from twilbert.data.tokenizer import TOKENIZER_FILE, Tokenizer
+    from twilbert.model.transformers_api import load_model_config
+
+    source = recipe.model.init_from
+    if not storage.exists(storage.join(recipe.corpus.tokenizer, TOKENIZER_FILE)):
+        return None, load_model_config(source).vocab_size if source else None, []
+    tokenizer = Tokenizer.load(recipe.corpus.tokenizer)
+    if not storage.exists(storage.join(recipe.corpus.path, "corpus.json")):
+        return None, tokenizer.vocab_size, []
+    encoded = encoding.find(Corpus.open(recipe.corpus.path), tokenizer, recipe.corpus.max_len)
+    missing = [] if encoded else [f"{recipe.corpus.path} is not encoded yet, so its lengths are not known"]
+    return encoded, tokenizer.vocab_size, missing
+
+
+def _precision(recipe: Recipe, kind: str) -> str:
+    """fp32 or bf16; auto as such devices would decide."""
+    training = recipe.training
+    if training.precision != "auto":
+        return training.precision
+    computes = cluster.device_computes_bf16(False) if kind == "cpu" else True
+    return "bf16" if training.zero_stage > 0 and computes else "fp32"
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = cli.parser(
+        "plan",
+        "Work out what a pre-training run needs: parameters, memory by ZeRO stage, hours on 1 to 512 devices, disk.",
+        "twilbert-plan recipes/large.yaml --gpus 8 --kind h100 --plot plan.png\n"
+        "  twilbert-plan recipes/tiny.yaml --gpus 1 --kind cpu --measure training.max_steps=200",
+    )
+    made.add_argument("recipe", help="YAML file, or the name of a shipped recipe (recipes/base.yaml)")
+    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    made.add_argument("--gpus", type=int, required=True, metavar="N", help="devices, one a worker (with cpu: workers)")
+    made.add_argument("--kind", required=True, help=f"what they are: {', '.join(KINDS)}")
+    made.add_argument("--json", metavar="FILE", help="also write the plan there")
+    made.add_argument("--plot", metavar="FILE", help="also draw it there (.png or .svg; needs matplotlib)")
+    made.add_argument("--measure", action="store_true", help="cpu: time this machine on the model's parts first")
+    made.add_argument("--flops", type=float, metavar="F", help="cpu: FLOP/s of large matrix products on a worker")
+    made.add_argument("--vocab-size", type=int, metavar="V", help="entries (default: the tokenizer's, else 30,002)")
+    made.add_argument("--tweet-tokens", type=float, metavar="M", help="median tokens of a tweet where no corpus tells")
+    return made
+
+
+def _command(args: argparse.Namespace) -> str:
+    suffix = Path(args.plot).suffix.lower().removeprefix(".") if args.plot else ""
+    if args.plot and suffix not in _PLOTS:
+        raise UsageError(f"--plot {args.plot}: expected a name that ends in .png or .svg")
+    for flag, value in (("--vocab-size", args.vocab_size), ("--tweet-tokens", args.tweet_tokens)):
+        if value is not None and value < 1:
+            raise UsageError(f"{flag} {value:g}: expected at least 1")
+    recipe = recipe_file.load(args.recipe, args.overrides)
+    made = plan(
+        recipe, devices=args.gpus, kind=args.kind, vocab_size=args.vocab_size, tweet_tokens=args.tweet_tokens,
+        flops=args.flops, measure=args.measure,
+    )  # fmt: skip
+    from twilbert.planning import plot, tables
+
+    tables.show(made)
+    written = []
+    if args.json:
+        storage.write_bytes_atomic(args.json, (json.dumps({"recipe": args.recipe} | made, indent=1) + "\n").encode())
+        written.append(f"plan in {storage.absolute(args.json)}")
+    if args.plot:
+        storage.write_bytes_atomic(args.plot, plot.draw(made, suffix))
+        written.append(f"picture in {storage.absolute(args.plot)}")
+    own, total = made["time"]["own"], made["memory"]["own"]["total"]
+    said = (
+        f"{args.gpus} x {args.kind}: {tables.size(total)} a device, {tables.duration(own['step'])} a step, "
+        f"{tables.duration(own['hours'] * 3600)} in all, bound by {made['bound']}"
+    )
+    return "; ".join([said, *written])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command twilbert-plan."""
+    return cli.run(_parser(), _command, argv)
+
+
+if __name__ == "__main__":
+    from twilbert.plan import main as _main
+
+    raise SystemExit(_main())

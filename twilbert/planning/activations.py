@@ -1,0 +1,104 @@
+"""Bytes that a forward pass keeps for its backward, part by part, from what the code of model/ really saves.
+
+Letters: T tokens of a sample, M = B·T positions of the micro-batch, H hidden, A channels of all heads, N heads, E
+embedding; s = bytes of a number in the compute type (2 or 4). Per position, in numbers of s bytes:
+
+    attention   3A queries, keys, values · A its output before the projection · N·T softmax (not on a GPU: fused)
+                A more where nothing is padded (scaled queries)
+    norms       4H: what goes into and comes out of each of the two
+    feed-forward  8H: what goes into and comes out of gelu
+    dropout     2H of noise with output_dropout (one byte each on a GPU)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from twilbert.model.config import ModelConfig
+from twilbert.planning.workload import Piece
+
+_INDEX_BYTES = 17  # ids, flattened and counted, of the three embedding tables
+_READ_BYTES = {4: 44, 2: 46}  # of one value that a memory head reads: indices of the search, scores and weights
+_ROWS = {"cpu": 32, "gpu": 512}  # of logits in fp32 at a time, as in model/losses.py
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch."""
+
+    parts: Mapping[str, float]
+    """Kept at the end of the forward pass, by part; they sum to `kept`."""
+    head_backward: float
+    """Held beside `kept` when the head's backward runs: fp32 rows of logits, a gradient of the vocabulary matrix."""
+    block_backward: float
+    """Held beside `kept` in the backward of the last block."""
+    memory_backward: float
+    """Held by the last memory layer's search, or by the gradient of its values."""
+    memory_share: float
+    """Share of `kept` that is alive then."""
+
+    @property
+    def kept(self) -> float:
+        """All that the forward pass keeps."""
+        return sum(self.parts.values())
+
+    @property
+    def peak(self) -> float:
+        """The most of activations and temporaries that are alive at once."""
+        in_memory = self.memory_share * self.kept + self.memory_backward
+        return max(self.kept + max(self.head_backward, self.block_backward), in_memory)
+
+
+def activations(config: ModelConfig, piece: Piece, number: int, *, gpu: bool = False) -> Activations:
+    """What a micro-batch keeps; `number` is bytes of a number in the compute type."""
+    m, t = piece.padded, piece.length
+    h, e, a, heads = config.hidden_size, config.embedding_size, config.attention_width, config.n_heads
+    n_memory = len(config.memory_layers)
+    layers, plain = config.n_encoders, config.n_encoders - n_memory
+    is_padded = piece.real < m
+    scores = 4 * heads / number if gpu else heads * t  # the fused kernel keeps a log-sum in fp32
+    attention = 4 * a + scores + (0 if is_padded or gpu else a)
+    dropout = 2 * h * (1 / number if gpu else 1) if config.output_dropout else 0
+    projection = (e + h) if config.factorize_embeddings else 0
+    numbers = {
+        "embeddings": h + projection,
+        "attention": layers * attention,
+        "norms": layers * (4 * h + 2 * 2 * (4 / number if gpu else 1)),
+        "feed_forward": plain * 8 * h,
+        "dropout": layers * dropout - n_memory * dropout / 2,
+    }
+    parts = {name: value * m * number for name, value in numbers.items()}
+    parts["embeddings"] += _INDEX_BYTES * m
+    parts["memory"] = n_memory * _memory(config, piece, number, is_padded=is_padded)
+    v, k = config.vocab_size, piece.masked
+    parts["vocabulary_head"] = k * (number * (v + h) + 32)
+    rows = 2.0 * 4 * v * min(_ROWS["gpu" if gpu else "cpu"], k)
+    # In bf16 the bias gradient sums an fp32 copy of all logits' gradients.
+    head = max(rows, number * v * h + (2 * number * k * v if number == 2 else 0))
+    softmax = 0 if gpu else heads * t
+    block = number * m * max(4 * h, 2 * softmax - 11 * h) + (20 if number == 2 else 4) * h * h
+    return Activations(parts, head, block, *_memory_backward(config, piece, number))
+
+
+def _memory_backward(config: ModelConfig, piece: Piece, number: int) -> tuple[float, float]:
+    """(temporaries of a memory layer, forward or backward; share of what is kept that is alive with them)."""
+    if not config.memory_layers:
+        return 0.0, 0.0
+    pkm, values = config.pkm_params, config.pkm_params.memory_size**2
+    pairs = sum(pkm.knn // (i + 1) for i in range(pkm.knn))
+    searched = piece.real * pkm.n_heads * 4 * (2 * pairs + 2.6 * pkm.memory_size)
+    read = min(values, piece.real * pkm.n_heads * pkm.knn)
+    table = number * config.memory_value_size * (values + read)
+    return max(searched, table), (config.memory_layers[-1] + 1) / config.n_encoders
+
+
+def _memory(config: ModelConfig, piece: Piece, number: int, *, is_padded: bool) -> float:
+    """Bytes of one memory layer in the place of the feed-forward part; it sees real tokens alone."""
+    pkm, h = config.pkm_params, config.hidden_size
+    queries = pkm.n_heads * pkm.k_dim
+    found = number * queries + (2 * 4 * queries if pkm.batch_norm else 0)  # normalised in fp32
+    found += pkm.n_heads * pkm.knn * _READ_BYTES[number]
+    found += number * config.memory_value_size if pkm.factorize_embeddings else 0
+    found += number * h + 8 if is_padded else 0  # tokens gathered from between the padding
+    return found * piece.real

@@ -1,0 +1,160 @@
+"""How fast this machine computes: rates from a device's peaks, or measured on the pieces that a recipe is made of."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from twilbert.model.config import ModelConfig
+from twilbert.model.encoder import EncoderBlock, Padding
+from twilbert.model.heads import MaskedLMHead
+from twilbert.model.losses import token_cross_entropy
+from twilbert.model.memory import ProductKeyMemory
+from twilbert.planning.devices import Device
+from twilbert.planning.operations import element_bytes, flops_by_part
+from twilbert.planning.workload import Piece
+
+HALF_WIDTH = {"gpu": 256, "cpu": 60}
+"""Hidden width at which matrix products reach half of what large ones do: share(H) = H / (H + this)."""
+LARGE_SHARE = {"gpu": 0.7, "cpu": 1.0}
+"""What large products reach of a peak: a data sheet's on a GPU, a measured product's on a CPU."""
+ELEMENT_SHARE = {"gpu": 0.75, "cpu": 0.15}
+"""What elementwise work reaches of the memory's rate; on a CPU its arithmetic is the limit."""
+STREAM_SHARE = {"gpu": 0.8, "cpu": 1.0}
+_REPEATS = 5
+_TRIAD = 2**24
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second for one model."""
+
+    matrix: float
+    """FLOP/s of the blocks' matrix products."""
+    head: float
+    """FLOP/s of the vocabulary head, its loss included."""
+    element: float
+    """Bytes of elementwise work."""
+    stream: float
+    """Bytes of gradients and moments."""
+    memory_token: float = 0.0
+    """Seconds a real token takes in one product-key memory, beyond its FLOPs at `matrix`."""
+    measured: bool = False
+
+
+def assumed_rates(device: Device, config: ModelConfig, precision: str) -> Rates:
+    """Rates from a device's peaks by the shares above."""
+    place = "cpu" if device.kind == "cpu" else "gpu"
+    large = device.gemm[precision] * LARGE_SHARE[place]
+    matrix = large * config.hidden_size / (config.hidden_size + HALF_WIDTH[place])
+    return Rates(matrix, matrix, device.stream * ELEMENT_SHARE[place], device.stream * STREAM_SHARE[place])
+
+
+def measured_rates(config: ModelConfig, piece: Piece, precision: str) -> Rates:
+    """Rates of this machine's CPU: a block, the head and a memory of `config` on one micro-batch, forward and backward.
+
+    A few seconds on an idle machine, on torch's present number of threads. Every repeat has another length, as every
+    micro-batch has: oneDNN compiles its products anew for each shape.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    t = max(_REPEATS + 3, round(piece.length))
+    b = max(1, round(piece.padded / t))
+    positions = b * t
+    gemm = _gemm_rate(positions, config.hidden_size, dtype)
+    one = ModelConfig.from_dict(config.to_dict() | {"n_encoders": 1, "pkm": False})
+    seconds = positions * _block_seconds(one, b, t, dtype, is_padded=piece.real < piece.padded)
+    flops = flops_by_part(one, positions, 0, positions * t)
+    in_products = (flops["attention"] + flops["feed_forward"] + flops["scores"]) / gemm
+    elements = element_bytes(one, positions, positions * t, dtype.itemsize, gpu=False, embeddings=False)
+    return Rates(
+        matrix=gemm,
+        head=_head_rate(config, max(_REPEATS + 3, round(piece.masked)), dtype),
+        element=elements / max(seconds - in_products, 0.05 * seconds),
+        stream=_stream_rate(),
+        memory_token=_memory_seconds(config, max(_REPEATS + 3, round(piece.real)), dtype, gemm),
+        measured=True,
+    )
+
+
+def _block_seconds(config: ModelConfig, b: int, t: int, dtype: torch.dtype, *, is_padded: bool) -> float:
+    """Seconds of a position, forward and backward."""
+    block = EncoderBlock(config, memory=False).to(dtype)
+
+    def work(fewer: int) -> Callable[[], object]:
+        x_BTH = torch.randn(b, t - fewer, config.hidden_size, dtype=dtype, requires_grad=True)
+        lengths_B = torch.full((b,), t - fewer)
+        lengths_B[0] -= 1
+        padding = Padding(lengths_B, t - fewer, x_BTH) if is_padded else None
+        return lambda: block(x_BTH, padding).sum().backward()
+
+    return _seconds_each(work, lambda fewer: b * (t - fewer))
+
+
+def _gemm_rate(rows: int, h: int, dtype: torch.dtype) -> float:
+    """FLOP/s of the two products of the feed-forward part and of their backward."""
+    x, up, wide = (torch.randn(shape, dtype=dtype) for shape in ((rows, h), (h, 4 * h), (rows, 4 * h)))
+
+    def products() -> None:
+        torch.mm(x, up)
+        torch.mm(wide, up.t())
+        torch.mm(x.t(), wide)
+
+    return 3 * 2 * rows * h * 4 * h / _seconds(products)
+
+
+def _head_rate(config: ModelConfig, masked: int, dtype: torch.dtype) -> float:
+    """FLOP/s of the vocabulary head with its loss."""
+    head = MaskedLMHead(config).to(dtype)
+
+    def work(fewer: int) -> Callable[[], object]:
+        hidden = torch.randn(masked - fewer, config.hidden_size, dtype=dtype, requires_grad=True)
+        labels = torch.randint(5, config.vocab_size, (masked - fewer,))
+
+        def run() -> None:
+            logits = head(hidden)
+            logits.detach().max(dim=-1)
+            token_cross_entropy(logits, labels).sum().backward()
+
+        return run
+
+    return 6 * config.hidden_size * config.vocab_size / _seconds_each(work, lambda fewer: masked - fewer)
+
+
+def _memory_seconds(config: ModelConfig, tokens: int, dtype: torch.dtype, gemm: float) -> float:
+    """Seconds of a real token in one memory, but for its FLOPs, which are counted at the rate of products."""
+    if not config.memory_layers:
+        return 0.0
+    memory = ProductKeyMemory(config).to(dtype)
+
+    def work(fewer: int) -> Callable[[], object]:
+        y_MH = torch.randn(tokens - fewer, config.hidden_size, dtype=dtype, requires_grad=True)
+        return lambda: memory(y_MH).sum().backward()
+
+    flops = flops_by_part(config, 1, 0)["memory"] / len(config.memory_layers)
+    return max(0.0, _seconds_each(work, lambda fewer: tokens - fewer) - flops / gemm)
+
+
+def _stream_rate() -> float:
+    """Bytes a second of a = b + s·c over vectors that no cache holds."""
+    a, b, c = (torch.full((_TRIAD,), value) for value in (0.0, 1.0, 2.0))
+    return 3 * 4 * _TRIAD / _seconds(lambda: torch.add(b, c, alpha=3.0, out=a))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The median of a few repeats after two that warm up."""
+    return _seconds_each(lambda _: work, lambda _: 1)
+
+
+def _seconds_each(make: Callable[[int], Callable[[], object]], units: Callable[[int], int]) -> float:
+    """The median seconds of a unit: `make(i)` is the i-th repeat's work, of `units(i)` units; two more warm up."""
+    taken = []
+    for number in range(_REPEATS + 2):
+        work = make(number)
+        began = time.perf_counter()
+        work()
+        taken.append((time.perf_counter() - began) / units(number))
+    return statistics.median(taken[2:])

@@ -1,0 +1,72 @@
+"""Floating-point operations of a step by part, and the bytes that everything beside matrix products moves.
+
+Letters as in activations.py: M positions, T length, H hidden, A channels of all heads, N heads, P parameters.
+"""
+
+from __future__ import annotations
+
+from twilbert.model.config import ModelConfig
+from twilbert.planning.workload import Piece, Workload
+from twilbert.recipe import Recipe
+from twilbert.train.flops import useful_flops
+
+UPDATE_VECTORS = {"adam": 7, "adamw": 7, "lamb": 10}
+"""fp32 vectors that an optimiser's step reads and writes: gradient, weights and moments; LAMB in two passes."""
+
+
+def flops_by_part(config: ModelConfig, tokens: float, masked: float, squares: float = 0.0) -> dict[str, float]:
+    """FLOPs of forward and backward, 6 a weight and token; all but "scores" add up to `train.flops.useful_flops`.
+
+    `squares`: the sum of T² over the samples, which the products of queries with keys and of weights with values cost.
+    """
+    h, a = config.hidden_size, config.attention_width
+    n_memory = len(config.memory_layers)
+    parts = {
+        "attention": config.n_encoders * 4 * h * a * tokens,
+        "feed_forward": (config.n_encoders - n_memory) * 8 * h * h * tokens,
+        "embedding_projection": (config.embedding_size * h if config.factorize_embeddings else 0) * tokens,
+        "vocabulary_head": h * config.vocab_size * masked,
+    }
+    parts = {name: 6.0 * weights for name, weights in parts.items()}
+    parts["memory"] = useful_flops(config, tokens, masked) - sum(parts.values()) if n_memory else 0.0
+    return parts | {"scores": 12.0 * config.n_encoders * a * squares}
+
+
+def squares(pieces: list[Piece] | tuple[Piece, ...]) -> list[float]:
+    """T² summed over the samples of each micro-batch."""
+    return [piece.padded * piece.length for piece in pieces]
+
+
+def executed_flops(config: ModelConfig, work: Workload) -> dict[str, float]:
+    """What one worker's step computes, padding and scores included, by part."""
+    return flops_by_part(config, work.padded, work.masked, work.mean(squares(work.pieces)))
+
+
+def element_bytes(
+    config: ModelConfig, padded: float, square: float, number: int, *, gpu: bool, embeddings: bool = True
+) -> float:
+    """Bytes that norms, gelu, softmax, sums and copies read and write, forward and backward, over all layers.
+
+    Per position and layer 42H (of them 20H gelu) and 20A; softmax 5N·T, none of it in a GPU's fused kernel; 20E for the
+    sum of the three tables and the gradients of their rows.
+    """
+    h, a = config.hidden_size, config.attention_width
+    softmax = 0 if gpu else 5 * config.n_heads * square
+    memory = len(config.memory_layers) / config.n_encoders * 20 * h  # no gelu there
+    tables = 20 * config.embedding_size * padded if embeddings else 0
+    return number * (config.n_encoders * ((42 * h - memory + 20 * a) * padded + softmax) + tables)
+
+
+def accumulation_bytes(parameters: float, precision: str, stage: int) -> float:
+    """Bytes to add one micro-batch's gradients to the step's: bf16 ones are also made fp32, added and cleared."""
+    return parameters * (26 if precision == "bf16" and stage else 12)
+
+
+def update_bytes(recipe: Recipe, parameters: float, precision: str, stage: int, world: int) -> float:
+    """Bytes of norm, clipping, the optimiser, the weights' copy and clearing, once a step."""
+    share = 1 / world if stage else 1.0
+    held = share if stage >= 2 else 1.0  # of gradients
+    clipping = 8 if recipe.training.max_grad_norm else 0
+    copy = 6 if precision == "bf16" and stage else 8 if stage else 0
+    optimizer = 4 * UPDATE_VECTORS[recipe.training.optimizer]
+    return parameters * (held * (4 + clipping + 4) + share * (optimizer + copy))

@@ -1,0 +1,131 @@
+"""List the runs of pre-training, or lay some side by side: scores, recipe differences, curves on one page."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from twilbert import cli, storage
+from twilbert.errors import UsageError
+from twilbert.train import history, page
+from twilbert.train.history import Pretraining
+
+
+def listing(runs: Sequence[Pretraining]) -> tuple[list[str], list[list[object]]]:
+    """Headers and a line a run."""
+    headers = ["run", "recipe", "state", "step", "of", "loss", "held out", "best (step)", "last written"]
+    return headers, [
+        [
+            run.name, run.hash, run.state, run.step, run.max_steps, _short(run.last("train/loss")),
+            _short(run.last("valid/loss")), _best(run), page.when(run),
+        ]
+        for run in runs
+    ]  # fmt: skip
+
+
+def _best(run: Pretraining) -> str:
+    return f"{_short(run.at('valid/loss', run.best_step))} ({run.best_step})" if run.best_step else "–"
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def compare(named: Sequence[str], runs: str = "runs") -> list[Pretraining]:
+    """The runs of those names or folders, as they are now; UsageError for what is no run, or for too many."""
+    if len(named) > page.MOST_RUNS:
+        raise UsageError(f"{len(named)} runs; a page tells {page.MOST_RUNS} apart: name fewer")
+    found = [history.find(name, runs) for name in named]
+    if len({run.path for run in found}) < len(found):
+        raise UsageError("a run is named twice; name each once")
+    return found
+
+
+def _list(folder: str) -> str:
+    if not storage.is_folder(folder):
+        raise UsageError(f"{storage.absolute(folder)}: no such folder; name the storage of your runs, or a run")
+    found = history.all_in(folder)
+    if not found:
+        raise UsageError(f"{storage.absolute(folder)}: holds no run; {history.what_it_is(storage.absolute(folder))}")
+    cli.table(*listing(found))
+    for run in found:
+        if run.told.why:
+            cli.say(f"{run.name}: {run.state}: {run.told.why}")
+    count = "1 run" if len(found) == 1 else f"{len(found)} runs"
+    return f"{count} in {storage.absolute(folder)}; twilbert-runs RUN… shows one, or some side by side"
+
+
+def _show(found: Sequence[Pretraining]) -> None:
+    names = page.names(found)
+    science, rest = page.difference_rows(found)
+    rows = [
+        ["state", *(f"{run.state}, step {run.step:,}" for run in found)],
+        *([name, *values] for name, values, _ in page.score_rows(found)),
+    ]
+    cli.table(["held out, at the best step", *names], rows)
+    if len(found) > 1:
+        print()
+        cli.table(["setting", *names], science or [["the same science", *("" for _ in found)]])
+        if rest:
+            print()
+            cli.table(["setting that changes no result", *names], rest)
+
+
+def _write(found: Sequence[Pretraining], out: str, watch: float | None) -> None:
+    going = watch if any(run.state == "running" for run in found) else None
+    storage.write_bytes_atomic(out, page.of_runs(found, going).encode())
+
+
+def _command(args: argparse.Namespace) -> str:
+    if args.watch is not None and not args.watch >= 1:
+        raise UsageError(f"--watch {args.watch:g}: expected 1 second or more")
+    alone = args.run[0] if len(args.run) == 1 else None
+    if not args.run or (alone and not history.is_run(alone) and _is_storage(alone, args.runs)):
+        if args.watch or args.out:
+            raise UsageError("--out and --watch are of a page; name the runs that it shows")
+        return _list(alone or args.runs)
+    out = storage.absolute(args.out or "runs.html")
+    found = compare(args.run, args.runs)
+    _show(found)
+    _write(found, out, args.watch)
+    while args.watch and any(run.state == "running" for run in found):
+        cli.say("; ".join(f"{name} {page.told(run)}" for name, run in zip(page.names(found), found, strict=True)))
+        time.sleep(args.watch)
+        found = compare(args.run, args.runs)
+        _write(found, out, args.watch)
+    return f"page of {len(found)} runs in {out}" if len(found) > 1 else f"page of {found[0].name} in {out}"
+
+
+def _is_storage(path: str, runs: str) -> bool:
+    """Whether that is a folder of runs rather than a run's name."""
+    return not history.is_run(storage.join(runs, path)) and bool(history.runs_in(path))
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = cli.parser(
+        "runs",
+        "List the runs in a folder; of named runs, compare scores and recipes and write a page with their curves.",
+        "twilbert-runs\n"
+        "  twilbert-runs /shared/runs\n"
+        "  twilbert-runs base-1a2b3c4d base-5e6f7a8b --out compared.html\n"
+        "  twilbert-runs base-1a2b3c4d --watch 30",
+    )
+    made.add_argument("run", nargs="*", metavar="RUN", help="run folders or names; or one folder of runs, to list it")
+    made.add_argument("--runs", metavar="DIR", default="runs", help="where names are looked for (default: runs)")
+    made.add_argument("--out", metavar="FILE", help="the page (default: runs.html); one HTML file, needs no network")
+    made.add_argument(
+        "--watch", type=float, metavar="SECONDS", help="write the page anew every so often, until no run is running"
+    )
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command twilbert-runs."""
+    return cli.run(_parser(), _command, argv)
+
+
+if __name__ == "__main__":
+    from twilbert.runs import main as _main
+
+    raise SystemExit(_main())

@@ -1,0 +1,228 @@
+"""Runs as their folders tell them, while they go and afterwards: state, curves, scores, model.
+
+`Run` is what twilbert.pretrain.run and twilbert.tune.run return, and what a notebook shows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from twilbert import cli, recipe_file, storage
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.train import run_state
+from twilbert.train.run_state import Told
+from twilbert.train.tracking import METRICS_FILE, read_metrics
+
+if TYPE_CHECKING:
+    from twilbert.inference import Model
+
+Curve = list[tuple[float, float]]
+_IDENTITY = "identity.json"
+_FRAME = '<iframe srcdoc="{}" style="width:100%;height:38rem;border:0" sandbox></iframe>'
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that lies in a folder."""
+
+    path: str
+    metrics: Mapping[str, Curve]
+    """Series → [(step, value), …], each step once: of a pre-training train/ valid/ optim/ speed/ data/ pkm/, over
+    optimiser steps; of a sweep STUDY/TRIAL, the score on dev over epochs."""
+    models: Mapping[str, str]
+    """Name → model folder: of a pre-training "model", of a sweep each study's best."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    def curve(self, series: str) -> Curve:
+        """The [(step, value), …] of one series; UsageError naming those that are like it where it was not logged."""
+        if series not in self.metrics:
+            near = difflib.get_close_matches(series, self.metrics, 3, 0.5) or list(self.metrics)[:8]
+            raise UsageError(f"{self.path}: no series {series!r}; there are {', '.join(near) or 'none yet'}")
+        return self.metrics[series]
+
+    def model(self, name: str | None = None, device: str | None = None) -> Model:
+        """The trained model, loaded by `twilbert.load`; UsageError where there is none yet, or `name` must choose."""
+        if name is None and len(self.models) == 1:
+            (name,) = self.models
+        if name is None or name not in self.models:
+            known = ", ".join(self.models)
+            raise UsageError(f"{self.path}: " + (f"which model? one of {known}" if known else "it has no model yet"))
+        from twilbert import inference
+
+        return inference.load(self.models[name], device)
+
+    def html(self) -> str:
+        """A page about it, which needs no network."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return _FRAME.format(html.escape(self.html()))
+
+
+@dataclass(frozen=True)
+class Pretraining(Run):
+    """A run of twilbert-pretrain."""
+
+    told: Told
+    recipe: Mapping[str, Any]
+    """Dotted path → value, as it was last started."""
+    identity: Mapping[str, Any]
+    """Dotted path → value of all that changes the science, the data's fingerprints too."""
+    changed: float
+    """When its numbers were last written, in seconds since 1970."""
+
+    @property
+    def hash(self) -> str:
+        """Of what changes the science: the end of a run's default name."""
+        return recipe_file.short_hash(dict(self.identity))
+
+    @property
+    def state(self) -> str:
+        """running, finished, stopped or failed."""
+        return self.told.state
+
+    @cached_property
+    def step(self) -> int:
+        """The last one that was logged; 0 before the first."""
+        return int(max((curve[-1][0] for curve in self.metrics.values()), default=0))
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return int(self.recipe["training.max_steps"])
+
+    def last(self, series: str) -> float | None:
+        """The newest value of a series, if it was logged."""
+        return self.metrics[series][-1][1] if series in self.metrics else None
+
+    def at(self, series: str, step: int | None) -> float | None:
+        """The value of a series at that step, if it was logged."""
+        return None if step is None else dict(self.metrics.get(series, ())).get(step)
+
+    @cached_property
+    def best_step(self) -> int | None:
+        """The step with the least held-out loss, whose weights are the run's model; None before an evaluation."""
+        losses = [(value, step) for step, value in self.metrics.get("valid/loss", ()) if value == value]
+        return int(min(losses)[1]) if losses else None
+
+    def html(self) -> str:
+        """The page of twilbert-runs."""
+        from twilbert.train import page  # the page draws runs: it knows this module
+
+        return page.of_runs([self])
+
+
+def read(path: str) -> Pretraining:
+    """The run in that folder; UsageError, with what the folder is, where it is none."""
+    path = storage.absolute(path)
+    if not is_run(path):
+        raise UsageError(f"{path}: {what_it_is(path)}")
+    identity = storage.read_json(storage.join(path, _IDENTITY))["identity"]
+    written = storage.join(path, "recipe.yaml")
+    recipe = flattened(recipe_file.parse_yaml(storage.read_bytes(written).decode("utf-8"), written))
+    log = storage.join(path, METRICS_FILE)
+    metrics = curves_of(read_metrics(log)) if storage.exists(log) else {}
+    model = storage.join(path, "model")
+    models = {"model": model} if storage.exists(storage.join(model, "config.json")) else {}
+    last = int(max((curve[-1][0] for curve in metrics.values()), default=0))
+    told = run_state.read(
+        path,
+        last_step=last,
+        max_steps=recipe["training.max_steps"],
+        hang_timeout=recipe.get("training.hang_timeout", 30),
+    )
+    changed = storage.modified(log if metrics else written)
+    return Pretraining(path, metrics, models, told, recipe, identity, changed)
+
+
+def is_run(path: str) -> bool:
+    """Whether a pre-training has been started there."""
+    return all(storage.exists(storage.join(path, name)) for name in (_IDENTITY, "recipe.yaml"))
+
+
+def find(name: str, runs: str = "runs") -> Pretraining:
+    """The run that `name` means: its folder, or its name under `runs`; UsageError that says what was found instead."""
+    for path in (name, storage.join(runs, name)):
+        if is_run(path):
+            return read(path)
+    held = runs_in(runs)
+    known = f"runs in {storage.absolute(runs)}: {', '.join(held)}" if held else f"no run in {storage.absolute(runs)}"
+    place = storage.absolute(name)
+    raise UsageError(f"{place}: {what_it_is(place)}\n{known}")
+
+
+def runs_in(folder: str) -> list[str]:
+    """Names of the runs in a folder; none where it is no folder."""
+    names = storage.list_dir(folder) if storage.is_folder(folder) else []
+    return [name for name in names if is_run(storage.join(folder, name))]
+
+
+def all_in(folder: str) -> list[Pretraining]:
+    """The runs in a folder of runs, the one that wrote last first; a damaged one is told of and passed over."""
+    found = []
+    for name in runs_in(folder):
+        try:
+            found.append(read(storage.join(folder, name)))
+        except TwilbertError as error:
+            cli.say(f"passed over: {error}")
+    return sorted(found, key=lambda run: -run.changed)
+
+
+def what_it_is(path: str) -> str:
+    """What lies there that is no run, and what to do with it."""
+    if not storage.exists(path):
+        return "no such run or folder"
+    names = set(storage.list_dir(path)) if storage.is_folder(path) else set()
+    if "sweep.yaml" in names:
+        return "a sweep of twilbert-tune, not a run of pre-training; its page is report.html in that folder"
+    if {"results.json", "report.html"} <= names:
+        return "a fine-tuning, not a run of pre-training; its page is report.html in that folder"
+    parent = path.rstrip("/").rpartition("/")[0]
+    if is_run(parent):
+        return f"a part of a run; give the run: {parent}"
+    held = runs_in(path)
+    if held:
+        return (
+            f"a folder of runs; name those to lay side by side: {', '.join(held[:8])}{', …' if len(held) > 8 else ''}"
+        )
+    if "config.json" in names:
+        return "a model folder without its run; twilbert-evaluate scores it"
+    return "not a run of pre-training (no identity.json and recipe.yaml)"
+
+
+def curves_of(rows: list[dict[str, Any]]) -> dict[str, Curve]:
+    """Rows of metrics.jsonl by series, numbers alone (a histogram is no curve).
+
+    A row of an earlier step than the one before it is a restart from a checkpoint: what came after that is forgotten,
+    so that no step stands twice.
+    """
+    found: dict[str, dict[float, float]] = {}
+    last = -1.0
+    for row in rows:
+        step = row["step"]
+        if step < last:
+            for points in found.values():
+                for later in [s for s in points if s >= step]:
+                    del points[later]
+        last = step
+        for key, value in row.items():
+            if key != "step" and isinstance(value, int | float):
+                found.setdefault(key, {})[step] = value
+    return {key: list(points.items()) for key, points in found.items() if points}
+
+
+def flattened(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings as dotted path → value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flattened(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
