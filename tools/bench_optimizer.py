@@ -14,16 +14,15 @@ import argparse
 import json
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
 from tests.train.training_runs import spawn
+from tools.collectives import counting
 from twilbert import cli, recipe_file
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
@@ -37,10 +36,6 @@ BOUND = 1.0
 # LAMB must know every norm before it moves a weight: update out, then weights and update in, weights out; not the
 # weights out of the first pass.
 VECTORS = {"torch AdamW (foreach)": 7, "adamw": 7, "lamb": 4 + 3 + 3, "lamb, ZeRO 0": 1 + 4 + 3 + 3}  # a look for NaN
-COLLECTIVES = [
-    "all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter", "reduce_scatter_tensor", "reduce",
-    "broadcast", "all_to_all_single", "barrier", "_all_gather_base", "_reduce_scatter_base",
-]  # fmt: skip
 
 
 def base_shapes() -> dict[str, tuple[int, ...]]:
@@ -160,25 +155,9 @@ def count_collectives(rank: int, world: int, name: str, steps: int) -> dict[str,
             }
         }
     )  # fmt: skip
-    import deepspeed
-
     torch.manual_seed(0)
     engine, optimizer = make_engine(recipe, PretrainingModel(ModelConfig()), "fp32", 1, world)
-    counts: dict[str, Counter] = {"optimiser": Counter(), "step": Counter()}
-    sizes: dict[str, Counter] = {"optimiser": Counter(), "step": Counter()}
     inside, seconds = [False], []
-
-    def counted(function_name: str) -> Callable[..., Any]:
-        function = getattr(dist, function_name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            where = "optimiser" if inside[0] else "step"
-            counts[where][function_name] += 1
-            sizes[where][function_name] += _bytes_in(function_name, args, kwargs)
-            return function(*args, **kwargs)
-
-        return call
-
     step = optimizer.step
 
     def watched(closure: Any = None) -> None:
@@ -189,35 +168,13 @@ def count_collectives(rank: int, world: int, name: str, steps: int) -> dict[str,
         inside[0] = False
 
     optimizer.step = watched
-    backend = deepspeed.comm.comm.cdb  # holds references of its own to two of torch's functions
-    names = [function_name for function_name in COLLECTIVES if hasattr(dist, function_name)]
-    patches = [patch.object(dist, function_name, counted(function_name)) for function_name in names]
-    for kind in ("all_gather_function", "reduce_scatter_function"):
-        patches += [patch.object(backend, kind, counted(getattr(backend, kind).__name__))]
-    for each in patches:
-        each.start()
-    for number in range(1, steps + 1):
-        optimizer.update, optimizer.learning_rate = number, 1e-9
-        engine.backward(sum(p.sum() for p in engine.module.parameters()) * 1e-6)
-        engine.step()
-    for each in patches:
-        each.stop()
-    return {
-        where: {
-            "calls": {key: value / steps for key, value in counts[where].items()},
-            "bytes": {key: value / steps for key, value in sizes[where].items()},
-        }
-        for where in counts
-    } | {"seconds": statistics.median(seconds)}
-
-
-def _bytes_in(function_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Bytes of what a rank puts into a collective."""
-    given = next((kwargs[key] for key in ("input_tensor", "tensor", "input") if key in kwargs), None)
-    if given is None and args:
-        given = args[0] if function_name in ("all_reduce", "reduce", "broadcast", "barrier") else args[1]
-    tensors = given if isinstance(given, list | tuple) else [given]
-    return sum(t.numel() * t.element_size() for t in tensors if torch.is_tensor(t))
+    with counting(lambda: "optimiser" if inside[0] else "step") as counts:
+        for number in range(1, steps + 1):
+            optimizer.update, optimizer.learning_rate = number, 1e-9
+            engine.backward(sum(p.sum() for p in engine.module.parameters()) * 1e-6)
+            engine.step()
+    by_place = {place: counts.a_step(place, steps) for place in ("optimiser", "step")}
+    return by_place | {"seconds": statistics.median(seconds)}
 
 
 # ---- the report ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,289 @@
+"""Measure what Ray Train, DeepSpeed, the stream and tracking cost: twilbert-pretrain against a bare loop from memory.
+
+    python -m tools.bench_overhead CORPUS TOKENIZER [--recipe base.yaml] [--steps 4] [--repeats 2] [--workers 1,2]
+        [--json OUT.json] [section.key=value …]
+
+The command runs as a user runs it, with a row of metrics every step (more than a run has), and its own speed series is
+read: seconds a step. The bare loop sees the same micro-batches of the same steps, from a list: the model in the same
+dtype, gradients added up in fp32, fp32 masters, the same optimiser on one flat tensor; no Ray, no DeepSpeed, no
+stream, no tracking. Runs of the command and steps of the loop take turns, and each step of the command is compared with
+the same step of the loop; the first of each run is left out. Then two processes train one micro-batch a step at every
+ZeRO stage, and the bytes that a rank puts into collectives are counted. Exit 1 when one worker is over 3 % slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from tests.train.training_runs import spawn
+from tools.turns import Arms, Turn, clock
+from twilbert import cli, cluster, recipe_file, scoring
+from twilbert.data import encoding
+from twilbert.data.corpus import Corpus
+from twilbert.data.encoded import EncodedCorpus
+from twilbert.data.stream import accumulation_for, micro_batches
+from twilbert.data.tokenizer import Tokenizer
+from twilbert.model.config import ModelConfig
+from twilbert.model.heads import PretrainingModel
+from twilbert.recipe import Recipe
+from twilbert.train.host_memory import allocator_environment
+from twilbert.train.job import Job
+from twilbert.train.optimizer import OPTIMIZERS
+from twilbert.train.schedule import learning_rate
+from twilbert.train.shards import Fragment
+
+BOUND = 0.03
+BARE = "bare loop"
+
+
+# ---- the bare loop -------------------------------------------------------------------------------------------------
+
+
+class Masters:
+    """A model's weights and summed gradients as one flat fp32 tensor each, with views in the parameters' shapes."""
+
+    def __init__(self, model: torch.nn.Module, recipe: Recipe) -> None:
+        named = dict(model.named_parameters())
+        self.parameters = list(named.values())
+        sizes = [p.numel() for p in self.parameters]
+        self.flat = torch.nn.Parameter(torch.cat([p.detach().float().flatten() for p in self.parameters]))
+        self.flat.grad = torch.zeros_like(self.flat)
+        self.weights, self.sums = (
+            [part.view_as(p) for part, p in zip(whole.split(sizes), self.parameters, strict=True)]
+            for whole in (self.flat.detach(), self.flat.grad)
+        )
+        t, offset, fragments = recipe.training, 0, []
+        for name, p in named.items():
+            fragments.append(Fragment(name, tuple(p.shape), 0, p.numel(), self.flat, offset))
+            offset += p.numel()
+        settings = {"trust_clip": t.trust_clip} if t.optimizer == "lamb" else {}
+        self.optimizer = OPTIMIZERS[t.optimizer](
+            [self.flat], beta1=t.beta1, beta2=recipe.beta2, epsilon=t.epsilon, weight_decay=t.weight_decay,
+            exclude_1d=t.exclude_1d, **settings,
+        )  # fmt: skip
+        self.optimizer.bind(fragments, {name: tuple(p.shape) for name, p in named.items()})
+        self.most = t.max_grad_norm
+
+    def accumulate(self) -> None:
+        """Add the parameters' gradients to the sums, and drop them."""
+        torch._foreach_add_(self.sums, [cast(torch.Tensor, p.grad) for p in self.parameters])
+        for p in self.parameters:
+            p.grad = None
+
+    @torch.no_grad()
+    def update(self, rate: float) -> None:
+        """Clip, step, hand the weights to the parameters, empty the sums."""
+        assert self.flat.grad is not None
+        if self.most:
+            self.flat.grad.mul_((self.most / (self.flat.grad.norm() + 1e-6)).clamp(max=1.0))
+        self.optimizer.update += 1
+        self.optimizer.learning_rate = rate
+        self.optimizer.step()
+        torch._foreach_copy_(self.parameters, self.weights)
+        self.flat.grad.zero_()
+
+
+def bare_turn(recipe: Recipe, encoded: EncodedCorpus, precision: str) -> Turn:
+    """The next step of the loop; after the last the first again."""
+    t = recipe.training
+    device = torch.device("cuda" if recipe.cluster.use_gpu else "cpu")
+    accumulation = accumulation_for(encoded, "train", t.global_batch_size, 1, t.micro_batch_tokens, recipe.corpus.lanes)
+    plan = Job(recipe, cast(Any, None), encoded, precision, None).stream_plan(1, accumulation)
+    memory = list(micro_batches(plan, 0, 0, t.max_steps))
+    torch.manual_seed(t.seed)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = PretrainingModel(ModelConfig.from_dict(recipe.architecture(encoded.vocab_size))).to(device, dtype).train()
+    masters, numbers = Masters(model, recipe), iter(range(10**9))
+
+    def turn(warm_up: bool) -> dict[str, Any]:
+        step = next(numbers) % t.max_steps
+        mine = memory[step * accumulation : (step + 1) * accumulation]
+        found: dict[str, Any] = {"real": sum(m.real_tokens for m in mine)}
+        masked = max(1, sum(len(m.masked_index) for m in mine))
+        replied = max(1, sum(int((m.rop_labels >= 0).sum()) for m in mine))
+        with clock(device, found):
+            sums = scoring.zero_sums(device)
+            for micro_batch in mine:
+                out = model(*scoring.tensors(micro_batch, device))
+                (out.mlm_loss_sum / masked + out.rop_loss_sum / replied).backward()
+                masters.accumulate()
+                sums += scoring.sums_of(out, micro_batch)
+            masters.update(learning_rate(recipe, step + 1))
+            found["loss"] = sums.tolist()[0] / masked
+        return found
+
+    return turn
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def command_steps(args: argparse.Namespace, precision: str, workers: int) -> list[dict[str, float]]:
+    """One run of twilbert-pretrain; its rows of metrics, one a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = [*overrides_of(args), f"run.storage_path={folder}", "run.name=measured"]
+        settings += [f"training.precision={precision}", f"cluster.num_workers={workers}"]
+        command = [sys.executable, "-m", "twilbert.pretrain", args.recipe, *settings]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        rows = [json.loads(line) for line in Path(folder, "measured", "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "speed/step_seconds" in row]
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The settings that both sides train with."""
+    steps = args.steps + 1  # the first is left out
+    every = [f"training.{key}={steps}" for key in ("max_steps", "eval_steps", "save_steps")]
+    gpu = str(torch.cuda.is_available()).lower()
+    own = [
+        f"corpus.path={args.corpus.absolute()}",
+        f"corpus.tokenizer={args.tokenizer.absolute()}",
+        f"cluster.use_gpu={gpu}",
+    ]
+    return [*own, "training.warmup_steps=100", "training.schedule_steps=10000", "training.logging_steps=1", *every,
+            *args.overrides]  # fmt: skip
+
+
+def compare(args: argparse.Namespace, recipe: Recipe, encoded: EncodedCorpus, precision: str) -> dict[str, Any]:
+    """{"bare": seconds by step, "command": {workers: seconds by step}}, a list for every repeat, and tokens by step."""
+    kept = {} if recipe.cluster.use_gpu else allocator_environment()  # the loop's allocator is the worker's
+    arms = Arms(args.threads, {BARE: (bare_turn, (recipe, encoded, precision))}, {BARE: kept})
+    bare: list[list[float]] = []
+    command: dict[int, list[list[float]]] = {workers: [] for workers in args.workers}
+    waits: dict[int, list[float]] = {workers: [] for workers in args.workers}
+    tokens: list[int] = []
+    try:
+        for number in range(args.repeats):
+            turns = [arms.take(BARE) for _ in range(recipe.training.max_steps)][1:]
+            bare.append([turn["seconds"] for turn in turns])
+            tokens = [turn["real"] for turn in turns]
+            for workers in args.workers:
+                rows = command_steps(args, precision, workers)[1:]
+                command[workers].append([row["speed/step_seconds"] for row in rows])
+                waits[workers] += [row["speed/data_wait_share"] for row in rows]
+            cli.say(f"repeat {number + 1} of {args.repeats}")
+    finally:
+        arms.close()
+    return {"bare": bare, "command": command, "data_wait_share": waits, "real_tokens": tokens}
+
+
+# ---- bytes by ZeRO stage -------------------------------------------------------------------------------------------
+
+
+def stage_bytes(rank: int, world: int, recipe: Recipe, vocab_size: int, precision: str) -> dict[str, Any]:
+    """What a rank puts into collectives in a step of one small micro-batch: it does not depend on the tokens."""
+    from tools.collectives import counting
+    from twilbert.train.engine import make_engine
+
+    torch.manual_seed(0)
+    model = PretrainingModel(ModelConfig.from_dict(recipe.architecture(vocab_size)))
+    engine, optimizer = make_engine(recipe, model, precision, 1, world)
+    ids = torch.full((2, 16), 5)
+    batch = (ids, torch.zeros_like(ids), None, torch.tensor([1, 17]), torch.tensor([6, 7]), torch.ones(2).long())
+
+    def step() -> None:
+        optimizer.update, optimizer.learning_rate = optimizer.update + 1, 1e-9
+        out = engine(*batch)
+        engine.backward(out.mlm_loss_sum + out.rop_loss_sum)
+        engine.step()
+
+    step()  # the first one also builds what stage 3 learns of the model's order
+    with counting() as counts:
+        step()
+    return counts.a_step("step", 1)
+
+
+def all_stages(args: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
+    """The counts of every stage, in the precision that a run has there."""
+    found = {}
+    for stage in range(4):
+        precision = "fp32" if stage == 0 else "bf16"
+        settings = [*overrides_of(args), f"training.zero_stage={stage}", f"training.precision={precision}"]
+        recipe = recipe_file.load(args.recipe, settings)
+        found[f"{stage}, {precision}"] = spawn(stage_bytes, 2, recipe, vocab_size, precision)[0]
+    return found
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+
+def report(figures: dict[str, Any]) -> float:
+    """Print the tables; how much slower the command is with one worker, or with the fewest."""
+    bare, tokens = figures["bare"], figures["real_tokens"]
+    middle = [statistics.median(times) for times in zip(*bare, strict=True)]
+    rows = [[BARE, f"{sum(tokens) / sum(middle):,.0f}", f"{statistics.median(middle):.3f}", "", ""]]
+    slower: dict[int, float] = {}
+    for workers, runs in figures["command"].items():
+        ratios = [a / b for run, alone in zip(runs, bare, strict=True) for a, b in zip(run, alone, strict=True)]
+        slower[workers] = statistics.median(ratios) - 1
+        own = [statistics.median(times) for times in zip(*runs, strict=True)]
+        wait = statistics.median(figures["data_wait_share"][workers])
+        rows.append(
+            [f"twilbert-pretrain, workers {workers}", f"{sum(tokens) / sum(own):,.0f}",
+             f"{statistics.median(own):.3f}", f"{100 * slower[workers]:+.1f} %", f"{100 * wait:.3f} %"]
+        )  # fmt: skip
+    print(f"{figures['recipe']}, {figures['precision']}, medians of {len(bare)} x {len(tokens)} steps")
+    cli.table(["what", "real tokens/s", "s a step", "slower than the loop, step by step", "waiting for data"], rows)
+    if "stages" in figures:
+        print(f"\nTwo workers: bytes a step that each puts into collectives ({figures['parameters']:,} parameters)")
+        lines = [
+            [stage, kind, f"{found['calls'][kind]:g}", f"{amount:,.0f}", f"{amount / figures['parameters']:.2f}"]
+            for stage, found in figures["stages"].items()
+            for kind, amount in found["bytes"].items()
+        ]
+        cli.table(["ZeRO stage", "collective", "calls", "bytes", "bytes a parameter"], lines)
+    return slower[min(slower)]
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, help="a corpus folder")
+    parser.add_argument("tokenizer", type=Path, help="a tokenizer folder")
+    parser.add_argument("--recipe", default="base.yaml")
+    parser.add_argument("--steps", type=int, default=4, help="of a run, after one that is not counted")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--workers", default=[1, 2], type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the bare loop")
+    parser.add_argument("--no-stages", action="store_true", help="count no bytes by ZeRO stage")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    args = parser.parse_intermixed_args()
+    recipe = recipe_file.load(args.recipe, overrides_of(args))
+    corpus, tokenizer = Corpus.open(str(args.corpus)), Tokenizer.load(str(args.tokenizer))
+    encoded = encoding.find(corpus, tokenizer, recipe.corpus.max_len)
+    if encoded is None:
+        parser.error(f"{args.corpus} is not encoded at max_len {recipe.corpus.max_len}: run twilbert-encode first")
+    asked = recipe.training.precision
+    computes = cluster.device_computes_bf16(False) or torch.cuda.is_available()
+    precision = asked if asked != "auto" else "bf16" if computes else "fp32"
+    figures: dict[str, Any] = {"recipe": args.recipe, "precision": precision, "threads": args.threads}
+    figures["batch"] = recipe.training.global_batch_size
+    figures |= compare(args, recipe, encoded, precision)
+    if not args.no_stages:
+        with torch.device("meta"):
+            model = PretrainingModel(ModelConfig.from_dict(recipe.architecture(encoded.vocab_size)))
+        figures["parameters"] = sum(p.numel() for p in model.parameters())
+        figures["stages"] = all_stages(args, encoded.vocab_size)
+    slower = report(figures)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        print(f"written: {args.json}")
+    kept = slower <= BOUND
+    print(f"{100 * slower:+.1f} % against the bare loop: bound {100 * BOUND:g} % {'kept' if kept else 'MISSED'}")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
