@@ -59,15 +59,13 @@ def test_the_files_that_the_readme_names_are_there():
 @pytest.fixture
 def folder(trained, tmp_path: Path) -> Path:
     """The files that the quick blocks name."""
-    world = Path(trained.path).parent.parent
     shutil.copytree(trained.path, tmp_path / "runs" / RUN)
     shutil.copytree(trained.path, tmp_path / "runs" / "base-5e6f7a8b")
     shutil.copytree(Path(trained.path) / "model", tmp_path / "models" / "base")
-    shutil.copytree(world / "corpus", tmp_path / "corpus")
     (tmp_path / "recipes").symlink_to(TOP / "recipes")
-    pairs = [f"{i}\t{TEXTS[i]}\t{i + 1}\t{TEXTS[i + 1]}" for i in range(0, 60, 2)]
-    (tmp_path / "pairs.tsv").write_text("\n".join(pairs[:20]) + "\n")
-    (tmp_path / "other_pairs.tsv").write_text("\n".join(pairs[20:]) + "\n")
+    pairs = [f"{i}\t{TEXTS[i]}\t{i + 1}\t{TEXTS[i + 1]}" for i in range(0, len(TEXTS) - 1, 2)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(pairs[20:]) + "\n")
+    (tmp_path / "other_pairs.tsv").write_text("\n".join(pairs[:20]) + "\n")
     (tmp_path / "more").mkdir()
     with gzip.open(tmp_path / "more" / "a.jsonl.gz", "wt") as file:
         file.write('{"ORIG_ID": "7", "ORIG_TEXT": "hola a todos", "REPLY_ID": "8", "REPLY_TEXT": "buenos días a ti"}\n')
@@ -82,7 +80,7 @@ def folder(trained, tmp_path: Path) -> Path:
 @pytest.mark.ray
 def test_quick_blocks_run_in_their_order(folder: Path):
     blocks = _blocks(quick=True)
-    assert len(blocks) >= 6
+    assert len(blocks) >= 5
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for block in blocks:
         script = "set -euo pipefail\n" + block.replace("runs/NAME", f"runs/{RUN}")
