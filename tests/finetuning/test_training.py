@@ -120,6 +120,30 @@ def test_layers_learn_at_their_share_of_the_rate(prepared, optimizer):
         torch.testing.assert_close(change, wanted, rtol=2e-2, atol=1e-6)
 
 
+def test_adamw_is_the_papers_with_decay_of_matrices_alone(prepared):
+    """Loshchilov & Hutter 2019, Algorithm 2, in float64."""
+    rate, decay = 1e-2, 0.1
+    network = loop.new_network(prepared.base, recipe(), prepared.task, 0)
+    settings = recipe("training.optimizer=adamw", f"training.weight_decay={decay}", "training.max_grad_norm=1e9")
+    weights, training = Weights(network, prepared.base, settings, bf16=False), settings.training
+    parameters = dict(network.named_parameters())
+    expected = {name: p.detach().double() for name, p in parameters.items()}
+    first, second = ({name: torch.zeros_like(w) for name, w in expected.items()} for _ in range(2))
+    torch.manual_seed(0)
+    for update in range(1, 4):
+        for name, parameter in parameters.items():
+            parameter.grad = torch.randn_like(parameter)
+            gradient = parameter.grad.double()
+            first[name].lerp_(gradient, 1 - training.beta1)
+            second[name].lerp_(gradient.square(), 1 - training.beta2)
+            m, v = first[name] / (1 - training.beta1**update), second[name] / (1 - training.beta2**update)
+            decayed = decay * expected[name] if parameter.dim() > 1 else 0.0
+            expected[name] = expected[name] - rate * (m / (v.sqrt() + training.epsilon) + decayed)
+        assert weights.step(rate)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_block_that_layers_share_learns_as_the_last_of_them(prepared):
     shared = dataclasses.replace(CONFIG, n_encoders=4, cross_sharing=True)
     base = OwnBase("shared", shared, {}, prepared.base.tokenizer)

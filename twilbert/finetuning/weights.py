@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twilbert.finetune_recipe import FinetuneRecipe
+from twilbert.finetune_recipe import FinetuneRecipe, Training
 from twilbert.finetuning.base import Base
 from twilbert.train.flat_optimizer import FragmentOptimizer
 from twilbert.train.optimizer import OPTIMIZERS
@@ -56,9 +56,7 @@ class Weights:
             if self._max_grad_norm:
                 torch.nn.utils.clip_grads_with_norm_(self._masters.values(), self._max_grad_norm, norm)
             for scale, optimizer in self._optimizers:
-                optimizer.learning_rate = learning_rate * scale
-                optimizer.update += 1
-                optimizer.step()
+                _update(optimizer, learning_rate * scale)
             for name, parameter in self._parameters.items():
                 if self._masters[name] is not parameter:
                     parameter.copy_(self._masters[name])
@@ -88,22 +86,50 @@ def is_trained(base: Base, name: str, recipe: FinetuneRecipe) -> bool:
 
 def _optimizers(
     masters: dict[str, nn.Parameter], base: Base, recipe: FinetuneRecipe
-) -> list[tuple[float, FragmentOptimizer]]:
+) -> list[tuple[float, torch.optim.Optimizer]]:
     """(share of the learning rate, optimiser) for each group of layers that learn alike."""
-    settings, groups = recipe.training, {}
+    groups: dict[float, dict[str, nn.Parameter]] = {}
     for name, master in masters.items():
         depth = base.n_layers - base.layer_of(name)  # 0: the head; 1: the last layer
         groups.setdefault(recipe.encoder.layer_decay ** max(0, depth), {})[name] = master
-    made = []
-    for scale, group in groups.items():
-        optimizer = OPTIMIZERS[settings.optimizer](
-            group.values(),
-            beta1=settings.beta1,
-            beta2=settings.beta2,
-            epsilon=settings.epsilon,
-            weight_decay=settings.weight_decay,
-        )
-        shapes = {name: tuple(p.shape) for name, p in group.items()}
-        optimizer.bind([Fragment(name, shapes[name], 0, p.numel(), p, 0) for name, p in group.items()], shapes)
-        made.append((scale, optimizer))
-    return made
+    make = _fused_adamw if recipe.training.optimizer == "adamw" else _of_pretraining
+    return [(scale, make(group, recipe.training)) for scale, group in groups.items()]
+
+
+def _fused_adamw(group: dict[str, nn.Parameter], settings: Training) -> torch.optim.Optimizer:
+    """Torch's, one pass over memory for each tensor; what has one dimension is not decayed."""
+    kinds = [[p for p in group.values() if (p.dim() > 1) == decayed] for decayed in (True, False)]
+    return torch.optim.AdamW(
+        [
+            {"params": some, "weight_decay": decay}
+            for some, decay in zip(kinds, (settings.weight_decay, 0.0), strict=True)
+            if some
+        ],
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=True,
+    )
+
+
+def _of_pretraining(group: dict[str, nn.Parameter], settings: Training) -> FragmentOptimizer:
+    """The original's Adam, and LAMB, as in pre-training; each tensor is one fragment."""
+    optimizer = OPTIMIZERS[settings.optimizer](
+        group.values(),
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+    )
+    shapes = {name: tuple(p.shape) for name, p in group.items()}
+    optimizer.bind([Fragment(name, shapes[name], 0, p.numel(), p, 0) for name, p in group.items()], shapes)
+    return optimizer
+
+
+def _update(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    if isinstance(optimizer, FragmentOptimizer):
+        optimizer.learning_rate = learning_rate
+        optimizer.update += 1
+    else:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+    optimizer.step()
