@@ -7,6 +7,7 @@ needed, and nothing is left when the test ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -101,8 +102,8 @@ class Hosts:
         return code, self.log.read_text()
 
 
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
+@contextlib.contextmanager
+def three_hosts() -> Iterator[Hosts]:
     """Hosts in a folder whose short name leaves room for Ray's sockets; skips where namespaces are not to be had."""
     for tool in ("unshare", "nsenter", "ip"):
         if shutil.which(tool) is None:
@@ -113,5 +114,7 @@ def hosts() -> Iterator[Hosts]:
     if code != 0:
         shutil.rmtree(folder)
         pytest.skip(f"no rights to make namespaces here: {output.strip()}")
-    yield made
-    shutil.rmtree(folder)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(folder)

@@ -13,13 +13,14 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests import dockerfile, slurm_stubs
-from tests.hosts import Hosts, hosts  # noqa: F401  (the fixture)
+from tests.hosts import Hosts, three_hosts
 from tests.small_world import STEPS, make_world
 from tests.test_cluster_files import CLUSTER, TOP, manifest, written_commands
 from twilbert.train.tracking import read_metrics
@@ -33,7 +34,14 @@ ALL_JOINED = 'import ray; ray.init("10.77.0.1:6379", logging_level="ERROR"); rai
 
 
 @pytest.fixture
-def world(hosts: Hosts) -> Path:  # noqa: F811
+def hosts() -> Iterator[Hosts]:
+    """Three hosts, gone when the test ends."""
+    with three_hosts() as made:
+        yield made
+
+
+@pytest.fixture
+def world(hosts: Hosts) -> Path:
     """What stands for /shared on all hosts: the corpus, the tokenizer and small.yaml of tests/small_world.py."""
     return make_world(hosts.folder / "shared")
 
@@ -82,7 +90,7 @@ def test_the_images_steps_make_a_clean_environment_pinned_by_the_constraints_tha
 
 
 @pytest.mark.ray
-def test_the_slurm_script_trains_on_two_nodes_to_the_end(hosts, world):  # noqa: F811
+def test_the_slurm_script_trains_on_two_nodes_to_the_end(hosts, world):
     hosts.add_command("scontrol", slurm_stubs.SCONTROL)
     hosts.add_command("srun", slurm_stubs.SRUN)
     job = slurm_stubs.ENVIRONMENT | {"VIRTUAL_ENV": sys.prefix, "SLURM_JOB_END_TIME": str(int(time.time()) + 6 * 3600)}
@@ -96,7 +104,7 @@ def test_the_slurm_script_trains_on_two_nodes_to_the_end(hosts, world):  # noqa:
 
 
 @pytest.mark.ray
-def test_the_slurm_script_fails_with_the_commands_exit_code_and_where_ray_does_not_start(hosts, world):  # noqa: F811
+def test_the_slurm_script_fails_with_the_commands_exit_code_and_where_ray_does_not_start(hosts, world):
     hosts.add_command("scontrol", slurm_stubs.SCONTROL)
     hosts.add_command("srun", "#!/usr/bin/env bash\necho 'Failed to start Ray'\n")
     job = slurm_stubs.ENVIRONMENT | {"VIRTUAL_ENV": sys.prefix}
@@ -141,7 +149,7 @@ until [ -e ended-1 ] && [ -e ended-$worker ]; do sleep 1; done
 
 
 @pytest.mark.ray
-def test_the_tiny_rayjob_trains_to_the_end_and_a_pod_that_ends_leaves_a_checkpoint(hosts, world):  # noqa: F811
+def test_the_tiny_rayjob_trains_to_the_end_and_a_pod_that_ends_leaves_a_checkpoint(hosts, world):
     spec = manifest("tiny.yaml")["spec"]
     groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
     assert groups[1]["replicas"] == 2
@@ -177,7 +185,7 @@ host 1 ray job submit --address http://localhost:8265 -- {command} run.name=own 
 
 
 @pytest.mark.ray
-def test_the_commands_of_the_machines_on_premises_make_a_cluster_that_trains(hosts, world):  # noqa: F811
+def test_the_commands_of_the_machines_on_premises_make_a_cluster_that_trains(hosts, world):
     from ray.autoscaler._private.util import prepare_config
 
     config = yaml.safe_load((CLUSTER / "on-premises.yaml").read_text())

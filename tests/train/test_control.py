@@ -63,9 +63,12 @@ def test_a_known_error_is_found_inside_rays_wrapping(control):
     class WorkerGroupError(Exception):
         worker_failures: dict[int, Exception]
 
+    class TaskError(RuntimeError):
+        cause: Exception
+
     def fit() -> None:
-        inner = RuntimeError("wrapped")
-        inner.cause = UsageError("model.init_from: /nowhere")  # type: ignore[attr-defined]
+        inner = TaskError("wrapped")
+        inner.cause = UsageError("model.init_from: /nowhere")
         outer = WorkerGroupError("a page of traceback")
         outer.worker_failures = {1: inner}
         raise RuntimeError("training failed") from outer
