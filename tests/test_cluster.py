@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from twilbert import cluster
 
 
@@ -32,3 +34,18 @@ def test_a_ray_job_is_recognised(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert cluster.in_ray_job()
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 4), ("250000 100000", 2), ("50000 100000", 1)])
+def test_a_containers_quota_bounds_the_cores(monkeypatch, tmp_path, quota, expected):
+    """A pod on a large node sees all its cores; as many threads as those would crowd each other out of the quota."""
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr(cluster, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    assert cluster.usable_cores() == expected
+
+
+def test_without_a_quota_the_affinity_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(cluster, "_CPU_QUOTA", tmp_path / "none")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {5}, raising=False)
+    assert cluster.usable_cores() == 1

@@ -13,7 +13,7 @@ import twilbert
 from tests.make_models import make_pretrained
 from tests.make_tasks import write_rows, write_task
 from tests.read_wandb import series
-from twilbert import tune
+from twilbert import finetune, tune
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.task_rows import read_test
 from twilbert.tasks import load_task
@@ -98,6 +98,12 @@ def test_without_a_model_the_commands_that_make_one_are_told(tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     assert tune.main(["--task", make_task(tmp_path / "data"), *TINY]) == 2
     assert "twilbert-pretrain recipes/tiny.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [tune, finetune])
+def test_a_recipe_file_among_the_settings_is_told_its_flag(capsys, verb):
+    assert verb.main(["my.yaml", "--task", "stance17", "--model", "runs/a"]) == 2
+    assert "my.yaml: a recipe file goes with --recipe: --recipe my.yaml" in capsys.readouterr().err
 
 
 # ---- no test row before the final scoring

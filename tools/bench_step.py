@@ -1,7 +1,7 @@
 """Measure a training step against transformers' and against the machine: same pairs, same sizes, one run.
 
     python -m tools.bench_step CORPUS/encoded/FINGERPRINT [--sizes base] [--dtypes fp32,bf16] [--repeats 3]
-        [--seconds 330] [--json OUT.json]
+        [--seconds 200] [--json OUT.json]
 
 A step is forward, backward, accumulation and optimiser over `--accumulation` micro-batches of `--tokens` padded tokens
 in the mean. The arms, each in a process of its own, take turns; figures are medians over the turns:
@@ -191,50 +191,43 @@ def gemm_turn(sizes: list[str], dtypes: list[str], options: Options) -> Turn:
 # ---- the comparison ------------------------------------------------------------------------------------------------
 
 
-def compare(args: argparse.Namespace, size: str, options: Options, gemm: Arms) -> dict[str, Any]:
-    """All turns of one size: {dtype: {arm: turns}}, and the GEMM arm's."""
-    makers = {}
-    for dtype in args.dtypes:
-        makers[f"{dtype} {OURS}"] = (twilbert_turn, (size, dtype, options))
-        for name in () if args.alone else (PEER, GROUPED):
-            makers[f"{dtype} {name}"] = (transformers_turn, (size, dtype, options, name == GROUPED))
+def compare(args: argparse.Namespace, size: str, dtype: str, options: Options, gemm: Arms) -> dict[str, Any]:
+    """All turns of one size in one dtype: {"turns": {arm: turns}, "gemm": turns}. No more arms than that at a time:
+    together they hold the memory that each one's largest tensors take."""
+    makers: dict[str, Any] = {OURS: (twilbert_turn, (size, dtype, options))}
+    for name in () if args.alone else (PEER, GROUPED):
+        makers[name] = (transformers_turn, (size, dtype, options, name == GROUPED))
     began = time.monotonic()
     # As pretrain starts its workers; transformers' Trainer leaves the allocator as it is.
     kept = allocator_environment() if options["device"] == "cpu" else {}
-    arms = Arms(args.threads, makers, {name: kept for name in makers if name.endswith(OURS)})
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in makers}
     gemms: list[dict[str, Any]] = []
-    try:
-        for name in makers:
-            arms.take(name, warm_up=True)  # the first one allocates
-        for number in range(args.repeats):
-            round_began = time.monotonic()
-            gemms.append(gemm.take("GEMM"))
-            for name in makers:
-                turns[name].append(arms.take(name))
-            now = time.monotonic()
-            cli.say(f"{size}: round {number + 1} of {args.repeats}, {now - began:.0f} s")
-            if now - began + (now - round_began) > args.seconds:
-                break
-    finally:
-        arms.close()
+    for names in [[name] for name in makers] if args.apart else [list(makers)]:
+        arms = Arms(args.threads, {name: makers[name] for name in names}, {OURS: kept})
+        try:
+            for name in names:
+                arms.take(name, warm_up=True)  # the first one allocates
+            for number in range(args.repeats):
+                round_began = time.monotonic()
+                gemms.append(gemm.take("GEMM")[dtype])
+                for name in names:
+                    turns[name].append(arms.take(name))
+                now = time.monotonic()
+                cli.say(f"{size}, {dtype}: round {number + 1} of {args.repeats}, {now - began:.0f} s")
+                if now - began + (now - round_began) > args.seconds:
+                    break
+        finally:
+            arms.close()
     return {"turns": turns, "gemm": gemms}
 
 
-def summarise(args: argparse.Namespace, size: str, options: Options, found: dict[str, Any]) -> dict[str, Any]:
-    """Medians of one size's turns: {dtype: {"gemm": …, arm: figures}}."""
-    config = config_of(recipe_of(size, args.dtypes[0], options), options)
-    summary: dict[str, Any] = {}
-    for dtype in args.dtypes:
-        kinds = found["gemm"][0][dtype]
-        rates = {kind: statistics.median(each[dtype][kind] for each in found["gemm"]) for kind in kinds}
-        summary[dtype] = {"gemm": rates}
-        whole = statistics.median(each["step_real"] for each in found["turns"][f"{dtype} {OURS}"])
-        for key, turns in found["turns"].items():
-            of, _, name = key.partition(" ")
-            if of == dtype:
-                summary[dtype][name] = figures(config, turns, max(rates.values()), whole)
-    return summary
+def summarise(size: str, dtype: str, options: Options, found: dict[str, Any]) -> dict[str, Any]:
+    """Medians of one size's turns in one dtype: {"gemm": …, arm: figures}."""
+    config = config_of(recipe_of(size, dtype, options), options)
+    rates = {kind: statistics.median(each[kind] for each in found["gemm"]) for kind in found["gemm"][0]}
+    whole = statistics.median(each["step_real"] for each in found["turns"][OURS])
+    arms = {name: figures(config, turns, max(rates.values()), whole) for name, turns in found["turns"].items()}
+    return {"gemm": rates} | arms
 
 
 def figures(config: ModelConfig, turns: list[dict[str, Any]], gemm: float, whole: float) -> dict[str, float]:
@@ -308,12 +301,13 @@ def main() -> None:
     parser.add_argument("--sizes", default="base", type=lambda text: text.split(","), help="tiny,base,large,xlarge")
     parser.add_argument("--dtypes", default="fp32,bf16", type=lambda text: text.split(","))
     parser.add_argument("--repeats", type=int, default=3, help="rounds of turns, after one that is not counted")
-    parser.add_argument("--seconds", type=float, default=330, help="of one size: no round begins that would pass them")
+    parser.add_argument("--seconds", type=float, default=200, help="of a size in a dtype: no round may pass them")
     parser.add_argument("--batch", type=int, default=2048, help="samples of the steps that are drawn from")
     parser.add_argument("--tokens", type=int, default=8192, help="padded tokens a micro-batch, in the mean, or more")
     parser.add_argument("--accumulation", type=int, default=2, help="micro-batches of a measured step")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of an arm")
     parser.add_argument("--alone", action="store_true", help="without transformers")
+    parser.add_argument("--apart", action="store_true", help="one arm after the other, where memory holds no two")
     parser.add_argument("--json", type=Path, help="where to write the figures, every turn's too")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -324,10 +318,12 @@ def main() -> None:
     try:
         gemm.take("GEMM", warm_up=True)
         for size in args.sizes:
-            found = compare(args, size, options, gemm)
-            summary = summarise(args, size, options, found)
-            record["sizes"][size] = {"medians": summary, **found}
-            report(size, summary, args.accumulation, device_peak(torch.device(device)))
+            medians, turns = {}, {}
+            for dtype in args.dtypes:
+                turns[dtype] = compare(args, size, dtype, options, gemm)
+                medians[dtype] = summarise(size, dtype, options, turns[dtype])
+            record["sizes"][size] = {"medians": medians, "turns": turns}
+            report(size, medians, args.accumulation, device_peak(torch.device(device)))
             if args.json:  # after every size: a long run that is cut short keeps what it has
                 args.json.write_text(json.dumps(record, indent=1) + "\n")
     finally:

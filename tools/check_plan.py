@@ -43,6 +43,9 @@ from twilbert.train.tracking import read_metrics
 MEMORY_BOUND, TIME_BOUND = 0.10, 0.20
 _RETURNED_AT_ONCE = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_MMAP_MAX_": "65536",  # glibc's own; twilbert/train/host_memory.py would keep everything
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_TOP_PAD_": "0",
     "MALLOC_ARENA_MAX": "2",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
     "LRU_CACHE_CAPACITY": "16",

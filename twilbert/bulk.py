@@ -8,7 +8,6 @@ each hold the model take a file at a time, and their tables come back in the fil
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from twilbert import cli, inference
-from twilbert.cluster import DATA_CPUS, ensure_ray
+from twilbert.cluster import DATA_CPUS, ensure_ray, usable_cores
 from twilbert.data.table_rows import Chunk, read
 from twilbert.data.tables import TableFile
 from twilbert.errors import TwilbertError, UsageError
@@ -112,7 +111,7 @@ class _Worker:
 
 def on_ray(files: list[TableFile], job: Job, address: str | None) -> Iterator[pa.Table]:
     """The same tables from the Ray cluster at `address` (None: the one at hand, or a local one)."""
-    with ensure_ray((os.cpu_count() or 1) + DATA_CPUS, address):
+    with ensure_ray(usable_cores() + DATA_CPUS, address):
         import ray
         from ray.exceptions import RayError
 

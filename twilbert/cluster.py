@@ -20,6 +20,7 @@ from twilbert.errors import TwilbertError, UsageError
 DATA_CPUS = 2
 _OBJECT_STORE_BYTES = 2**30  # a local Ray's object store: blocks in flight, never a whole corpus
 _INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in a period ("max": any number), and the period
 _SECRET = ("KEY", "SECRET", "TOKEN", "PASSWORD")
 
 
@@ -73,13 +74,13 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
         else:
             ray.init(
                 address="local",
-                num_cpus=max(num_cpus or 0, os.cpu_count() or 1, DATA_CPUS),
+                num_cpus=max(num_cpus or 0, usable_cores(), DATA_CPUS),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 _temp_dir=_short_temporary_folder(),
                 **common,
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises a plain Exception where its node is too slow to start
         what = f"cluster {target}: cannot be joined" if target else "a local Ray cannot be started"
         raise TwilbertError(f"{what} ({str(error).strip().splitlines()[0]})") from error
     quiet_ray_data()
@@ -87,6 +88,16 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
         yield
     finally:
         ray.shutdown()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity (Slurm, taskset), at most its container's quota (Kubernetes)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+    except OSError:  # no Linux, or cgroups of version 1
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def _short_temporary_folder() -> str | None:

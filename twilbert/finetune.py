@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from twilbert import cli, finetune_recipe, storage
+from twilbert import cli, finetune_recipe, recipe_file, storage
 from twilbert.errors import UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
 
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def resolved(args: argparse.Namespace) -> FinetuneRecipe:
     """The recipe with what the flags name, every path absolute."""
+    recipe_file.refuse_files(args.overrides)
     recipe = finetune_recipe.load(args.recipe, args.overrides)
     given = {"task": args.task, "model": args.model, "data_dir": args.data_dir}
     recipe = recipe.model_copy(update={key: value for key, value in given.items() if value is not None})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def plan(
     if measure:
         import torch
 
-        torch.set_num_threads(recipe.cluster.threads_per_worker or os.cpu_count() or 1)
+        torch.set_num_threads(recipe.cluster.threads_per_worker or cluster.usable_cores())
         cli.say(f"measuring this machine on {torch.get_num_threads()} threads")
         rates = whole.measured_rates(recipe, config, lengths, precision)
         device = device_of(kind, rates.matrix, rates.stream)

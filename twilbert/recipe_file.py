@@ -133,6 +133,13 @@ def validated(
     return recipe
 
 
+def refuse_files(overrides: Sequence[str]) -> None:
+    """UsageError for a recipe file among the overrides of a verb that takes it as --recipe."""
+    for override in overrides:
+        if override.endswith((".yaml", ".yml")) and "=" not in override:
+            raise UsageError(f"{override}: a recipe file goes with --recipe: --recipe {override}")
+
+
 def _merge(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     faults = []
     try:

@@ -88,6 +88,7 @@ def resolved(args: argparse.Namespace) -> TuneRecipe:
     # --task a b training.epochs=3: argparse gives the settings to --task.
     overrides += [name for name in named if "=" in name]
     tasks = [name for name in named if "=" not in name]
+    recipe_file.refuse_files(overrides)
     recipe = recipes.load(args.recipe, overrides)
     given = {"tasks": tuple(tasks) or None, "models": args.model and tuple(args.model), "data_dir": args.data_dir}
     return recipe.model_copy(update={key: value for key, value in given.items() if value})

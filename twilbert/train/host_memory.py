@@ -2,8 +2,8 @@
 
 A micro-batch of a Base-sized model allocates and frees a few hundred blocks of tens of MiB. By default glibc maps each
 block over 32 MiB anew and hands smaller ones back too, so that the kernel zeroes some GiB every micro-batch, page by
-page. Two layers of Base over 8,250 tokens in bf16: 185,000 page faults a pass by default and 18,000 with these,
-a peak that is a tenth higher, and processor time that differs by less than could be told on a busy machine.
+page. Steps of Base over 8,300 tokens in bf16, two cores, turn about: 684,000 page faults a step by default and 56,000
+with these, 0.86 of the time (the tiny model: 0.89), and a peak of 4.5 GiB in the place of 3.9.
 """
 
 from __future__ import annotations

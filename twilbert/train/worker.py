@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from twilbert import scoring, storage
+from twilbert.cluster import usable_cores
 from twilbert.data.microbatch import MicroBatch
 from twilbert.data.ray_stream import ray_micro_batches
 from twilbert.data.stream import accumulation_for, evaluation_batches
@@ -39,8 +39,8 @@ class Worker:
         self.job, self.rank, self.world_size, self.device = job, rank, world_size, device
         recipe = job.recipe
         if device.type == "cpu":  # Ray leaves one thread
-            cores = os.cpu_count() or 1
-            torch.set_num_threads(recipe.cluster.threads_per_worker or max(1, cores // local_world_size))
+            own_share = max(1, usable_cores() // local_world_size)
+            torch.set_num_threads(recipe.cluster.threads_per_worker or own_share)
         self.accumulation = accumulation_for(
             job.encoded,
             "train",
