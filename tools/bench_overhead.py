@@ -6,11 +6,11 @@
 The command runs as a user runs it, with a row of metrics every step (more than a run has), and its own speed series is
 read: seconds a step. The bare loop sees the same micro-batches of the same steps, from a list: the model in the same
 dtype, gradients added up in fp32, fp32 masters, the same optimiser on one flat tensor; no Ray, no DeepSpeed, no
-stream, no tracking. "beside Ray" is that loop while a Ray Train whose one worker only waits runs beside it: Ray's ten
-or more processes wake up a hundred times a second each, which cores that all compute have to serve. Runs of the command
-and steps of the loop take turns, and each step is compared with the same step of the loop; the first of each run is
-left out. Then two processes train one micro-batch a step at every ZeRO stage, and the bytes that a rank puts into
-collectives are counted. Exit 1 when one worker is over 3 % slower than the loop.
+stream, no tracking. "beside Ray" is that loop while a Ray Train whose one worker only waits runs beside it: what Ray's
+own processes, ten or more, take from cores that all compute. Runs of the command and steps of the loop take turns, and
+each step is compared with the same step of the loop; the first of each run is left out. Then two processes train one
+micro-batch a step at every ZeRO stage, and the bytes that a rank puts into collectives are counted. Exit 1 when one
+worker is over 3 % slower than the loop.
 """
 
 from __future__ import annotations
