@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from twilbert import cluster
+from twilbert.errors import TwilbertError
 
 
 def test_workers_inherit_settings_and_secrets_by_separate_ways(monkeypatch):
@@ -49,3 +50,21 @@ def test_without_a_quota_the_affinity_counts(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster, "_CPU_QUOTA", tmp_path / "none")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {5}, raising=False)
     assert cluster.usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "told"), [("The node timed out\nduring startup", "The node timed out"), ("", "Exception")]
+)
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch, message, told):
+    """A node that is too slow to start is a plain Exception of Ray's."""
+    import ray
+
+    def init(**settings):
+        raise Exception(message)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(TwilbertError) as found, cluster.ensure_ray():
+        pass
+    assert str(found.value) == f"a local Ray cannot be started ({told})"

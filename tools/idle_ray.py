@@ -31,7 +31,8 @@ def idle_ray() -> Iterator[None]:
 
 
 def wait(config: dict[str, Any]) -> None:
-    """What the worker does, until the file is gone."""
+    """What the worker does, until the file is gone; it says by another one that it does."""
+    Path(config["started"]).touch()
     while Path(config["until"]).exists():
         time.sleep(0.5)
 
@@ -42,15 +43,21 @@ def main() -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     with tempfile.TemporaryDirectory() as folder, cluster.ensure_ray(4):
-        until = Path(folder, "wait")
+        until, started = Path(folder, "wait"), Path(folder, "started")
         until.touch()
         trainer = TorchTrainer(
-            wait, train_loop_config={"until": str(until)}, torch_config=TorchConfig(backend="gloo"),
-            scaling_config=ScalingConfig(num_workers=1), run_config=RunConfig(storage_path=folder),
-        )  # fmt: skip
+            wait,
+            train_loop_config={"until": str(until), "started": str(started)},
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=ScalingConfig(num_workers=1),
+            run_config=RunConfig(storage_path=folder),
+        )
         training = threading.Thread(target=trainer.fit)
         training.start()
-        time.sleep(20)  # the worker group starts within 10 s
+        while training.is_alive() and not started.exists():
+            time.sleep(0.5)
+        if not started.exists():
+            raise SystemExit("Ray Train ended before its worker began")
         print("ready", flush=True)
         sys.stdin.read()
         until.unlink()

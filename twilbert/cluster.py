@@ -82,7 +82,8 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
             )
     except Exception as error:  # Ray raises a plain Exception where its node is too slow to start
         what = f"cluster {target}: cannot be joined" if target else "a local Ray cannot be started"
-        raise TwilbertError(f"{what} ({str(error).strip().splitlines()[0]})") from error
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TwilbertError(f"{what} ({why})") from error
     quiet_ray_data()
     try:
         yield

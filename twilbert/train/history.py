@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ _FRAME = '<iframe srcdoc="{}" style="width:100%;height:38rem;border:0" sandbox><
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(ABC):
     """A training that lies in a folder."""
 
     path: str
@@ -60,9 +61,9 @@ class Run:
 
         return inference.load(self.models[name], device)
 
+    @abstractmethod
     def html(self) -> str:
         """A page about it, which needs no network."""
-        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         return _FRAME.format(html.escape(self.html()))
