@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import html
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from tests.test_report import parsed
 from twilbert import pretrain, recipe_file, tune
 from twilbert.errors import UsageError
 from twilbert.inference import Model
-from twilbert.train import history
 from twilbert.train.tracking import read_metrics
 from twilbert.tuning import recipe as tune_recipes
 from twilbert.tuning.history import of_results
@@ -93,7 +93,7 @@ def test_a_sweep_has_the_trials_curves_and_the_best_model(tmp_path):
     assert sweep.metrics == {"mine/000": [(1.0, 0.5), (2.0, 0.75)]}
     assert sweep.curve("mine/000")[-1] == (2.0, 0.75)
     assert isinstance(sweep.model(device="cpu"), Model)
-    several = history.Run(sweep.path, {}, {"a": "x", "b": "y"})
+    several = replace(sweep, models={"a": "x", "b": "y"})
     with pytest.raises(UsageError, match=r"which model\? one of a, b"):
         several.model()
     with pytest.raises(UsageError, match="no model yet"):
