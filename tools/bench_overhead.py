@@ -1,16 +1,22 @@
 """Measure what Ray Train, DeepSpeed, the stream and tracking cost: twilbert-pretrain against a bare loop from memory.
 
-    python -m tools.bench_overhead CORPUS TOKENIZER [--recipe base.yaml] [--steps 4] [--repeats 2] [--workers 1,2]
-        [--json OUT.json] [section.key=value …]
+    python -m tools.bench_overhead CORPUS TOKENIZER [--recipe base.yaml] [--steps 3] [--repeats 5] [--workers 1,2]
+        [--threads 2] [--json OUT.json] [section.key=value …]
 
 The command runs as a user runs it, with a row of metrics every step (more than a run has), and its own speed series is
 read: seconds a step. The bare loop sees the same micro-batches of the same steps, from a list: the model in the same
 dtype, gradients added up in fp32, fp32 masters, the same optimiser on one flat tensor; no Ray, no DeepSpeed, no
 stream, no tracking. "beside Ray" is that loop while a Ray Train whose one worker only waits runs beside it: what Ray's
-own processes, ten or more, take from cores that all compute. Runs of the command and steps of the loop take turns, and
-each step is compared with the same step of the loop; the first of each run is left out. Then two processes train one
-micro-batch a step at every ZeRO stage, and the bytes that a rank puts into collectives are counted. Exit 1 when one
-worker is over 3 % slower than the loop.
+own processes, ten or more, take from cores that all compute.
+
+A machine's speed drifts by more than what is measured here, so all take turns every few steps: while one computes,
+every process of the others is stopped (SIGSTOP). The step in which a command was stopped is not counted. Each step is
+compared with the same step of the loop in the same turn. Then two processes train one micro-batch a step at every ZeRO
+stage, and the bytes that a rank puts into collectives are counted. Exit 1 when one worker is over 3 % slower than the
+loop.
+
+With as many --threads as cores, everything that Ray's processes do is taken from the step; with one fewer, what is left
+is the chain's own cost.
 """
 
 from __future__ import annotations
@@ -18,13 +24,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
 
 from tests.train.training_runs import spawn
@@ -46,7 +57,8 @@ from twilbert.train.schedule import learning_rate
 from twilbert.train.shards import Fragment
 
 BOUND = 0.03
-BARE, BESIDE = "bare loop", "bare loop beside Ray"
+BARE, BESIDE, COMMAND = "bare loop", "bare loop beside Ray", "twilbert-pretrain"
+WARM_UP_STEPS = 4  # steps before the first turn: memory grows, the stream fills its buffer
 
 
 # ---- the bare loop -------------------------------------------------------------------------------------------------
@@ -97,7 +109,7 @@ class Masters:
 
 
 def bare_turn(recipe: Recipe, encoded: EncodedCorpus, precision: str) -> Turn:
-    """The next step of the loop; after the last the first again."""
+    """The step of that number, from 1."""
     t = recipe.training
     device = torch.device("cuda" if recipe.cluster.use_gpu else "cpu")
     accumulation = accumulation_for(encoded, "train", t.global_batch_size, 1, t.micro_batch_tokens, recipe.corpus.lanes)
@@ -106,11 +118,10 @@ def bare_turn(recipe: Recipe, encoded: EncodedCorpus, precision: str) -> Turn:
     torch.manual_seed(t.seed)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = PretrainingModel(ModelConfig.from_dict(recipe.architecture(encoded.vocab_size))).to(device, dtype).train()
-    masters, numbers = Masters(model, recipe), iter(range(10**9))
+    masters = Masters(model, recipe)
 
-    def turn(warm_up: bool) -> dict[str, Any]:
-        step = next(numbers) % t.max_steps
-        mine = memory[step * accumulation : (step + 1) * accumulation]
+    def turn(step: int) -> dict[str, Any]:
+        mine = memory[(step - 1) * accumulation : step * accumulation]
         found: dict[str, Any] = {"real": sum(m.real_tokens for m in mine)}
         masked = max(1, sum(len(m.masked_index) for m in mine))
         replied = max(1, sum(int((m.rop_labels >= 0).sum()) for m in mine))
@@ -121,32 +132,86 @@ def bare_turn(recipe: Recipe, encoded: EncodedCorpus, precision: str) -> Turn:
                 (out.mlm_loss_sum / masked + out.rop_loss_sum / replied).backward()
                 masters.accumulate()
                 sums += scoring.sums_of(out, micro_batch)
-            masters.update(learning_rate(recipe, step + 1))
+            masters.update(learning_rate(recipe, step))
             found["loss"] = sums.tolist()[0] / masked
         return found
 
     return turn
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
+# ---- the command, and turns ----------------------------------------------------------------------------------------
 
 
-def command_steps(args: argparse.Namespace, precision: str, workers: int) -> list[dict[str, float]]:
-    """One run of twilbert-pretrain; its rows of metrics, one a step."""
-    with tempfile.TemporaryDirectory() as folder:
+class Stopped:
+    """A process and its descendants, which run inside `running()` alone."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._send(signal.SIGSTOP)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """All of them go on."""
+        self._send(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._send(signal.SIGSTOP)
+
+    def release(self) -> None:
+        """Let them go on for good."""
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in [self._root, *self._root.children(recursive=True)]:
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:  # it ended meanwhile
+                continue
+
+
+class Command:
+    """A run of twilbert-pretrain, stopped but while `take` waits for some of its steps."""
+
+    def __init__(self, args: argparse.Namespace, precision: str, workers: int, folder: str) -> None:
         settings = [*overrides_of(args), f"run.storage_path={folder}", "run.name=measured"]
         settings += [f"training.precision={precision}", f"cluster.num_workers={workers}"]
-        command = [sys.executable, "-m", "twilbert.pretrain", args.recipe, *settings]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        rows = [json.loads(line) for line in Path(folder, "measured", "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "speed/step_seconds" in row]
+        self._command = [sys.executable, "-m", "twilbert.pretrain", args.recipe, *settings]
+        self._log = Path(folder, "log.txt")
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+        self._metrics = Path(folder, "measured", "metrics.jsonl")
+        self._await(WARM_UP_STEPS)
+        self._stopped = Stopped(self._process.pid)
+
+    def take(self, steps: int) -> list[dict[str, float]]:
+        """Rows of metrics of the next steps, without the one that was under way."""
+        before = len(self._rows())
+        with self._stopped.running():
+            rows = self._await(before + 1 + steps)
+        return rows[before + 1 : before + 1 + steps]
+
+    def end(self) -> None:
+        """Let it come to its end."""
+        self._stopped.release()
+        if self._process.wait():
+            raise SystemExit(f"{' '.join(self._command)}\n{self._log.read_text()}")
+
+    def _rows(self) -> list[dict[str, float]]:
+        written = self._metrics.read_text().split("\n")[:-1] if self._metrics.exists() else []
+        return [row for row in map(json.loads, written) if "speed/step_seconds" in row]
+
+    def _await(self, count: int) -> list[dict[str, float]]:
+        while len(rows := self._rows()) < count:
+            if self._process.poll() is not None:
+                raise SystemExit(f"{' '.join(self._command)}\n{self._log.read_text()}")
+            time.sleep(0.01)
+        return rows
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
     """The settings that both sides train with."""
-    steps = args.steps + 1  # the first is left out
+    steps = WARM_UP_STEPS + args.repeats * (args.steps + 2)
     every = [f"training.{key}={steps}" for key in ("max_steps", "eval_steps", "save_steps")]
     gpu = str(torch.cuda.is_available()).lower()
     own = [
@@ -154,34 +219,43 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
         f"corpus.tokenizer={args.tokenizer.absolute()}",
         f"cluster.use_gpu={gpu}",
     ]
+    if args.threads < (os.cpu_count() or 1):
+        own.append(f"cluster.threads_per_worker={args.threads}")
     return [*own, "training.warmup_steps=100", "training.schedule_steps=10000", "training.logging_steps=1", *every,
             *args.overrides]  # fmt: skip
 
 
 def compare(args: argparse.Namespace, recipe: Recipe, encoded: EncodedCorpus, precision: str) -> dict[str, Any]:
-    """{"bare" and "beside": seconds by step, "command": {workers: those}}, a list for every repeat; tokens by step."""
+    """{what: [[seconds of a step, …] of each turn]} beside {"bare": those of the loop}; for each number of workers."""
     kept = {} if recipe.cluster.use_gpu else allocator_environment()  # the loop's allocator is the worker's
     arms = Arms(args.threads, {BARE: (bare_turn, (recipe, encoded, precision))}, {BARE: kept})
-    bare: list[list[float]] = []
-    beside: list[list[float]] = []
-    command: dict[int, list[list[float]]] = {workers: [] for workers in args.workers}
-    waits: dict[int, list[float]] = {workers: [] for workers in args.workers}
-    tokens: list[int] = []
-    try:
-        for number in range(args.repeats):
-            turns = [arms.take(BARE) for _ in range(recipe.training.max_steps)][1:]
-            bare.append([turn["seconds"] for turn in turns])
-            tokens = [turn["real"] for turn in turns]
-            with idle_ray():
-                beside.append([arms.take(BARE)["seconds"] for _ in range(recipe.training.max_steps)][1:])
-            for workers in args.workers:
-                rows = command_steps(args, precision, workers)[1:]
-                command[workers].append([row["speed/step_seconds"] for row in rows])
-                waits[workers] += [row["speed/data_wait_share"] for row in rows]
-            cli.say(f"repeat {number + 1} of {args.repeats}")
-    finally:
-        arms.close()
-    return {"bare": bare, "beside": beside, "command": command, "data_wait_share": waits, "real_tokens": tokens}
+
+    def loop(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+        return [arms.take(BARE, int(row["step"])) for row in rows]
+
+    found: dict[str, Any] = {}
+    with ExitStack() as stack:
+        stack.callback(arms.close)
+        loop([{"step": step + 1} for step in range(WARM_UP_STEPS)])
+        idle = Stopped(stack.enter_context(idle_ray()))
+        stack.callback(idle.release)
+        for workers in args.workers:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            command = Command(args, precision, workers, folder)
+            turns = found[f"workers {workers}"] = {BARE: [], BESIDE: [], COMMAND: [], "waits": [], "tokens": []}
+            for number in range(args.repeats):
+                rows = command.take(args.steps)
+                alone = loop(rows)
+                with idle.running():
+                    beside = loop(rows)
+                turns[COMMAND].append([row["speed/step_seconds"] for row in rows])
+                turns["waits"] += [row["speed/data_wait_share"] for row in rows]
+                turns[BARE].append([one["seconds"] for one in alone])
+                turns["tokens"].append([one["real"] for one in alone])
+                turns[BESIDE].append([one["seconds"] for one in beside])
+                cli.say(f"workers {workers}: turn {number + 1} of {args.repeats}")
+            command.end()
+    return found
 
 
 # ---- bytes by ZeRO stage -------------------------------------------------------------------------------------------
@@ -225,20 +299,21 @@ def all_stages(args: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
 
 
 def report(figures: dict[str, Any]) -> float:
-    """Print the tables; how much slower the command is with one worker, or with the fewest."""
-    bare, tokens = figures["bare"], figures["real_tokens"]
-    runs = {BARE: bare, BESIDE: figures["beside"]}
-    runs |= {f"twilbert-pretrain, workers {workers}": found for workers, found in figures["command"].items()}
-    waits = {f"twilbert-pretrain, workers {workers}": found for workers, found in figures["data_wait_share"].items()}
-    rows, slower = [], {}
-    for name, times in runs.items():
-        ratios = [a / b for run, alone in zip(times, bare, strict=True) for a, b in zip(run, alone, strict=True)]
-        slower[name] = statistics.median(ratios) - 1
-        own = [statistics.median(column) for column in zip(*times, strict=True)]
-        wait = f"{100 * statistics.median(waits[name]):.3f} %" if name in waits else ""
-        more = "" if name == BARE else f"{100 * slower[name]:+.1f} %"
-        rows.append([name, f"{sum(tokens) / sum(own):,.0f}", f"{statistics.median(own):.3f}", more, wait])
-    print(f"{figures['recipe']}, {figures['precision']}, medians of {len(bare)} x {len(tokens)} steps")
+    """Print the tables; how much slower the command is with the fewest workers."""
+    rows, slower = [], []
+    for workers, turns in figures["turns"].items():
+        bare, tokens = flat(turns[BARE]), flat(turns["tokens"])
+        for name in (BARE, BESIDE, COMMAND):
+            taken = flat(turns[name])
+            ratio = statistics.median(a / b for a, b in zip(taken, bare, strict=True)) - 1
+            rate = statistics.median(n / seconds for n, seconds in zip(tokens, taken, strict=True))
+            wait = f"{100 * statistics.median(turns['waits']):.3f} %" if name == COMMAND else ""
+            more = "" if name == BARE else f"{100 * ratio:+.1f} %"
+            shown = f"{name}, {workers}" if name == COMMAND else name
+            rows.append([shown, f"{rate:,.0f}", f"{statistics.median(taken):.3f}", more, wait])
+        slower.append(ratio)
+    steps = len(flat(next(iter(figures["turns"].values()))[BARE]))
+    print(f"{figures['recipe']}, {figures['precision']}, threads {figures['threads']}, medians of {steps} steps")
     cli.table(["what", "real tokens/s", "s a step", "slower than the loop, step by step", "waiting for data"], rows)
     if "stages" in figures:
         print(f"\nTwo workers: bytes a step that each puts into collectives ({figures['parameters']:,} parameters)")
@@ -248,7 +323,12 @@ def report(figures: dict[str, Any]) -> float:
             for kind, amount in found["bytes"].items()
         ]
         cli.table(["ZeRO stage", "collective", "calls", "bytes", "bytes a parameter"], lines)
-    return slower[min(waits)]
+    return slower[0]
+
+
+def flat(turns: list[list[float]]) -> list[float]:
+    """The steps of all turns."""
+    return [one for turn in turns for one in turn]
 
 
 def main() -> int:
@@ -257,10 +337,10 @@ def main() -> int:
     parser.add_argument("corpus", type=Path, help="a corpus folder")
     parser.add_argument("tokenizer", type=Path, help="a tokenizer folder")
     parser.add_argument("--recipe", default="base.yaml")
-    parser.add_argument("--steps", type=int, default=4, help="of a run, after one that is not counted")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3, help="of a turn, after one that is not counted")
+    parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--workers", default=[1, 2], type=lambda text: [int(n) for n in text.split(",")])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the bare loop")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the loop and of a worker")
     parser.add_argument("--no-stages", action="store_true", help="count no bytes by ZeRO stage")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
@@ -275,7 +355,7 @@ def main() -> int:
     precision = asked if asked != "auto" else "bf16" if computes else "fp32"
     figures: dict[str, Any] = {"recipe": args.recipe, "precision": precision, "threads": args.threads}
     figures["batch"] = recipe.training.global_batch_size
-    figures |= compare(args, recipe, encoded, precision)
+    figures["turns"] = compare(args, recipe, encoded, precision)
     if not args.no_stages:
         with torch.device("meta"):
             model = PretrainingModel(ModelConfig.from_dict(recipe.architecture(encoded.vocab_size)))

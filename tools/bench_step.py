@@ -38,7 +38,7 @@ import numpy as np
 import torch
 
 from tools.peer_step import peer_turn
-from tools.turns import Arms, PeakMemory, Turn, clock
+from tools.turns import WARM_UP, Arms, PeakMemory, Turn, clock
 from twilbert import cli, recipe_file, scoring
 from twilbert.data.encoded import EncodedCorpus
 from twilbert.data.microbatch import MicroBatch
@@ -118,7 +118,7 @@ def twilbert_turn(size: str, dtype: str, options: Options) -> Turn:
     first = list(islice(stream, plan.accumulation))
     chosen = representative([(m.padded_tokens, m.real_tokens) for m in first], n)
 
-    def turn(warm_up: bool) -> dict[str, Any]:  # all of it: an engine accumulates as often as it was told to
+    def turn(asked: str | None) -> dict[str, Any]:  # all of it: an engine accumulates as often as it was told to
         found: dict[str, Any] = {"padded": 0, "real": 0, "masked": 0}
         with clock(device, found, "stream_seconds"):
             step = list(islice(stream, plan.accumulation))
@@ -185,7 +185,7 @@ def gemm_turn(sizes: list[str], dtypes: list[str], options: Options) -> Turn:
                 a @ b
         return sum(2.0 * m * k * n for m, k, n in shapes) / found["seconds"]
 
-    return lambda warm_up: {d: {name: rate(shapes, DTYPES[d]) for name, shapes in products.items()} for d in dtypes}
+    return lambda _: {d: {name: rate(shapes, DTYPES[d]) for name, shapes in products.items()} for d in dtypes}
 
 
 # ---- the comparison ------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def compare(args: argparse.Namespace, size: str, dtype: str, options: Options, g
         arms = Arms(args.threads, {name: makers[name] for name in names}, {OURS: kept})
         try:
             for name in names:
-                arms.take(name, warm_up=True)  # the first one allocates
+                arms.take(name, WARM_UP)  # the first one allocates
             for number in range(args.repeats):
                 round_began = time.monotonic()
                 gemms.append(gemm.take("GEMM")[dtype])
@@ -316,7 +316,7 @@ def main() -> None:
     gemm = Arms(args.threads, {"GEMM": (gemm_turn, (args.sizes, args.dtypes, options))})
     record: dict[str, Any] = options | {"encoded": Path(args.encoded).name, "threads": args.threads, "sizes": {}}
     try:
-        gemm.take("GEMM", warm_up=True)
+        gemm.take("GEMM", WARM_UP)
         for size in args.sizes:
             medians, turns = {}, {}
             for dtype in args.dtypes:

@@ -19,14 +19,14 @@ from twilbert import cluster
 
 
 @contextmanager
-def idle_ray() -> Iterator[None]:
-    """Such a Ray runs beside the body, in processes of its own."""
+def idle_ray() -> Iterator[int]:
+    """Such a Ray runs beside the body, in processes of its own: the first one's id."""
     command = [sys.executable, "-m", "tools.idle_ray"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdin is not None
         if not any(line.strip() == "ready" for line in process.stdout):
             raise SystemExit("Ray Train with an idle worker did not start: see above")
-        yield
+        yield process.pid
         process.stdin.close()
 
 
@@ -40,12 +40,14 @@ def wait(config: dict[str, Any]) -> None:
 def main() -> None:
     """Start, say so, stop."""
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from twilbert.train.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder, cluster.ensure_ray(4):
         until, started = Path(folder, "wait"), Path(folder, "started")
         until.touch()
-        trainer = TorchTrainer(
+        trainer = Trainer(
             wait,
             train_loop_config={"until": str(until), "started": str(started)},
             torch_config=TorchConfig(backend="gloo"),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tools.turns import PeakMemory, Turn, clock
+from tools.turns import WARM_UP, PeakMemory, Turn, clock
 from twilbert.data.microbatch import MicroBatch
 from twilbert.model.config import ModelConfig
 
@@ -50,10 +50,10 @@ def peer_turn(
     schedule = get_linear_schedule_with_warmup(optimizer, 0, 10_000)
     autocast = torch.autocast(device.type, torch.bfloat16) if dtype == torch.bfloat16 else nullcontext()
 
-    def turn(warm_up: bool) -> dict[str, Any]:
+    def turn(asked: str | None) -> dict[str, Any]:
         found: dict[str, Any] = {"padded": 0, "real": 0, "masked": 0}
         total = torch.zeros((), device=device)
-        for batch in chosen[: 1 if warm_up else n]:
+        for batch in chosen[: 1 if asked == WARM_UP else n]:
             with clock(device, found):
                 inputs = {key: value.to(device) for key, value in collate([features[i] for i in batch]).items()}
                 with autocast:

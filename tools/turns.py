@@ -20,8 +20,10 @@ from unittest.mock import patch
 
 import torch
 
-Turn = Callable[[bool], dict[str, Any]]
-"""One measurement, or, given True, a shorter one that only warms up; what it found, for JSON."""
+WARM_UP = "warm up"
+"""Asks a turn for something shorter that is not counted."""
+Turn = Callable[[Any], dict[str, Any]]
+"""One measurement of what `Arms.take` was asked for; what it found, for JSON."""
 
 
 class PeakMemory:
@@ -102,9 +104,9 @@ class Arms:
             self.close()
             raise
 
-    def take(self, name: str, *, warm_up: bool = False) -> dict[str, Any]:
+    def take(self, name: str, asked: Any = None) -> dict[str, Any]:
         """One turn of that arm, and what it used: seconds of the process and the kernel, pages first touched."""
-        self._pipes[name].send(warm_up)
+        self._pipes[name].send(asked)
         return self._receive(name)
 
     def close(self) -> None:
@@ -133,9 +135,9 @@ def _serve(pipe: Connection, threads: int, make: Callable[..., Turn], args: tupl
         turn = make(*args)
         pipe.send(({}, ""))
         while True:
-            warm_up = pipe.recv()
+            asked = pipe.recv()
             before = host_work()
-            found = turn(warm_up)
+            found = turn(asked)
             used = {key: value - before[key] for key, value in host_work().items()}
             pipe.send((used | found, ""))
     except EOFError:  # closed: the comparison is over

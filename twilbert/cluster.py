@@ -19,8 +19,12 @@ from twilbert.errors import TwilbertError, UsageError
 # Ray Data needs logical CPUs of its own beside the training workers: with none it waits for ever, in silence.
 DATA_CPUS = 2
 _OBJECT_STORE_BYTES = 2**30  # a local Ray's object store: blocks in flight, never a whole corpus
+# A local Ray shares its cores with the training step: nobody reads its metrics, and workers that wait for work wake a
+# hundred times a second.
+_LOCAL_RAY = {"enable_metrics_collection": False, "num_workers_soft_limit": 1}
 _INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in a period ("max": any number), and the period
+_is_local = False  # see is_local()
 _SECRET = ("KEY", "SECRET", "TOKEN", "PASSWORD")
 
 
@@ -78,17 +82,35 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 _temp_dir=_short_temporary_folder(),
+                _system_config=_LOCAL_RAY,
                 **common,
             )
+            _end_log_monitor()
     except Exception as error:  # Ray raises a plain Exception where its node is too slow to start
         what = f"cluster {target}: cannot be joined" if target else "a local Ray cannot be started"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TwilbertError(f"{what} ({why})") from error
     quiet_ray_data()
+    global _is_local
+    _is_local = not target
     try:
         yield
     finally:
+        _is_local = False
         ray.shutdown()
+
+
+def _end_log_monitor() -> None:
+    """End the process that reads all logs ten times a second, to print here what log_to_driver=False declines."""
+    from ray._private import worker
+
+    assert worker._global_node is not None  # a local Ray was just started
+    worker._global_node.kill_log_monitor(check_alive=False)
+
+
+def is_local() -> bool:
+    """Whether this process started the Ray it uses, which ends with it."""
+    return _is_local
 
 
 def usable_cores() -> int:

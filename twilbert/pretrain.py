@@ -182,11 +182,12 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
 
 def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     from twilbert.train.control import RunControl, watch
     from twilbert.train.host_memory import allocator_environment
     from twilbert.train.job import Job
+    from twilbert.train.trainer import Trainer
 
     control = cluster.beside_driver(RunControl).remote(cluster.worker_secrets())
     ray_folder = storage.join(folder.path, ".ray")
@@ -195,7 +196,7 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
         # Ray goes on counting on a lost node for up to 20 s, and waits this long (by itself: 60) for its workers.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
     environment = cluster.worker_environment() | ({} if use_gpu else allocator_environment())
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"job": Job(recipe, folder, encoded, precision, control)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),

@@ -21,6 +21,7 @@ SAVE_NOW = 3  # not a stop: a node is about to be taken, save and go on
 STOP_REASONS = {STOP_SIGNAL: "interrupted", STOP_TIME: "training.max_time reached"}
 
 
+_POLL_S = 1.0  # between two questions to the actor; a signal or the end is heard at once
 _DRAIN_POLL_S = 5.0  # notices come at least half a minute ahead
 _SAME_SIGNAL_S = 2.0  # `timeout` and terminals may send one stop twice: later than this it is a second one
 
@@ -124,12 +125,15 @@ def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
     thread = threading.Thread(target=target, name="fit", daemon=True)
     thread.start()
     asked, leaving = False, cluster.draining_nodes()
-    looked = time.monotonic()
+    looked, polled = time.monotonic(), 0.0
     try:
         with _Display() as display:
             while True:
                 thread.join(timeout=0.2)
                 alive = thread.is_alive()
+                if alive and not signals and time.monotonic() - polled < _POLL_S:
+                    continue
+                polled = time.monotonic()
                 progress, lines, fault, outcome = ray.get(control.poll.remote())
                 for line in lines:
                     display.say(line)
