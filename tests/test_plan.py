@@ -16,13 +16,14 @@ from twilbert.data.stream import accumulation_for
 from twilbert.errors import UsageError
 from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.packing import Packing
 from twilbert.planning import calibration, timing, whole
 from twilbert.planning.activations import activations
 from twilbert.planning.calibration import Rates, assumed_rates
 from twilbert.planning.devices import KINDS, device_of
 from twilbert.planning.memory import BUCKET, memory
 from twilbert.planning.operations import flops_by_part
-from twilbert.planning.workload import Piece, assumed_lengths, workload
+from twilbert.planning.workload import assumed_lengths, piece_of, workload
 from twilbert.train.flops import useful_flops
 
 RECIPES = ["tiny", "base", "large", "xlarge"]
@@ -69,18 +70,22 @@ def test_parts_of_the_operations_add_up_to_the_useful_ones(changed):
         MEMORY,
     ],
 )
-@pytest.mark.parametrize("padded", [False, True])
-def test_kept_activations_are_the_tensors_that_autograd_saves(changed, dtype, padded):
-    config = small(**changed)
-    b, t, k = 8, 24, 20
-    kept = saved_bytes(config, dtype, b, t, k, padded=padded)
-    planned = activations(config, Piece(b, t, b * t - padded, k), dtype.itemsize)
+@pytest.mark.parametrize(
+    "lengths",
+    [[24] * 8, [23] + [24] * 7, [6, 8, 12, 14, 15, 23, 24, 24]],
+    ids=["full", "padded", "packed"],
+)
+def test_kept_activations_are_the_tensors_that_autograd_saves(changed, dtype, lengths):
+    config, k = small(**changed), 20
+    kept = saved_bytes(config, dtype, lengths, k)
+    planned = activations(config, piece_of(np.array(lengths), k, gpu=False), dtype.itemsize)
     assert planned.kept == pytest.approx(kept, rel=0.04)
     assert planned.peak > planned.kept
 
 
-def saved_bytes(config: ModelConfig, dtype: torch.dtype, b: int, t: int, k: int, *, padded: bool) -> int:
+def saved_bytes(config: ModelConfig, dtype: torch.dtype, lengths: list[int], k: int) -> int:
     """Bytes of the distinct storages that the graph of a forward pass saves, parameters left out."""
+    b, t = len(lengths), max(lengths)
     torch.manual_seed(0)
     model = PretrainingModel(config).to(dtype)
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
@@ -93,11 +98,10 @@ def saved_bytes(config: ModelConfig, dtype: torch.dtype, b: int, t: int, k: int,
         return tensor
 
     ids, segments = torch.randint(5, 300, (b, t)), torch.zeros(b, t, dtype=torch.long)
-    lengths = torch.full((b,), t)
-    lengths[0] -= int(padded)
+    lengths_B = None if min(lengths) == t else torch.tensor(lengths)
     masked, labels = torch.arange(k), torch.randint(5, 300, (k,))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(ids, segments, lengths if padded else None, masked, labels, torch.ones(b, dtype=torch.long))
+        model(ids, segments, lengths_B, masked, labels, torch.ones(b, dtype=torch.long))
     return sum(storage.nbytes() for storage in found.values())
 
 
@@ -107,7 +111,7 @@ def test_states_are_those_of_tensors_made_as_the_stage_shards_them(stage: int, p
     config, world = small(), 4
     low = torch.bfloat16 if precision == "bf16" and stage else torch.float32
     numbers = count_parameters(config)["total"]
-    kept = activations(config, Piece(4, 20, 80, 12), low.itemsize)
+    kept = activations(config, piece_of(np.full(4, 20), 12, gpu=False), low.itemsize)
     held = memory(config, kept, precision=precision, stage=stage, world=world, accumulation=2, gpu=False)
     share = numbers / world
 
@@ -127,7 +131,7 @@ def test_states_are_those_of_tensors_made_as_the_stage_shards_them(stage: int, p
 
 def test_more_devices_and_higher_stages_hold_less_of_the_states():
     config = small()
-    kept = activations(config, Piece(4, 20, 80, 12), 2)
+    kept = activations(config, piece_of(np.full(4, 20), 12, gpu=False), 2)
 
     def states(stage: int, world: int) -> float:
         held = memory(config, kept, precision="bf16", stage=stage, world=world, accumulation=1, gpu=True)
@@ -139,7 +143,7 @@ def test_more_devices_and_higher_stages_hold_less_of_the_states():
 
 def test_a_gpu_reserves_the_whole_bucket_and_a_cpu_what_it_writes():
     config = small()
-    kept = activations(config, Piece(4, 20, 80, 12), 2)
+    kept = activations(config, piece_of(np.full(4, 20), 12, gpu=False), 2)
     settings = {"precision": "bf16", "stage": 2, "world": 2, "accumulation": 2}
     assert memory(config, kept, gpu=True, **settings).peak > 2 * BUCKET
     assert memory(config, kept, gpu=False, **settings).peak < 0.1 * BUCKET
@@ -154,11 +158,22 @@ def test_a_step_is_cut_as_training_cuts_it(tmp_path: Path, world: int):
     recipe = recipe_file.build(
         {"corpus": {"max_len": 40}, "training": {"global_batch_size": 64, "micro_batch_tokens": 256}}
     )
-    work = workload(recipe, whole.lengths_of(encoded, recipe), world)
+    work = workload(recipe, whole.lengths_of(encoded, recipe), world, gpu=False)
     assert work.accumulation == accumulation_for(encoded, "train", 64, world, 256)
     assert work.padded <= work.accumulation * 256
-    assert work.real <= work.padded
+    assert work.real <= work.rows <= work.padded + 64 * work.accumulation
     assert sum(piece.samples for piece in work.pieces) / work.steps * world == pytest.approx(64)
+
+
+def test_a_cpu_packs_a_micro_batch_as_the_model_does_and_a_gpu_computes_its_padding():
+    lengths = np.array([8, 10, 12, 14, 18, 20, 22, 24])
+    packing = Packing(torch.from_numpy(lengths), 24, torch.float32)
+    piece = piece_of(lengths, 20, gpu=False)
+    assert piece.rows == packing.pack(torch.zeros(8, 24, 4)).shape[0]
+    assert piece.attended == packing.group(torch.zeros(int(piece.rows), 4)).shape[0]
+    assert piece.square == sum(group.n * group.t**2 for group in packing.groups)
+    on_gpu = piece_of(lengths, 20, gpu=True)
+    assert (on_gpu.rows, on_gpu.attended, on_gpu.square) == (8 * 24, 8 * 24, 8 * 24**2)
 
 
 def test_assumed_lengths_are_cut_and_have_their_median():
@@ -174,12 +189,16 @@ def test_a_step_takes_the_time_of_its_parts_and_more_devices_less():
     device = device_of("cpu", 1e12)
     rates = assumed_rates(device, config, "bf16")
     lengths = assumed_lengths(128)
-    one, eight = (timing.step_time(recipe, config, workload(recipe, lengths, n), device, rates, "bf16") for n in (1, 8))
+    one, eight = (
+        timing.step_time(recipe, config, workload(recipe, lengths, n, gpu=False), device, rates, "bf16") for n in (1, 8)
+    )
     assert one.collectives == 0
-    assert one.compute == one.products + one.elements + one.update
+    assert one.compute == pytest.approx((one.products + one.elements + one.update) * (1 + timing.RAY_SHARE))
     assert eight.products == pytest.approx(one.products / 8, rel=0.15)
     assert eight.step == eight.compute + eight.collectives
-    slow = timing.step_time(recipe, config, workload(recipe, lengths, 8), device, Rates(1e18, 1e18, 1e18, 1e18), "bf16")
+    slow = timing.step_time(
+        recipe, config, workload(recipe, lengths, 8, gpu=False), device, Rates(1e18, 1e18, 1e18, 1e18), "bf16"
+    )
     assert slow.bound == "collectives"
 
 

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LENGTH_STEP = 8  # a group holds lengths between two multiples of this
-_ROW_STEP = 64  # M is a multiple: matrix products of a new size are compiled by oneDNN, 3 ms each
-_LEAST_SHARE = 0.04  # of padding that is worth the copies
+LENGTH_STEP = 8  # a group holds lengths between two multiples of this
+ROW_STEP = 64  # M is a multiple: matrix products of a new size are compiled by oneDNN, 3 ms each
+LEAST_SHARE = 0.04  # of padding that is worth the copies
 
 
 class _Rows(NamedTuple):
@@ -67,10 +67,10 @@ class Packing:
         self.groups: list[Group] = []
         starts = (lengths_B.cumsum(0) - lengths_B).tolist()
         rows_of_groups, at = [torch.empty(0, dtype=torch.int64)], 0
-        numbered = ((-(-length // _LENGTH_STEP), i) for i, length in enumerate(lengths) if length)
+        numbered = ((-(-length // LENGTH_STEP), i) for i, length in enumerate(lengths) if length)
         for steps, members in groupby(numbered, key=lambda one: one[0]):
             samples = [i for _, i in members]
-            t = min(steps * _LENGTH_STEP, positions)
+            t = min(steps * LENGTH_STEP, positions)
             first_n, length_n = torch.tensor([starts[i] for i in samples]), lengths_B[samples]
             real_nt = torch.arange(t) < length_n[:, None]
             rows_of_groups.append(torch.where(real_nt, first_n[:, None] + torch.arange(t), -1).reshape(-1))
@@ -80,7 +80,7 @@ class Packing:
                 bias_n11t = torch.zeros(real_nt.shape, dtype=dtype).masked_fill_(~real_nt, lowest)[:, None, None]
             self.groups.append(Group(at, len(samples), t, bias_n11t))
             at += len(samples) * t
-        self._rows = self.n_real + -self.n_real % _ROW_STEP
+        self._rows = self.n_real + -self.n_real % ROW_STEP
         real_X = real_BT.reshape(-1)  # X = B·T
         self._flat, self._packed = _both_ways(torch.where(real_X, real_X.cumsum(0) - 1, -1), self._rows)
         self._grouped, self._ungrouped = _both_ways(torch.cat(rows_of_groups), self._rows)
@@ -121,6 +121,6 @@ def find_packing(lengths_B: Tensor | None, x_BTH: Tensor) -> Packing | None:
         return None
     positions = x_BTH.shape[0] * x_BTH.shape[1]
     real = int(lengths_B.sum())
-    if not real or positions - real < _LEAST_SHARE * positions:
+    if not real or positions - real < LEAST_SHARE * positions:
         return None
     return Packing(lengths_B.long().cpu(), x_BTH.shape[1], x_BTH.dtype)

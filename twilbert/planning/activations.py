@@ -1,7 +1,7 @@
 """Bytes that a forward pass keeps for its backward, part by part, from what the code of model/ really saves.
 
-Letters: T tokens of a sample, M = B·T positions of the micro-batch, H hidden, A channels of all heads, N heads, E
-embedding; s = bytes of a number in the compute type (2 or 4). Per position, in numbers of s bytes:
+Letters: T tokens of a sample, M rows of the micro-batch, H hidden, A channels of all heads, N heads, E embedding;
+s = bytes of a number in the compute type (2 or 4). Per row, in attention per position of it, in numbers of s bytes:
 
     attention   3A queries, keys, values · A its output before the projection · N·T softmax (not on a GPU: fused)
                 A more where nothing is padded (scaled queries)
@@ -52,32 +52,32 @@ class Activations:
 
 def activations(config: ModelConfig, piece: Piece, number: int, *, gpu: bool = False) -> Activations:
     """What a micro-batch keeps; `number` is bytes of a number in the compute type."""
-    m, t = piece.padded, piece.length
+    m = piece.rows
     h, e, a, heads = config.hidden_size, config.embedding_size, config.attention_width, config.n_heads
     n_memory = len(config.memory_layers)
     layers, plain = config.n_encoders, config.n_encoders - n_memory
-    is_padded = piece.real < m
-    scores = 4 * heads / number if gpu else heads * t  # the fused kernel keeps a log-sum in fp32
-    attention = 4 * a + scores + (0 if is_padded or gpu else a)
+    is_padded = piece.real < piece.attended
+    scores = 4 * heads / number * m if gpu else heads * piece.square  # the fused kernel keeps a log-sum in fp32
+    attention = a * m + (3 if is_padded or gpu else 4) * a * piece.attended + scores
     dropout = 2 * h * (1 / number if gpu else 1) if config.output_dropout else 0
     projection = (e + h) if config.factorize_embeddings else 0
     numbers = {
-        "embeddings": h + projection,
+        "embeddings": (h + projection) * piece.padded,
         "attention": layers * attention,
-        "norms": layers * (4 * h + 2 * 2 * (4 / number if gpu else 1)),
-        "feed_forward": plain * 8 * h,
-        "dropout": layers * dropout - n_memory * dropout / 2,
+        "norms": layers * (4 * h + 2 * 2 * (4 / number if gpu else 1)) * m,
+        "feed_forward": plain * 8 * h * m,
+        "dropout": (layers * dropout - n_memory * dropout / 2) * m,
     }
-    parts = {name: value * m * number for name, value in numbers.items()}
-    parts["embeddings"] += _INDEX_BYTES * m
+    parts = {name: value * number for name, value in numbers.items()}
+    parts["embeddings"] += _INDEX_BYTES * piece.padded
     parts["memory"] = n_memory * _memory(config, piece, number, is_padded=is_padded)
     v, k = config.vocab_size, piece.masked
     parts["vocabulary_head"] = k * (number * (v + h) + 32)
     rows = 2.0 * 4 * v * min(_ROWS["gpu" if gpu else "cpu"], k)
     # In bf16 the bias gradient sums an fp32 copy of all logits' gradients.
     head = max(rows, number * v * h + (2 * number * k * v if number == 2 else 0))
-    softmax = 0 if gpu else heads * t
-    block = number * m * max(4 * h, 2 * softmax - 11 * h) + (20 if number == 2 else 4) * h * h
+    softmax = 0 if gpu else heads * piece.square
+    block = number * max(4 * h * m, 2 * softmax - 11 * h * m) + (20 if number == 2 else 4) * h * h
     return Activations(parts, head, block, *_memory_backward(config, piece, number))
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from twilbert.model.config import ModelConfig
-from twilbert.model.encoder import EncoderBlock, Padding
+from twilbert.model.encoder import EncoderBlock, find_padding
 from twilbert.model.heads import MaskedLMHead
 from twilbert.model.losses import token_cross_entropy
 from twilbert.model.memory import ProductKeyMemory
+from twilbert.model.packing import find_packing
 from twilbert.planning.devices import Device
 from twilbert.planning.operations import element_bytes, flops_by_part
 from twilbert.planning.workload import Piece
@@ -61,15 +62,12 @@ def measured_rates(config: ModelConfig, piece: Piece, precision: str) -> Rates:
     micro-batch has: oneDNN compiles its products anew for each shape.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    t = max(_REPEATS + 3, round(piece.length))
-    b = max(1, round(piece.padded / t))
-    positions = b * t
-    gemm = _gemm_rate(positions, config.hidden_size, dtype)
+    gemm = _gemm_rate(round(piece.rows), config.hidden_size, dtype)
     one = ModelConfig.from_dict(config.to_dict() | {"n_encoders": 1, "pkm": False})
-    seconds = positions * _block_seconds(one, b, t, dtype, is_padded=piece.real < piece.padded)
-    flops = flops_by_part(one, positions, 0, positions * t)
+    seconds = piece.rows * _block_seconds(one, piece, dtype)
+    flops = flops_by_part(one, piece.rows, 0, piece.square)
     in_products = (flops["attention"] + flops["feed_forward"] + flops["scores"]) / gemm
-    elements = element_bytes(one, positions, positions * t, dtype.itemsize, gpu=False, embeddings=False)
+    elements = element_bytes(one, piece, dtype.itemsize, gpu=False, embeddings=False)
     return Rates(
         matrix=gemm,
         head=_head_rate(config, max(_REPEATS + 3, round(piece.masked)), dtype),
@@ -80,18 +78,23 @@ def measured_rates(config: ModelConfig, piece: Piece, precision: str) -> Rates:
     )
 
 
-def _block_seconds(config: ModelConfig, b: int, t: int, dtype: torch.dtype, *, is_padded: bool) -> float:
-    """Seconds of a position, forward and backward."""
+def _block_seconds(config: ModelConfig, piece: Piece, dtype: torch.dtype) -> float:
+    """Seconds of a row, forward and backward, of samples whose lengths spread evenly about the piece's mean."""
     block = EncoderBlock(config, memory=False).to(dtype)
+    b, longest = max(1, round(piece.samples)), max(_REPEATS + 3, round(piece.longest))
+    shortest = max(1, round(2 * piece.real / piece.samples) - longest)
+    rows: list[int] = []
 
     def work(fewer: int) -> Callable[[], object]:
-        x_BTH = torch.randn(b, t - fewer, config.hidden_size, dtype=dtype, requires_grad=True)
-        lengths_B = torch.full((b,), t - fewer)
-        lengths_B[0] -= 1
-        padding = Padding(lengths_B, t - fewer, x_BTH) if is_padded else None
-        return lambda: block(x_BTH, padding).sum().backward()
+        lengths_B = torch.linspace(shortest, longest, b).round().long().sub(fewer).clamp(min=1)
+        x_BTH = torch.randn(b, longest - fewer, config.hidden_size, dtype=dtype)
+        packing = find_packing(lengths_B, x_BTH)
+        x = (x_BTH if packing is None else packing.pack(x_BTH)).requires_grad_()
+        rows.append(x.shape[:-1].numel())
+        padding = packing or find_padding(lengths_B, x_BTH)
+        return lambda: block(x, padding).sum().backward()
 
-    return _seconds_each(work, lambda fewer: b * (t - fewer))
+    return _seconds_each(work, lambda _: rows[-1])
 
 
 def _gemm_rate(rows: int, h: int, dtype: torch.dtype) -> float:

@@ -14,10 +14,10 @@ UPDATE_VECTORS = {"adam": 7, "adamw": 7, "lamb": 10}
 """fp32 vectors that an optimiser's step reads and writes: gradient, weights and moments; LAMB in two passes."""
 
 
-def flops_by_part(config: ModelConfig, tokens: float, masked: float, squares: float = 0.0) -> dict[str, float]:
+def flops_by_part(config: ModelConfig, tokens: float, masked: float, square: float = 0.0) -> dict[str, float]:
     """FLOPs of forward and backward, 6 a weight and token; all but "scores" add up to `train.flops.useful_flops`.
 
-    `squares`: the sum of T² over the samples, which the products of queries with keys and of weights with values cost.
+    `square`: the sum of T² over the samples, which the products of queries with keys and of weights with values cost.
     """
     h, a = config.hidden_size, config.attention_width
     n_memory = len(config.memory_layers)
@@ -29,32 +29,28 @@ def flops_by_part(config: ModelConfig, tokens: float, masked: float, squares: fl
     }
     parts = {name: 6.0 * weights for name, weights in parts.items()}
     parts["memory"] = useful_flops(config, tokens, masked) - sum(parts.values()) if n_memory else 0.0
-    return parts | {"scores": 12.0 * config.n_encoders * a * squares}
-
-
-def squares(pieces: list[Piece] | tuple[Piece, ...]) -> list[float]:
-    """T² summed over the samples of each micro-batch."""
-    return [piece.padded * piece.length for piece in pieces]
+    return parts | {"scores": 12.0 * config.n_encoders * a * square}
 
 
 def executed_flops(config: ModelConfig, work: Workload) -> dict[str, float]:
-    """What one worker's step computes, padding and scores included, by part."""
-    return flops_by_part(config, work.padded, work.masked, work.mean(squares(work.pieces)))
+    """What one worker's step computes, scores included, by part."""
+    return flops_by_part(config, work.rows, work.masked, work.square)
 
 
 def element_bytes(
-    config: ModelConfig, padded: float, square: float, number: int, *, gpu: bool, embeddings: bool = True
+    config: ModelConfig, work: Piece | Workload, number: int, *, gpu: bool, embeddings: bool = True
 ) -> float:
     """Bytes that norms, gelu, softmax, sums and copies read and write, forward and backward, over all layers.
 
-    Per position and layer 42H (of them 20H gelu) and 20A; softmax 5N·T, none of it in a GPU's fused kernel; 20E for the
-    sum of the three tables and the gradients of their rows.
+    Per layer 42H (of them 20H gelu) a row and 20A a position of attention; softmax 5N·T, none of it in a GPU's fused
+    kernel; 20E for the sum of the three tables and the gradients of their rows.
     """
     h, a = config.hidden_size, config.attention_width
-    softmax = 0 if gpu else 5 * config.n_heads * square
+    softmax = 0 if gpu else 5 * config.n_heads * work.square
     memory = len(config.memory_layers) / config.n_encoders * 20 * h  # no gelu there
-    tables = 20 * config.embedding_size * padded if embeddings else 0
-    return number * (config.n_encoders * ((42 * h - memory + 20 * a) * padded + softmax) + tables)
+    tables = 20 * config.embedding_size * work.padded if embeddings else 0
+    block = (42 * h - memory) * work.rows + 20 * a * work.attended + softmax
+    return number * (config.n_encoders * block + tables)
 
 
 def accumulation_bytes(parameters: float, precision: str, stage: int) -> float:

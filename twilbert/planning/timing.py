@@ -20,7 +20,6 @@ from twilbert.planning.operations import (
     accumulation_bytes,
     element_bytes,
     executed_flops,
-    squares,
     update_bytes,
 )
 from twilbert.planning.workload import Workload
@@ -32,6 +31,8 @@ LATENCY_S = 20e-6
 """Of one hop of a collective; there are 2·log2(N)."""
 KERNELS_A_LAYER = 60
 """Forward and backward of a block; as many for head, embeddings and loss together."""
+RAY_SHARE = 0.08
+"""More time for a step on CPUs: Ray's processes wake beside cores that all compute (tools/bench_overhead.py)."""
 READ_SAMPLES_S = 300_000.0
 """Samples a second that one Ray Data task reads, sorts and cuts."""
 MASK_TOKENS_S = 2_000_000.0
@@ -49,11 +50,13 @@ class StepTime:
     collectives: float
     data: float
     launch: float
+    beside: float
+    """What Ray's processes take from a CPU's cores."""
 
     @property
     def compute(self) -> float:
         """All that a device does alone."""
-        return max(self.products + self.elements, self.launch) + self.update
+        return max(self.products + self.elements, self.launch) + self.update + self.beside
 
     @property
     def step(self) -> float:
@@ -79,15 +82,19 @@ def step_time(
     flops = executed_flops(config, work)
     head = flops.pop("vocabulary_head")
     memory = len(config.memory_layers) * rates.memory_token * work.real
-    elements = element_bytes(config, work.padded, work.mean(squares(work.pieces)), number, gpu=gpu)
+    elements = element_bytes(config, work, number, gpu=gpu)
     moved = work.accumulation * accumulation_bytes(parameters, precision, stage)
     moved += update_bytes(recipe, parameters, precision, stage, work.world)
     read = recipe.training.global_batch_size / (work.world if recipe.corpus.lanes > 1 else 1)
+    products = sum(flops.values()) / rates.matrix + head / rates.head
+    elements = elements / rates.element + memory
+    update = moved / rates.stream
     return StepTime(
         world=work.world,
-        products=sum(flops.values()) / rates.matrix + head / rates.head,
-        elements=elements / rates.element + memory,
-        update=moved / rates.stream,
+        products=products,
+        elements=elements,
+        update=update,
+        beside=0.0 if gpu else RAY_SHARE * (products + elements + update),
         collectives=_collectives(config, stage, number, parameters, work, device),
         data=read / READ_SAMPLES_S + work.real / MASK_TOKENS_S,
         launch=work.accumulation * (config.n_encoders + 1) * KERNELS_A_LAYER * device.launch,

@@ -36,7 +36,7 @@ def lengths_of(encoded: EncodedCorpus | None, recipe: Recipe, tweet_tokens: floa
 
 def measured_rates(recipe: Recipe, config: ModelConfig, lengths: np.ndarray, precision: str) -> Rates:
     """This machine's rates for the recipe's model at the middle micro-batch of one worker."""
-    pieces = sorted(workload(recipe, lengths, 1).pieces, key=lambda piece: piece.length)
+    pieces = sorted(workload(recipe, lengths, 1, gpu=False).pieces, key=lambda piece: piece.longest)
     return calibration.measured_rates(config, pieces[len(pieces) // 2], precision)
 
 
@@ -58,14 +58,15 @@ def make_plan(
     """
     rates = rates or calibration.assumed_rates(device, config, precision)
     training = recipe.training
-    work = workload(recipe, lengths, devices)
+    gpu = device.kind != "cpu"
+    work = workload(recipe, lengths, devices, gpu=gpu)
     number = 2 if precision == "bf16" and training.zero_stage else 4
     parameters = count_parameters(config)
     times, own_time = [], None
     for world in sorted({*SIZES, devices}):
         if world > training.global_batch_size:  # a worker would have no sample
             continue
-        here = work if world == devices else workload(recipe, lengths, world)
+        here = work if world == devices else workload(recipe, lengths, world, gpu=gpu)
         row = _time_row(recipe, config, here, device, rates, precision)
         times.append(row)
         own_time = row if world == devices else own_time
@@ -139,7 +140,7 @@ def _memory(
         tokens = int(recipe.training.micro_batch_tokens * share)
         if tokens < lengths[-1]:
             continue
-        load = workload(recipe, lengths, work.world, tokens)
+        load = workload(recipe, lengths, work.world, tokens, gpu=gpu)
         peaks = {f"stage_{stage}": at(stage, load).peak + device.reserve for stage in STAGES}
         sizes.append({"micro_batch_tokens": tokens, "accumulation": load.accumulation, **peaks})
     used = own.peak + device.reserve
@@ -232,6 +233,7 @@ def assumptions(device: Device, rates: Rates, config: ModelConfig, has_corpus: b
             f"DeepSpeed's bucket of {BUCKET:,} numbers is reserved where the stage uses one",
         ]
     else:
+        said.append(f"Ray's processes, beside cores that all compute, make a step {timing.RAY_SHARE:.0%} longer")
         said.append(
             "resident memory counts what is in use: glibc keeps freed blocks in its arenas and oneDNN up to 1,024 "
             "compiled products, together several times as much; MALLOC_MMAP_MAX_=65536, MALLOC_MMAP_THRESHOLD_=65536, "

@@ -5,16 +5,18 @@ Lengths come from the encoded corpus where there is one, else from a stated dist
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
-from twilbert.data.cut import cut_for, padded
+from twilbert.data.cut import cut_for
 from twilbert.data.objectives import span_budget
 from twilbert.data.stream import least_accumulation, typical_steps
 from twilbert.errors import UsageError
+from twilbert.model.packing import LEAST_SHARE, LENGTH_STEP, ROW_STEP
 from twilbert.recipe import Recipe
 
 SPREAD = 0.6  # standard deviation of the logarithm of a tweet's tokens, where no corpus tells
@@ -25,17 +27,37 @@ _DRAWN = 4096
 
 @dataclass(frozen=True)
 class Piece:
-    """A micro-batch: `samples` of up to `length` tokens, `masked` positions for the masked-LM head."""
+    """A micro-batch, as it is cut and as a device computes it: padded, or packed (model/packing.py)."""
 
     samples: float
-    length: float
+    longest: float
+    """Tokens of its longest sample."""
     real: float
+    """Tokens of all samples."""
     masked: float
+    """Positions for the masked-LM head."""
+    rows: float
+    """Positions of norms and linear maps."""
+    attended: float
+    """Positions of attention."""
+    square: float
+    """The sum over samples of their positions in attention, squared."""
 
     @property
     def padded(self) -> float:
-        """Positions that are computed."""
-        return self.samples * self.length
+        """Positions with every sample as long as the longest."""
+        return self.samples * self.longest
+
+
+def piece_of(lengths: np.ndarray, masked: float, *, gpu: bool) -> Piece:
+    """The micro-batch of samples of those lengths; on a CPU it is packed where that is worth it."""
+    n, longest, real = len(lengths), int(lengths.max()), int(lengths.sum())
+    padded = n * longest
+    if gpu or padded - real < LEAST_SHARE * padded:
+        return Piece(n, longest, real, masked, rows=padded, attended=padded, square=padded * longest)
+    grouped = np.minimum(-(-lengths // LENGTH_STEP) * LENGTH_STEP, longest).astype(float)
+    rows = -(-real // ROW_STEP) * ROW_STEP
+    return Piece(n, longest, real, masked, rows, float(grouped.sum()), float((grouped**2).sum()))
 
 
 @dataclass(frozen=True)
@@ -60,8 +82,23 @@ class Workload:
 
     @property
     def padded(self) -> float:
-        """Computed positions of one worker's step."""
+        """Positions of one worker's step, padding included."""
         return self.mean([piece.padded for piece in self.pieces])
+
+    @property
+    def rows(self) -> float:
+        """Positions of norms and linear maps in one worker's step."""
+        return self.mean([piece.rows for piece in self.pieces])
+
+    @property
+    def attended(self) -> float:
+        """Positions of attention in one worker's step."""
+        return self.mean([piece.attended for piece in self.pieces])
+
+    @property
+    def square(self) -> float:
+        """`Piece.square` of one worker's step."""
+        return self.mean([piece.square for piece in self.pieces])
 
     @property
     def masked(self) -> float:
@@ -87,8 +124,10 @@ def assumed_lengths(max_len: int, tweet_tokens: float = TWEET_TOKENS) -> np.ndar
     return np.sort(tweets(first) + tweets(second)).astype(np.int64) + _SPECIAL
 
 
-def workload(recipe: Recipe, lengths: np.ndarray, world: int, micro_batch_tokens: int | None = None) -> Workload:
-    """How a step of `recipe` is cut among `world` workers.
+def workload(
+    recipe: Recipe, lengths: np.ndarray, world: int, micro_batch_tokens: int | None = None, *, gpu: bool
+) -> Workload:
+    """How a step of `recipe` is cut among `world` workers, and what their GPUs or CPUs compute of it.
 
     `lengths`: ascending lengths of typical samples; `micro_batch_tokens` replaces the recipe's. UsageError when one is
     longer than a micro-batch may be.
@@ -108,10 +147,7 @@ def workload(recipe: Recipe, lengths: np.ndarray, world: int, micro_batch_tokens
     for step in steps:
         edges = cut_for(sharers)(step, sharers * accumulation)
         masked = span_budget(np.maximum(step - _SPECIAL, 1), recipe.objective.masked_lm.budget)
-        costs, counts = padded(step, edges), np.diff(edges)
-        for number, (cost, count) in enumerate(zip(costs.tolist(), counts.tolist(), strict=True)):
-            inside = slice(int(edges[number]), int(edges[number + 1]))
-            if count:
-                real, hidden = float(step[inside].sum()), float(masked[inside].sum())
-                pieces.append(Piece(count, cost / count, real, hidden))
+        for first, end in itertools.pairwise(edges.tolist()):
+            if end > first:
+                pieces.append(piece_of(step[first:end], float(masked[first:end].sum()), gpu=gpu))
     return Workload(world, accumulation, tuple(pieces), len(steps) * sharers)
