@@ -30,10 +30,12 @@ for number in 1 2 3; do
     ip -n host$number address add 10.77.0.$number/24 dev eth0
     ip -n host$number link set eth0 up
     ip -n host$number link set lo up
-    mkdir -p {folder}/home$number
+    mkdir -p {folder}/home1/ray {folder}/home$number/ray
     nsenter --net=/run/netns/host$number unshare --mount --pid --fork --kill-child --mount-proc --uts bash -c "
         hostname host$number
         mount --bind {folder}/hosts /etc/hosts
+        # Ray's session has the head's path everywhere, and on every host a folder of its own behind it
+        mount --bind {folder}/home$number/ray {folder}/home1/ray
         touch {folder}/up$number
         while true; do sleep 1; done" &
     echo $! > {folder}/pid$number

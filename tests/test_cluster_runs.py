@@ -28,7 +28,13 @@ from twilbert.train.tracking import read_metrics
 pytestmark = pytest.mark.slow
 TIMEOUT = 1500  # seconds; the work is a minute or two on an idle machine
 SMALL = ["training.global_batch_size=32", "training.micro_batch_tokens=512", "tracking.mode=disabled"]
-FEW_STEPS = [*SMALL, "training.max_steps=4", "training.eval_steps=4", "training.save_steps=4"]
+FEW_STEPS = [
+    *SMALL,
+    "training.warmup_steps=1",
+    "training.max_steps=4",
+    "training.eval_steps=4",
+    "training.save_steps=4",
+]
 # Exit code 0 when all three hosts are in the cluster.
 ALL_JOINED = 'import ray; ray.init("10.77.0.1:6379", logging_level="ERROR"); raise SystemExit(len(ray.nodes()) != 3)'
 
@@ -175,6 +181,7 @@ def test_the_tiny_rayjob_trains_to_the_end_and_a_pod_that_ends_leaves_a_checkpoi
 
 
 _ON_PREMISES = """
+export RAY_AUTH_MODE=token
 host 1 ray get-auth-token --generate > {shared}/token
 for machine in 2 3; do cp -r {home1}/.ray {folder}/home$machine/; done
 host 1 bash -ic '{stop}; {start}'
@@ -199,7 +206,7 @@ def test_the_commands_of_the_machines_on_premises_make_a_cluster_that_trains(hos
     _, *overrides = written_commands()["on-premises.yaml"]
     fewer = {"cluster.num_workers=16": "cluster.num_workers=2", "cluster.use_gpu=true": "cluster.use_gpu=false"}
     assert fewer.keys() <= set(overrides)
-    words = ["python", "-m", "twilbert.pretrain", str(world / "small.yaml"), *(fewer.get(o, o) for o in overrides)]
+    words = ["python", "-m", "twilbert.pretrain", "/shared/small.yaml", *(fewer.get(o, o) for o in overrides)]
     stop, start = config["head_start_ray_commands"]
     script = _ON_PREMISES.format(
         stop=stop,
