@@ -10,10 +10,10 @@ stream, no tracking. "beside Ray" is that loop while a Ray Train whose one worke
 own processes, ten or more, take from cores that all compute.
 
 A machine's speed drifts by more than what is measured here, so all take turns every few steps: while one computes,
-every process of the others is stopped (SIGSTOP). The step in which a command was stopped is not counted. Each step is
-compared with the same step of the loop in the same turn. Then two processes train one micro-batch a step at every ZeRO
-stage, and the bytes that a rank puts into collectives are counted. Exit 1 when one worker is over 3 % slower than the
-loop.
+every process of the others is stopped (SIGSTOP). The first step of a turn, in which a command was stopped, is not
+counted for anyone. Each step is compared with the same step of the loop in the same turn. Then two processes train one
+micro-batch a step at every ZeRO stage, and the bytes that a rank puts into collectives are counted. Exit 1 when the
+fewest workers are over 3 % slower than the loop.
 
 With as many --threads as cores, everything that Ray's processes do is taken from the step; with one fewer, what is left
 is the chain's own cost.
@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,6 +58,7 @@ from twilbert.train.shards import Fragment
 
 BOUND = 0.03
 BARE, BESIDE, COMMAND = "bare loop", "bare loop beside Ray", "twilbert-pretrain"
+POLL_S = 0.2  # between two looks at a command's metrics: to look costs the command time
 WARM_UP_STEPS = 4  # steps before the first turn: memory grows, the stream fills its buffer
 
 
@@ -147,27 +148,39 @@ class Stopped:
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
-        self._send(signal.SIGSTOP)
+        self.stop()
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """All of them go on."""
-        self._send(signal.SIGCONT)
+        self.release()
         try:
             yield
         finally:
-            self._send(signal.SIGSTOP)
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop them, those too that are started meanwhile."""
+        stopped: set[int] = set()
+        while new := [process for process in self._all() if process.pid not in stopped]:
+            _send(new, signal.SIGSTOP)
+            stopped |= {process.pid for process in new}
 
     def release(self) -> None:
-        """Let them go on for good."""
-        self._send(signal.SIGCONT)
+        """Let them go on."""
+        _send(self._all(), signal.SIGCONT)
 
-    def _send(self, number: signal.Signals) -> None:
-        for process in [self._root, *self._root.children(recursive=True)]:
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:  # it ended meanwhile
-                continue
+    def _all(self) -> list[psutil.Process]:
+        try:
+            return [self._root, *self._root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+
+def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            process.send_signal(number)
 
 
 class Command:
@@ -181,8 +194,19 @@ class Command:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
         self._metrics = Path(folder, "measured", "metrics.jsonl")
+
+    def __enter__(self) -> Command:
         self._await(WARM_UP_STEPS)
         self._stopped = Stopped(self._process.pid)
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        """Let it come to its end; after a fault, end it."""
+        self._stopped.release()
+        if fault[0] is not None:
+            self._process.terminate()
+        if self._process.wait() and fault[0] is None:
+            self._fail()
 
     def take(self, steps: int) -> list[dict[str, float]]:
         """Rows of metrics of the next steps, without the one that was under way."""
@@ -191,12 +215,6 @@ class Command:
             rows = self._await(before + 1 + steps)
         return rows[before + 1 : before + 1 + steps]
 
-    def end(self) -> None:
-        """Let it come to its end."""
-        self._stopped.release()
-        if self._process.wait():
-            raise SystemExit(f"{' '.join(self._command)}\n{self._log.read_text()}")
-
     def _rows(self) -> list[dict[str, float]]:
         written = self._metrics.read_text().split("\n")[:-1] if self._metrics.exists() else []
         return [row for row in map(json.loads, written) if "speed/step_seconds" in row]
@@ -204,9 +222,12 @@ class Command:
     def _await(self, count: int) -> list[dict[str, float]]:
         while len(rows := self._rows()) < count:
             if self._process.poll() is not None:
-                raise SystemExit(f"{' '.join(self._command)}\n{self._log.read_text()}")
-            time.sleep(0.01)
+                self._fail()
+            time.sleep(POLL_S)
         return rows
+
+    def _fail(self) -> None:
+        raise SystemExit(f"{' '.join(self._command)}\n{self._log.read_text()}")
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
@@ -226,12 +247,14 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
 
 
 def compare(args: argparse.Namespace, recipe: Recipe, encoded: EncodedCorpus, precision: str) -> dict[str, Any]:
-    """{what: [[seconds of a step, …] of each turn]} beside {"bare": those of the loop}; for each number of workers."""
+    """{workers: {arm: seconds of every step that counts}}; "waits" and "tokens" of the same steps beside them."""
     kept = {} if recipe.cluster.use_gpu else allocator_environment()  # the loop's allocator is the worker's
     arms = Arms(args.threads, {BARE: (bare_turn, (recipe, encoded, precision))}, {BARE: kept})
 
     def loop(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-        return [arms.take(BARE, int(row["step"])) for row in rows]
+        steps = [int(row["step"]) for row in rows]
+        arms.take(BARE, steps[0])  # as the command, which lost its first step
+        return [arms.take(BARE, step) for step in steps]
 
     found: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -240,21 +263,24 @@ def compare(args: argparse.Namespace, recipe: Recipe, encoded: EncodedCorpus, pr
         idle = Stopped(stack.enter_context(idle_ray()))
         stack.callback(idle.release)
         for workers in args.workers:
+            taken: dict[str, list[float]] = {BARE: [], BESIDE: [], COMMAND: [], "waits": [], "tokens": []}
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            command = Command(args, precision, workers, folder)
-            turns = found[f"workers {workers}"] = {BARE: [], BESIDE: [], COMMAND: [], "waits": [], "tokens": []}
-            for number in range(args.repeats):
-                rows = command.take(args.steps)
-                alone = loop(rows)
-                with idle.running():
-                    beside = loop(rows)
-                turns[COMMAND].append([row["speed/step_seconds"] for row in rows])
-                turns["waits"] += [row["speed/data_wait_share"] for row in rows]
-                turns[BARE].append([one["seconds"] for one in alone])
-                turns["tokens"].append([one["real"] for one in alone])
-                turns[BESIDE].append([one["seconds"] for one in beside])
-                cli.say(f"workers {workers}: turn {number + 1} of {args.repeats}")
-            command.end()
+            with Command(args, precision, workers, folder) as command:
+                for number in range(args.repeats):
+                    rows = command.take(args.steps)
+                    if number % 2:
+                        alone = loop(rows)
+                    with idle.running():
+                        beside = loop(rows)
+                    if not number % 2:
+                        alone = loop(rows)
+                    taken[COMMAND] += [row["speed/step_seconds"] for row in rows]
+                    taken["waits"] += [row["speed/data_wait_share"] for row in rows]
+                    taken[BARE] += [one["seconds"] for one in alone]
+                    taken["tokens"] += [one["real"] for one in alone]
+                    taken[BESIDE] += [one["seconds"] for one in beside]
+                    cli.say(f"workers {workers}: turn {number + 1} of {args.repeats}")
+            found[str(workers)] = taken
     return found
 
 
@@ -300,20 +326,19 @@ def all_stages(args: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
 
 def report(figures: dict[str, Any]) -> float:
     """Print the tables; how much slower the command is with the fewest workers."""
-    rows, slower = [], []
-    for workers, turns in figures["turns"].items():
-        bare, tokens = flat(turns[BARE]), flat(turns["tokens"])
+    rows, slower = [], {}
+    for workers, taken in figures["steps"].items():
+        bare, tokens = taken[BARE], taken["tokens"]
         for name in (BARE, BESIDE, COMMAND):
-            taken = flat(turns[name])
-            ratio = statistics.median(a / b for a, b in zip(taken, bare, strict=True)) - 1
-            rate = statistics.median(n / seconds for n, seconds in zip(tokens, taken, strict=True))
-            wait = f"{100 * statistics.median(turns['waits']):.3f} %" if name == COMMAND else ""
-            more = "" if name == BARE else f"{100 * ratio:+.1f} %"
-            shown = f"{name}, {workers}" if name == COMMAND else name
-            rows.append([shown, f"{rate:,.0f}", f"{statistics.median(taken):.3f}", more, wait])
-        slower.append(ratio)
-    steps = len(flat(next(iter(figures["turns"].values()))[BARE]))
-    print(f"{figures['recipe']}, {figures['precision']}, threads {figures['threads']}, medians of {steps} steps")
+            ratio = statistics.median(a / b for a, b in zip(taken[name], bare, strict=True)) - 1
+            rate = statistics.median(n / seconds for n, seconds in zip(tokens, taken[name], strict=True))
+            row = [name, f"{rate:,.0f}", f"{statistics.median(taken[name]):.3f}", f"{100 * ratio:+.1f} %", ""]
+            if name == COMMAND:
+                slower[int(workers)] = ratio
+                row[0], row[4] = f"{name}, workers {workers}", f"{100 * statistics.median(taken['waits']):.3f} %"
+            rows.append(row)
+    counted = len(next(iter(figures["steps"].values()))[BARE])
+    print(f"{figures['recipe']}, {figures['precision']}, threads {figures['threads']}, medians of {counted} steps")
     cli.table(["what", "real tokens/s", "s a step", "slower than the loop, step by step", "waiting for data"], rows)
     if "stages" in figures:
         print(f"\nTwo workers: bytes a step that each puts into collectives ({figures['parameters']:,} parameters)")
@@ -323,12 +348,7 @@ def report(figures: dict[str, Any]) -> float:
             for kind, amount in found["bytes"].items()
         ]
         cli.table(["ZeRO stage", "collective", "calls", "bytes", "bytes a parameter"], lines)
-    return slower[0]
-
-
-def flat(turns: list[list[float]]) -> list[float]:
-    """The steps of all turns."""
-    return [one for turn in turns for one in turn]
+    return slower[min(slower)]
 
 
 def main() -> int:
@@ -355,7 +375,7 @@ def main() -> int:
     precision = asked if asked != "auto" else "bf16" if computes else "fp32"
     figures: dict[str, Any] = {"recipe": args.recipe, "precision": precision, "threads": args.threads}
     figures["batch"] = recipe.training.global_batch_size
-    figures["turns"] = compare(args, recipe, encoded, precision)
+    figures["steps"] = compare(args, recipe, encoded, precision)
     if not args.no_stages:
         with torch.device("meta"):
             model = PretrainingModel(ModelConfig.from_dict(recipe.architecture(encoded.vocab_size)))

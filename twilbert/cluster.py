@@ -19,12 +19,12 @@ from twilbert.errors import TwilbertError, UsageError
 # Ray Data needs logical CPUs of its own beside the training workers: with none it waits for ever, in silence.
 DATA_CPUS = 2
 _OBJECT_STORE_BYTES = 2**30  # a local Ray's object store: blocks in flight, never a whole corpus
-# A local Ray shares its cores with the training step: nobody reads its metrics, and workers that wait for work wake a
-# hundred times a second.
+# A local Ray shares its cores with what it is there for. Nobody reads its metrics; and a worker without work wakes a
+# hundred times a second: one is kept, others end after a second.
 _LOCAL_RAY = {"enable_metrics_collection": False, "num_workers_soft_limit": 1}
 _INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in a period ("max": any number), and the period
-_is_local = False  # see is_local()
+_started_here = False
 _SECRET = ("KEY", "SECRET", "TOKEN", "PASSWORD")
 
 
@@ -85,18 +85,19 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
                 _system_config=_LOCAL_RAY,
                 **common,
             )
-            _end_log_monitor()
     except Exception as error:  # Ray raises a plain Exception where its node is too slow to start
         what = f"cluster {target}: cannot be joined" if target else "a local Ray cannot be started"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TwilbertError(f"{what} ({why})") from error
-    quiet_ray_data()
-    global _is_local
-    _is_local = not target
+    global _started_here
+    _started_here = not target
     try:
+        if _started_here:
+            _end_log_monitor()
+        quiet_ray_data()
         yield
     finally:
-        _is_local = False
+        _started_here = False
         ray.shutdown()
 
 
@@ -108,9 +109,9 @@ def _end_log_monitor() -> None:
     worker._global_node.kill_log_monitor(check_alive=False)
 
 
-def is_local() -> bool:
-    """Whether this process started the Ray it uses, which ends with it."""
-    return _is_local
+def started_here() -> bool:
+    """Whether `ensure_ray` started the Ray in use, which then ends with this process."""
+    return _started_here
 
 
 def usable_cores() -> int:

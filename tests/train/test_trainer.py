@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from ray.train.torch import TorchTrainer
 
 from twilbert import cluster
-from twilbert.train.trainer import Trainer
+from twilbert.train.trainer import _EVERYWHERE, _LOCALLY, _WATCHER, Trainer
 
 
-@pytest.mark.parametrize(
-    ("local", "unused"),
-    [(True, {"DatasetsCallback", "PlacementGroupCleanerCallback"}), (False, {"DatasetsCallback"})],
-)
+@pytest.mark.parametrize(("local", "unused"), [(True, _EVERYWHERE | _LOCALLY), (False, _EVERYWHERE)])
 def test_only_what_serves_nothing_is_left_out(monkeypatch, local, unused):
-    monkeypatch.setattr(cluster, "is_local", lambda: local)
-    for name in ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED"):
-        monkeypatch.setenv(name, "1")  # so that what the trainer sets ends with the test
+    monkeypatch.setattr(cluster, "started_here", lambda: local)
     trainer = Trainer(lambda: None)
     every = [type(made).__name__ for made in TorchTrainer._create_default_callbacks(trainer)]
     kept = [type(made).__name__ for made in trainer._create_default_callbacks()]
@@ -24,13 +21,24 @@ def test_only_what_serves_nothing_is_left_out(monkeypatch, local, unused):
     assert kept == [name for name in every if name not in unused]
 
 
+@pytest.mark.parametrize(("local", "given", "seen"), [(True, None, "0"), (True, "1", "1"), (False, None, None)])
+def test_nodes_about_to_be_taken_are_watched_for_where_there_are_others(monkeypatch, local, given, seen):
+    monkeypatch.delenv(_WATCHER, raising=False)
+    if given:
+        monkeypatch.setenv(_WATCHER, given)
+    monkeypatch.setattr(cluster, "started_here", lambda: local)
+    monkeypatch.setattr(TorchTrainer, "fit", lambda self: os.environ.get(_WATCHER))
+    assert Trainer(lambda: None).fit() == seen
+    assert os.environ.get(_WATCHER) == given
+
+
 @pytest.mark.ray
-def test_a_local_ray_reads_no_logs_and_is_known_as_local(tmp_path):
+def test_a_ray_that_was_started_here_reads_no_logs():
     from ray._private import ray_constants, worker
 
-    assert not cluster.is_local()
+    assert not cluster.started_here()
     with cluster.ensure_ray(1):
-        assert cluster.is_local()
+        assert cluster.started_here()
         assert worker._global_node is not None
         assert ray_constants.PROCESS_TYPE_LOG_MONITOR not in worker._global_node.all_processes
-    assert not cluster.is_local()
+    assert not cluster.started_here()

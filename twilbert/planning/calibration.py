@@ -83,18 +83,16 @@ def _block_seconds(config: ModelConfig, piece: Piece, dtype: torch.dtype) -> flo
     block = EncoderBlock(config, memory=False).to(dtype)
     b, longest = max(1, round(piece.samples)), max(_REPEATS + 3, round(piece.longest))
     shortest = max(1, round(2 * piece.real / piece.samples) - longest)
-    rows: list[int] = []
 
-    def work(fewer: int) -> Callable[[], object]:
+    def make(fewer: int) -> tuple[Callable[[], object], int]:
         lengths_B = torch.linspace(shortest, longest, b).round().long().sub(fewer).clamp(min=1)
         x_BTH = torch.randn(b, longest - fewer, config.hidden_size, dtype=dtype)
         packing = find_packing(lengths_B, x_BTH)
         x = (x_BTH if packing is None else packing.pack(x_BTH)).requires_grad_()
-        rows.append(x.shape[:-1].numel())
         padding = packing or find_padding(lengths_B, x_BTH)
-        return lambda: block(x, padding).sum().backward()
+        return lambda: block(x, padding).sum().backward(), x.shape[:-1].numel()
 
-    return _seconds_each(work, lambda _: rows[-1])
+    return _seconds_each(make)
 
 
 def _gemm_rate(rows: int, h: int, dtype: torch.dtype) -> float:
@@ -113,7 +111,7 @@ def _head_rate(config: ModelConfig, masked: int, dtype: torch.dtype) -> float:
     """FLOP/s of the vocabulary head with its loss."""
     head = MaskedLMHead(config).to(dtype)
 
-    def work(fewer: int) -> Callable[[], object]:
+    def make(fewer: int) -> tuple[Callable[[], object], int]:
         hidden = torch.randn(masked - fewer, config.hidden_size, dtype=dtype, requires_grad=True)
         labels = torch.randint(5, config.vocab_size, (masked - fewer,))
 
@@ -122,9 +120,9 @@ def _head_rate(config: ModelConfig, masked: int, dtype: torch.dtype) -> float:
             logits.detach().max(dim=-1)
             token_cross_entropy(logits, labels).sum().backward()
 
-        return run
+        return run, masked - fewer
 
-    return 6 * config.hidden_size * config.vocab_size / _seconds_each(work, lambda fewer: masked - fewer)
+    return 6 * config.hidden_size * config.vocab_size / _seconds_each(make)
 
 
 def _memory_seconds(config: ModelConfig, tokens: int, dtype: torch.dtype, gemm: float) -> float:
@@ -133,12 +131,12 @@ def _memory_seconds(config: ModelConfig, tokens: int, dtype: torch.dtype, gemm: 
         return 0.0
     memory = ProductKeyMemory(config).to(dtype)
 
-    def work(fewer: int) -> Callable[[], object]:
+    def make(fewer: int) -> tuple[Callable[[], object], int]:
         y_MH = torch.randn(tokens - fewer, config.hidden_size, dtype=dtype, requires_grad=True)
-        return lambda: memory(y_MH).sum().backward()
+        return lambda: memory(y_MH).sum().backward(), tokens - fewer
 
     flops = flops_by_part(config, 1, 0)["memory"] / len(config.memory_layers)
-    return max(0.0, _seconds_each(work, lambda fewer: tokens - fewer) - flops / gemm)
+    return max(0.0, _seconds_each(make) - flops / gemm)
 
 
 def _stream_rate() -> float:
@@ -149,15 +147,15 @@ def _stream_rate() -> float:
 
 def _seconds(work: Callable[[], object]) -> float:
     """The median of a few repeats after two that warm up."""
-    return _seconds_each(lambda _: work, lambda _: 1)
+    return _seconds_each(lambda _: (work, 1))
 
 
-def _seconds_each(make: Callable[[int], Callable[[], object]], units: Callable[[int], int]) -> float:
-    """The median seconds of a unit: `make(i)` is the i-th repeat's work, of `units(i)` units; two more warm up."""
+def _seconds_each(make: Callable[[int], tuple[Callable[[], object], int]]) -> float:
+    """The median seconds of a unit: `make(i)` is the i-th repeat's work and its units; two more warm up."""
     taken = []
     for number in range(_REPEATS + 2):
-        work = make(number)
+        work, units = make(number)
         began = time.perf_counter()
         work()
-        taken.append((time.perf_counter() - began) / units(number))
+        taken.append((time.perf_counter() - began) / units)
     return statistics.median(taken[2:])

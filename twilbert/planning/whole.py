@@ -193,6 +193,7 @@ def _time_row(
         "products": found.products,
         "elements": found.elements,
         "update": found.update,
+        "beside": found.beside,
         "compute": found.compute,
         "collectives": found.collectives,
         "data": found.data,
