@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -219,8 +220,16 @@ def run(*words: str) -> int:
     return verb.main(["base.yaml", *words])
 
 
+def test_a_missing_matplotlib_is_told_before_any_work(monkeypatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
+    given = ["--plot", str(tmp_path / "plan.png"), "--json", str(tmp_path / "plan.json")]
+    assert run("--gpus", "1", "--kind", "h100", *given) == 2
+    assert "pip install 'twilbert[train]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_writes_json_a_picture_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("matplotlib")
     wanted, picture = tmp_path / "plan.json", tmp_path / "plan.svg"
     assert run("--gpus", "3", "--kind", "a100", "--json", str(wanted), "--plot", str(picture)) == 0
     out = capsys.readouterr().out

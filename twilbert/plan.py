@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--gpus", type=int, required=True, metavar="N", help="devices, one a worker (with cpu: workers)")
     made.add_argument("--kind", required=True, help=f"what they are: {', '.join(KINDS)}")
     made.add_argument("--json", metavar="FILE", help="also write the plan there")
-    made.add_argument("--plot", metavar="FILE", help="also draw it there (.png or .svg; needs matplotlib)")
+    made.add_argument("--plot", metavar="FILE", help="also draw it there (.png or .svg)")
     made.add_argument("--measure", action="store_true", help="cpu: time this machine on the model's parts first")
     made.add_argument("--flops", type=float, metavar="F", help="cpu: FLOP/s of large matrix products on a worker")
     made.add_argument("--vocab-size", type=int, metavar="V", help="entries (default: the tokenizer's, else 30,002)")
@@ -133,13 +133,15 @@ def _command(args: argparse.Namespace) -> str:
     for flag, value in (("--vocab-size", args.vocab_size), ("--tweet-tokens", args.tweet_tokens)):
         if value is not None and value < 1:
             raise UsageError(f"{flag} {value:g}: expected at least 1")
+    from twilbert.planning import plot, tables
+
+    if args.plot:
+        plot.require_matplotlib()
     recipe = recipe_file.load(args.recipe, args.overrides)
     made = plan(
         recipe, devices=args.gpus, kind=args.kind, vocab_size=args.vocab_size, tweet_tokens=args.tweet_tokens,
         flops=args.flops, measure=args.measure,
     )  # fmt: skip
-    from twilbert.planning import plot, tables
-
     tables.show(made)
     written = []
     if args.json:

@@ -103,7 +103,8 @@ def _dry_run(recipe: TuneRecipe, out: str | None) -> str:
     print(recipes.dump(recipe), end="")
     lines = [[plan.key, page.settings_told(plan.drawn)] for study in made for plan in study.plans]
     cli.table(["trial", "settings"], lines)
-    return f"{len(made)} studies, {len(lines)} trials fit; would write {out}; nothing was trained"
+    studies = "1 study" if len(made) == 1 else f"{len(made)} studies"
+    return f"{studies}, {len(lines)} trials fit; would write {out}; nothing was trained"
 
 
 def _command(args: argparse.Namespace) -> str:

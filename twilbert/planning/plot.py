@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from typing import Any
 
@@ -11,12 +12,16 @@ _PARTS = ("weights", "masters", "moments", "gradients", "buffers", "activations"
 _BOUNDS = ("compute", "collectives", "data")
 
 
+def require_matplotlib() -> None:
+    """UsageError where it is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot: needs the package matplotlib: pip install 'twilbert[train]'")
+
+
 def draw(plan: dict[str, Any], suffix: str) -> bytes:
-    """A PNG or SVG; UsageError where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-    except ModuleNotFoundError as error:
-        raise UsageError("--plot: needs the package matplotlib: pip install matplotlib") from error
+    """A PNG or SVG."""
+    import matplotlib as mpl
+
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
