@@ -3,7 +3,7 @@
     step = max(data, compute + collectives)          nothing of DeepSpeed's communication overlaps (overlap_comm false)
 
 compute      matrix products, elementwise work, accumulation of gradients, the update; on a GPU at least the time in
-             which the host starts its kernels
+             which the host starts its kernels, on a CPU what Ray's processes take
 collectives  rings: 2(N-1)/N of a tensor for an all_reduce, (N-1)/N for an all_gather or a reduce_scatter
 data         what a worker's Ray Data task reads, cuts and masks while the step before runs
 """
@@ -32,7 +32,8 @@ LATENCY_S = 20e-6
 KERNELS_A_LAYER = 60
 """Forward and backward of a block; as many for head, embeddings and loss together."""
 RAY_SHARE = 0.08
-"""More time for a step on CPUs: Ray's processes wake beside cores that all compute (tools/bench_overhead.py)."""
+"""More time for a step on CPUs: Ray's processes wake beside cores that all compute (two of them, one worker, Base:
+tools/results/overhead.json)."""
 READ_SAMPLES_S = 300_000.0
 """Samples a second that one Ray Data task reads, sorts and cuts."""
 MASK_TOKENS_S = 2_000_000.0
