@@ -234,7 +234,9 @@ def assumptions(device: Device, rates: Rates, config: ModelConfig, has_corpus: b
             f"DeepSpeed's bucket of {BUCKET:,} numbers is reserved where the stage uses one",
         ]
     else:
-        said.append(f"Ray's processes, beside cores that all compute, make a step {timing.RAY_SHARE:.0%} longer (two cores)")
+        said.append(
+            f"Ray's processes, beside cores that all compute, make a step {timing.RAY_SHARE:.0%} longer (two cores)"
+        )
         said.append(
             "resident memory counts what is in use: glibc keeps freed blocks in its arenas and oneDNN up to 1,024 "
             "compiled products, together several times as much; MALLOC_MMAP_MAX_=65536, MALLOC_MMAP_THRESHOLD_=65536, "
