@@ -209,11 +209,11 @@ def _said(args: argparse.Namespace) -> str:
         rows = table.drop_columns([f"{job.prefix}error"])
         cells = [[f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows.to_pylist()]
         cli.table(rows.column_names, cells)
+    texts = "1 text" if len(args.text) == 1 else f"{len(args.text)} texts"
     if args.out is None:
-        texts = "1 text" if len(args.text) == 1 else f"{len(args.text)} texts"
         return f"{texts}, model {job.model}, {bulk.said_precision(model, job)}"
     _write(iter([table]), args.out, kind)
-    return f"{len(args.text)} texts in {storage.absolute(args.out)}"
+    return f"{texts} in {storage.absolute(args.out)}"
 
 
 def main(argv: list[str] | None = None) -> int:
