@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.process_group import group_of_their_own
 
 # Ray Data needs logical CPUs of its own beside the training workers: with none it waits for ever, in silence.
 DATA_CPUS = 2
 _OBJECT_STORE_BYTES = 2**30  # a local Ray's object store: blocks in flight, never a whole corpus
-# A local Ray shares its cores with what it is there for. Nobody reads its metrics; and a worker without work wakes a
-# hundred times a second: one is kept, others end after a second.
-_LOCAL_RAY = {"enable_metrics_collection": False, "num_workers_soft_limit": 1}
+# A local Ray shares its cores with what it is there for. Nobody reads its metrics; a worker without work wakes a
+# hundred times a second: one is kept, others end after a second. Workers are what the user started, at any program's
+# priority: at Ray's niceness of 15 training all but stops beside another busy one.
+_LOCAL_RAY = {"enable_metrics_collection": False, "num_workers_soft_limit": 1, "worker_niceness": 0}
 _INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in a period ("max": any number), and the period
 _started_here = False
@@ -76,15 +78,16 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
         if target:
             ray.init(address=target, **common)
         else:
-            ray.init(
-                address="local",
-                num_cpus=max(num_cpus or 0, usable_cores(), DATA_CPUS),
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=_short_temporary_folder(),
-                _system_config=_LOCAL_RAY,
-                **common,
-            )
+            with group_of_their_own():
+                ray.init(
+                    address="local",
+                    num_cpus=max(num_cpus or 0, usable_cores(), DATA_CPUS),
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=_short_temporary_folder(),
+                    _system_config=_LOCAL_RAY,
+                    **common,
+                )
     except Exception as error:  # Ray raises a plain Exception where its node is too slow to start
         what = f"cluster {target}: cannot be joined" if target else "a local Ray cannot be started"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]

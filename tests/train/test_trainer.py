@@ -35,18 +35,22 @@ def test_nodes_about_to_be_taken_are_watched_for_where_there_are_others(monkeypa
 
 
 STARTED = """
+import os
+import ray
 from ray._private import ray_constants, worker
 from twilbert import cluster
 assert not cluster.started_here()
+own = os.nice(0)
 with cluster.ensure_ray(1):
     assert cluster.started_here()
     assert ray_constants.PROCESS_TYPE_LOG_MONITOR not in worker._global_node.all_processes
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == own
 assert not cluster.started_here()
 """
 
 
 @pytest.mark.ray
-def test_a_ray_that_was_started_here_reads_no_logs():
+def test_a_ray_that_was_started_here_reads_no_logs_and_yields_to_nobody():
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", STARTED], env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
