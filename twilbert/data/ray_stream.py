@@ -9,6 +9,7 @@ built and not yet consumed is capped; a task waits when the cap is reached. Ray 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Generator, Iterator
 from itertools import islice
@@ -24,8 +25,9 @@ from twilbert.errors import TwilbertError
 READ_AHEAD_BYTES = 128 * 2**20  # built and not yet consumed, a worker
 _BLOCK_BYTES = 2 * 2**20  # a block leaves its task at this size
 _ITEMS_AN_EXECUTION = 256  # items of one Ray Data execution: the next is started when it is used up
-_PAUSES_S = 0.02, 0.1  # while a stream starts, and after: a look costs 1 ms of the consumer's CPU
+_PAUSES_S = 0.02, 0.1, 0.5  # while a stream starts, while its blocks are asked for, and in between: a look costs 1 ms
 _STARTING_S = 3.0
+_ASKED_S = 3.0  # so long after a block was asked for the next may be
 _FAULT = "fault"  # the column of a task's last row that tells what stopped it; null in every other row
 
 
@@ -33,15 +35,20 @@ class RestingExecutor:
     """An ExecutionCallback that lets Ray Data's executor thread sleep between two looks at its tasks.
 
     A back-pressured executor polls without pause and, in a training worker, fights the training step for the GIL.
+    Ray Data makes one for every execution; when this process last asked for a block is known to all of them.
     """
+
+    asked = 0.0  # monotonic time; infinite while a consumer waits
 
     def before_execution_starts(self, executor: Any) -> None:
         """Note the time."""
         self._started = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        """Sleep: shortly at first, so that the first steps come soon, later as long as a task takes."""
-        time.sleep(_PAUSES_S[time.monotonic() - self._started > _STARTING_S])
+        """Sleep: shortly at first, so that the first steps come soon, then as long as a task takes, or longer."""
+        now = time.monotonic()
+        quiet = now - self._started > _STARTING_S, now - RestingExecutor.asked > _ASKED_S
+        time.sleep(_PAUSES_S[quiet[0] and 1 + quiet[1]])
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to do."""
@@ -116,9 +123,19 @@ def _blocks(
         )
         tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
     try:
-        yield from tables
+        while (table := _asked_for(tables)) is not None:
+            yield table
     finally:
         tables.close()  # type: ignore[attr-defined]  # a generator, typed as an iterator
+
+
+def _asked_for(tables: Iterator[pa.Table]) -> pa.Table | None:
+    """The next one, None after the last; the executor looks often meanwhile and a little longer."""
+    RestingExecutor.asked = math.inf
+    try:
+        return next(tables, None)
+    finally:
+        RestingExecutor.asked = time.monotonic()
 
 
 def _fault(error: TwilbertError) -> pa.Table:
