@@ -21,6 +21,17 @@ with group_of_their_own():
     inside = int(subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
 print(inside == os.getpgrp(), os.getpgrp() == os.getpid())
 """
+MEANWHILE = """
+import os, signal, sys, time
+from twilbert.process_group import group_of_their_own
+number = int(sys.argv[1])
+signal.signal(number, lambda heard, _: print(heard))
+with group_of_their_own():
+    os.killpg(os.getpid(), number)
+    time.sleep(0.3)
+    print("inside")
+print("outside")
+"""
 RAY = """
 import os, signal
 import ray
@@ -64,6 +75,14 @@ def test_the_leader_of_a_session_cannot_leave_its_group():
         [sys.executable, "-c", GROUPS], start_new_session=True, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["True", "True", "True"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_our_group_meanwhile_is_heard_afterwards(number):
+    done = subprocess.run(
+        [sys.executable, "-c", MEANWHILE, str(int(number))], process_group=0, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["inside", str(int(number)), "outside"]
 
 
 @pytest.mark.ray

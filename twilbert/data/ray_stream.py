@@ -25,9 +25,10 @@ from twilbert.errors import TwilbertError
 READ_AHEAD_BYTES = 128 * 2**20  # built and not yet consumed, a worker
 _BLOCK_BYTES = 2 * 2**20  # a block leaves its task at this size
 _ITEMS_AN_EXECUTION = 256  # items of one Ray Data execution: the next is started when it is used up
-_PAUSES_S = 0.02, 0.1, 0.5  # while a stream starts, while its blocks are asked for, and in between: a look costs 1 ms
-_STARTING_S = 3.0
-_ASKED_S = 3.0  # so long after a block was asked for the next may be
+# Between two looks of the executor at its tasks, which cost 1 ms of the consumer's CPU each.
+_STARTING_PAUSE_S, _BUSY_PAUSE_S, _QUIET_PAUSE_S = 0.02, 0.1, 0.5
+_STARTING_S = 3.0  # after an execution began: the first steps are to come soon
+_BUSY_S = 3.0  # after a block was asked for: the next may be, and its place is to be filled
 _FAULT = "fault"  # the column of a task's last row that tells what stopped it; null in every other row
 
 
@@ -45,10 +46,14 @@ class RestingExecutor:
         self._started = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        """Sleep: shortly at first, so that the first steps come soon, then as long as a task takes, or longer."""
+        """Sleep: shortly at first, longer later, longest while nobody asks for a block and so nothing can move."""
         now = time.monotonic()
-        quiet = now - self._started > _STARTING_S, now - RestingExecutor.asked > _ASKED_S
-        time.sleep(_PAUSES_S[quiet[0] and 1 + quiet[1]])
+        if now - self._started <= _STARTING_S:
+            time.sleep(_STARTING_PAUSE_S)
+        elif now - RestingExecutor.asked <= _BUSY_S:
+            time.sleep(_BUSY_PAUSE_S)
+        else:
+            time.sleep(_QUIET_PAUSE_S)
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to do."""
