@@ -175,12 +175,13 @@ class Worker:
         self.update_norm = float(square) ** 0.5
 
     def skip(self, step: int, why: str) -> None:
-        """Take note of a step that left the weights as they were; TwilbertError after too many in a row."""
+        """Take note of a step that left the weights as they were; TwilbertError after too many in a row; collective."""
         self.skipped.append(step)
         most = self.job.recipe.training.max_skipped_steps
         if self.rank == 0:
             self.say(f"step {step} skipped: {why}; {len(self.skipped)} in all")
         if self.skipped[-most:] == list(range(step - most + 1, step + 1)):
+            self.saver.finish()  # of the last sound weights, perhaps still on its way
             kept = "none was written yet" if self.saver.sealed_step is None else f"is of step {self.saver.sealed_step}"
             raise TwilbertError(
                 f"steps {step - most + 1} to {step} were skipped, the latest since {why}; the last checkpoint {kept}. "
