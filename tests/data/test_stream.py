@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.make_encoded import make_encoded
-from twilbert.data import ray_stream
 from twilbert.data.build import build
 from twilbert.data.encoded import EncodedCorpus, read_row_group
 from twilbert.data.microbatch import VALUES, MicroBatch, Packed
@@ -337,30 +334,3 @@ def test_a_fault_in_a_task_is_the_streams_own_error_after_the_steps_before_it(ra
         list(stream)
     assert type(raised.value) is TwilbertError
     assert str(raised.value).startswith(path) and str(raised.value).endswith("twilbert-encode again")
-
-
-@pytest.mark.parametrize(
-    ("running_s", "quiet_s", "pause"),
-    [(1.0, 100.0, 0.02), (10.0, 1.0, 0.1), (10.0, 5.0, 0.5), (10.0, -math.inf, 0.1)],
-)
-def test_the_executor_looks_often_at_the_start_and_when_a_block_was_asked_for(monkeypatch, running_s, quiet_s, pause):
-    slept = []
-    clock = iter([1000.0, 1000.0 + running_s])
-    monkeypatch.setattr(ray_stream, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=slept.append))
-    monkeypatch.setattr(ray_stream.RestingExecutor, "asked", 1000.0 + running_s - quiet_s)
-    executor = ray_stream.RestingExecutor()
-    executor.before_execution_starts(None)
-    executor.on_execution_step(None)
-    assert slept == [pause]
-
-
-def test_a_consumer_that_waits_for_a_block_keeps_the_executor_looking():
-    def blocks():
-        assert ray_stream.RestingExecutor.asked == math.inf
-        yield "a block"
-
-    before = time.monotonic()
-    tables = blocks()
-    assert ray_stream._asked_for(tables) == "a block"
-    assert before <= ray_stream.RestingExecutor.asked <= time.monotonic()
-    assert ray_stream._asked_for(tables) is None

@@ -9,7 +9,6 @@ built and not yet consumed is capped; a task waits when the cap is reached. Ray 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Generator, Iterator
 from itertools import islice
@@ -25,41 +24,28 @@ from twilbert.errors import TwilbertError
 READ_AHEAD_BYTES = 128 * 2**20  # built and not yet consumed, a worker
 _BLOCK_BYTES = 2 * 2**20  # a block leaves its task at this size
 _ITEMS_AN_EXECUTION = 256  # items of one Ray Data execution: the next is started when it is used up
-# Between two looks of the executor at its tasks, which cost 1 ms of the consumer's CPU each.
-_STARTING_PAUSE_S, _BUSY_PAUSE_S, _QUIET_PAUSE_S = 0.02, 0.1, 0.5
-_STARTING_S = 3.0  # after an execution began: the first steps are to come soon
-_BUSY_S = 3.0  # after a block was asked for: the next may be, and its place is to be filled
+_PAUSE_S = 0.1  # between two rounds of the executor over its tasks, which cost 1 ms of the consumer's CPU each
 _FAULT = "fault"  # the column of a task's last row that tells what stopped it; null in every other row
 
 
 class RestingExecutor:
-    """An ExecutionCallback that lets Ray Data's executor thread sleep between two looks at its tasks.
+    """An ExecutionCallback that lets Ray Data's executor thread sleep between two rounds over its tasks.
 
     A back-pressured executor polls without pause and, in a training worker, fights the training step for the GIL.
-    Ray Data makes one for every execution; when this process last asked for a block is known to all of them.
     """
 
-    asked = 0.0  # monotonic time; infinite while a consumer waits
-
     def before_execution_starts(self, executor: Any) -> None:
-        """Note the time."""
-        self._started = time.monotonic()
+        """Do nothing."""
 
     def on_execution_step(self, executor: Any) -> None:
-        """Sleep: shortly at first, longer later, longest while nobody asks for a block and so nothing can move."""
-        now = time.monotonic()
-        if now - self._started <= _STARTING_S:
-            time.sleep(_STARTING_PAUSE_S)
-        elif now - RestingExecutor.asked <= _BUSY_S:
-            time.sleep(_BUSY_PAUSE_S)
-        else:
-            time.sleep(_QUIET_PAUSE_S)
+        """Sleep."""
+        time.sleep(_PAUSE_S)
 
     def after_execution_succeeds(self, executor: Any) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 def ray_micro_batches(
@@ -128,19 +114,9 @@ def _blocks(
         )
         tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
     try:
-        while (table := _asked_for(tables)) is not None:
-            yield table
+        yield from tables
     finally:
         tables.close()  # type: ignore[attr-defined]  # a generator, typed as an iterator
-
-
-def _asked_for(tables: Iterator[pa.Table]) -> pa.Table | None:
-    """The next one, None after the last; the executor looks often meanwhile and a little longer."""
-    RestingExecutor.asked = math.inf
-    try:
-        return next(tables, None)
-    finally:
-        RestingExecutor.asked = time.monotonic()
 
 
 def _fault(error: TwilbertError) -> pa.Table:
