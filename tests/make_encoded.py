@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twilbert import storage
+from twilbert import checksums, storage
 from twilbert.data import corpus as corpora
 from twilbert.data.encoded import N_SPECIAL, EncodedCorpus, make_table, write_index, write_shard
 
@@ -95,7 +95,7 @@ def make_corpus(
         splits[split] = {"rows": len(rows), "shards": [vars(shard) for shard in shards]}
         entries += shards
     index = {"format": corpora.FORMAT, "id": corpora.corpus_id(entries), "cleaning": {}, "splits": splits}
-    storage.write_json_atomic(str(Path(folder) / "corpus.json"), index)
+    checksums.write_json(str(Path(folder) / "corpus.json"), index)
     return corpora.Corpus.open(str(folder))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import pytest
 
 from tests.make_encoded import make_corpus, make_texts
 from twilbert.data import encoding
-from twilbert.data.corpus import Corpus
+from twilbert.data.corpus import Corpus, Shard
 from twilbert.data.encoded import EncodedCorpus, read_row_group
 from twilbert.data.tokenizer import Tokenizer
 from twilbert.encode import encode, main
@@ -33,6 +34,12 @@ def tokenizer_path(tmp_path_factory) -> str:
     made = make_corpus(base / "c", [(text, None) for text in TEXTS])
     vocab(made.path, str(base / "tokenizer"), vocab_size=400)
     return str(base / "tokenizer")
+
+
+def encode_one(corpus: Corpus, shard: Shard, tokenizer_path: str, folder: Path) -> dict:
+    """The entry of one shard, encoded in this process."""
+    tokenizer = Tokenizer.load(tokenizer_path)
+    return encoding.encode_shard(corpus.shard_path(shard), shard, str(folder / "x.parquet"), tokenizer, 128)
 
 
 def refuse_ray(*_args, **_kwargs):
@@ -71,7 +78,7 @@ def test_it_mirrors_the_corpus_row_by_row_and_does_nothing_twice(
 def test_a_shard_cut_short_is_named_and_nothing_is_left(ray_local, corpus, tokenizer_path, tmp_path):
     shard = tmp_path / "corpus" / "train" / "00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-50])
-    with pytest.raises(TwilbertError, match=r"train/00001\.parquet: cannot be read .* twilbert-prepare") as caught:
+    with pytest.raises(TwilbertError, match=r"train/00001\.parquet: damaged .* twilbert-prepare") as caught:
         encode(corpus.path, tokenizer_path)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "corpus" / "encoded").iterdir())
@@ -90,9 +97,9 @@ def test_a_damaged_encoding_is_made_again(ray_local, corpus, tokenizer_path, cap
 
 
 def test_a_shard_of_other_rows_than_the_corpus_says_is_damaged(corpus, tokenizer_path, tmp_path):
-    source = corpus.shard_path(corpus.shards("train")[0])
+    shard = corpus.shards("train")[0]
     with pytest.raises(TwilbertError, match=r"83 rows, corpus\.json says 84"):
-        encoding.encode_shard(source, str(tmp_path / "x.parquet"), Tokenizer.load(tokenizer_path), 128, rows=84)
+        encode_one(corpus, replace(shard, rows=84), tokenizer_path, tmp_path)
 
 
 def test_a_full_disk_is_one_message(corpus, tokenizer_path, tmp_path, monkeypatch):
@@ -100,9 +107,8 @@ def test_a_full_disk_is_one_message(corpus, tokenizer_path, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    source = corpus.shard_path(corpus.shards("train")[0])
     with pytest.raises(TwilbertError, match=r"x\.parquet: no space left"):
-        encoding.encode_shard(source, str(tmp_path / "x.parquet"), Tokenizer.load(tokenizer_path), 128)
+        encode_one(corpus, corpus.shards("train")[0], tokenizer_path, tmp_path)
 
 
 @pytest.mark.parametrize("max_len", [0, -1, 65_536])

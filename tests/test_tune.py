@@ -135,6 +135,30 @@ def test_search_runs_without_the_test_file_and_final_scoring_needs_it(ray_local,
     assert all(trial["starts"] == 1 for trial in results["studies"][0]["trials"])
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_best_trial_whose_weights_are_damaged_is_named_and_trained_again(ray_local, tmp_path, capsys):
+    """Before test is read; the other trial is over and stays so."""
+    recipe, out = resolved(tmp_path), str(tmp_path / "out")
+    made = sweep.studies(recipe, out)
+    sweep.claim(recipe, out)
+    test = tmp_path / "data" / "test.tsv"
+    content = test.read_bytes()
+    test.unlink()
+    with pytest.raises(TwilbertError, match=r"test\.tsv"):
+        sweep.search_and_score(recipe, made, out)
+    test.write_bytes(content)
+    best = records.best_trial(made[0].plans)
+    assert best is not None
+    file = Path(best.folder, "best.safetensors")
+    file.write_bytes(file.read_bytes()[:-20])
+    results = tune.search(recipe, out)
+    assert f"{file}: missing or damaged" in capsys.readouterr().err
+    assert results["studies"][0]["test"]["rows"] == 8
+    starts = {trial["trial"]: trial["starts"] for trial in results["studies"][0]["trials"]}
+    assert starts == {plan.number: 2 if plan is best else 1 for plan in made[0].plans}
+
+
 # ---- a sweep
 
 

@@ -41,6 +41,14 @@ def test_the_folder_holds_a_tokenizer_of_the_size_asked_for(corpus, tmp_path):
     assert settings["corpus"] == corpus.id and settings["sentences"] == 1500 + 1200
 
 
+def test_one_flipped_bit_in_the_tokenizer_is_refused(corpus, tmp_path):
+    vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
+    file = tmp_path / "t" / "tokenizer.json"
+    file.write_bytes(file.read_bytes().replace(b"user", b"usdr"))
+    with pytest.raises(UsageError, match=r"tokenizer\.json: damaged or edited: its SHA-256 .*tokenizer_sha256"):
+        Tokenizer.load(str(tmp_path / "t"))
+
+
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_the_same_corpus_gives_the_same_bytes(corpus, tmp_path, model_type):
     for name in ("a", "b"):
@@ -118,7 +126,7 @@ def test_a_shard_cut_short_is_named_without_a_traceback_or_a_trace(tmp_path, cap
     shard.write_bytes(shard.read_bytes()[:-50])
     assert main([corpus.path, "--out", str(tmp_path / "t"), "--vocab-size", "300"]) == 1
     message = capsys.readouterr().err
-    assert "train/00000.parquet: cannot be read" in message and "Traceback" not in message
+    assert "train/00000.parquet: damaged" in message and "Traceback" not in message
     assert not (tmp_path / "t").exists()
 
 

@@ -30,24 +30,24 @@ import tokenizers
 from tools.watch import run_module
 from twilbert import cli
 from twilbert.data import encoding
-from twilbert.data.corpus import Corpus
+from twilbert.data.corpus import Corpus, Shard, read_shard
 from twilbert.data.tokenizer import Tokenizer
 
 BOUND = 0.70
 COLUMNS = ("orig_text", "reply_text")
 
 
-def sources(corpus: Corpus) -> list[str]:
-    """The shards of all splits."""
-    return [corpus.shard_path(shard) for split in corpus.splits for shard in corpus.shards(split)]
+def sources(corpus: Corpus) -> dict[str, Shard]:
+    """The shards of all splits by their paths."""
+    return {corpus.shard_path(shard): shard for split in corpus.splits for shard in corpus.shards(split)}
 
 
-def chain(shards: list[str], folder: Path, max_len: int, into: Path) -> float:
+def chain(shards: dict[str, Shard], folder: Path, max_len: int, into: Path) -> float:
     """CPU seconds of encoding the shards."""
     tokenizer = Tokenizer.load(str(folder))
     began = time.process_time()
-    for number, shard in enumerate(shards):
-        encoding.encode_shard(shard, str(into / f"{number}.parquet"), tokenizer, max_len)
+    for number, (path, shard) in enumerate(shards.items()):
+        encoding.encode_shard(path, shard, str(into / f"{number}.parquet"), tokenizer, max_len)
     return time.process_time() - began
 
 
@@ -83,8 +83,8 @@ def main() -> int:
     shards = sources(Corpus.open(str(args.corpus)))
     batches = [
         [text for text in group.column(name).to_pylist() if text]
-        for shard in shards
-        for group in encoding.read_text_row_groups(shard, COLUMNS)
+        for path, shard in shards.items()
+        for group in read_shard(path, shard, COLUMNS)
         for name in COLUMNS
     ]
     texts = sum(map(len, batches))

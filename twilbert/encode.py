@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from twilbert import cli
+from twilbert import checksums, cli
 from twilbert.cluster import ensure_ray
 from twilbert.data import encoding
 from twilbert.data.corpus import Corpus
@@ -27,6 +27,8 @@ def encode(corpus_path: str, tokenizer_path: str, max_len: int = DEFAULT_MAX_LEN
     corpus, tokenizer = Corpus.open(corpus_path), Tokenizer.load(tokenizer_path)
     try:
         found = encoding.find(corpus, tokenizer, max_len)
+        if found is not None:
+            checksums.check_files(found.listed)
     except UsageError:
         raise
     except TwilbertError as error:

@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from twilbert import cli, storage
+from twilbert import checksums, cli, storage
 from twilbert.cluster import ensure_ray, in_ray_job
 from twilbert.data import dedup, raw_files, raw_spill
-from twilbert.data.corpus import FORMAT, Shard, corpus_id
+from twilbert.data.corpus import FORMAT, INDEX_FILE, Shard, corpus_id
 from twilbert.data.text import CLEANING
 from twilbert.errors import TwilbertError, UsageError
 
@@ -79,7 +79,7 @@ def prepare(
         storage.delete(spill)
         options = {"columns": columns or {}, "valid_share": valid_share, "partitions": partitions}
         info = {"format": FORMAT, "id": made.pop("id"), "cleaning": CLEANING, "options": options, **made}
-        storage.write_json_atomic(storage.join(work, "corpus.json"), info)
+        checksums.write_json(storage.join(work, INDEX_FILE), info)
     return info
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from twilbert import cli, cluster, recipe_file, storage
+from twilbert import checksums, cli, cluster, recipe_file, storage
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 from twilbert.recipe import Recipe
 
@@ -259,13 +259,14 @@ def resolve_precision(recipe: Recipe) -> str:
 
 
 def _encoded(recipe: Recipe, corpus: Any, tokenizer: Any) -> Any:
-    """The encoded corpus, made now when it is missing."""
+    """The encoded corpus, made now when it is missing; TwilbertError when a shard, of text or of ids, has changed."""
     from twilbert.data import encoding
 
     found = encoding.find(corpus, tokenizer, recipe.corpus.max_len)
     if found is None:
         cli.say(f"{corpus.path}: not yet encoded with {recipe.corpus.tokenizer}; encoding it now, once")
-        found = encoding.encode_corpus(corpus, tokenizer, recipe.corpus.max_len)
+        return encoding.encode_corpus(corpus, tokenizer, recipe.corpus.max_len)
+    checksums.check_files([*corpus.listed, *found.listed])
     return found
 
 

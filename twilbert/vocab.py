@@ -9,6 +9,7 @@ become their UTF-8 bytes (256 of the entries), so that every emoji, joined ones 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import re
 from collections.abc import Iterator
@@ -20,8 +21,7 @@ import numpy as np
 from twilbert import cli, storage
 from twilbert.data import tokenizer as runtime
 from twilbert.data import tokenizer_json
-from twilbert.data.corpus import Corpus
-from twilbert.data.encoding import read_text_row_groups
+from twilbert.data.corpus import Corpus, read_shard
 from twilbert.data.randomness import uniform
 from twilbert.errors import TwilbertError, UsageError
 
@@ -87,6 +87,7 @@ def vocab(
         "sentences": sample.sentences,
         "compared_with_sentencepiece": {"texts": len(sample.checked), "different": len(different)},
         "sentencepiece": _sentencepiece_version(),
+        runtime.SUM: hashlib.sha256(content).hexdigest(),
     }
     with storage.new_folder(out, overwrite=overwrite) as folder:
         files = {runtime.TOKENIZER_FILE: content, "spm.model": model}
@@ -129,8 +130,7 @@ class _Sample:
         sampled, checked = self.max_sentences / (2 * rows), CHECKED_TEXTS / min(self.max_sentences, 2 * rows)
         first = 0
         for shard in self.corpus.shards("train"):
-            path = self.corpus.shard_path(shard)
-            for table in read_text_row_groups(path, ("orig_text", "reply_text"), shard.rows):
+            for table in read_shard(self.corpus.shard_path(shard), shard, ("orig_text", "reply_text")):
                 numbers = np.arange(first, first + table.num_rows, dtype=np.uint64)
                 first += table.num_rows
                 chosen = np.flatnonzero(uniform(_SAMPLE_KEY, numbers) < sampled)

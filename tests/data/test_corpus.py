@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from twilbert.data.corpus import Corpus
+from twilbert import checksums
+from twilbert.data.corpus import Corpus, read_shard
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.prepare import prepare, run_here
 
@@ -24,7 +25,7 @@ def corpus(tmp_path: Path) -> str:
 
 def test_what_was_prepared_is_what_opens(corpus: str):
     opened = Corpus.open(corpus)
-    opened.verify()
+    checksums.check_files(opened.listed)
     assert opened.splits["train"].rows + opened.splits["valid"].rows == 40
     assert [shard.file for shard in opened.shards("train")] == ["train/00000.parquet"]
     assert Path(opened.shard_path(opened.shards("valid")[0])).is_file()
@@ -46,24 +47,50 @@ def test_no_corpus_comes_with_the_command_that_makes_one(tmp_path: Path):
 
 def test_another_format_or_a_damaged_file_is_refused(corpus: str):
     path = Path(corpus, "corpus.json")
-    info = json.loads(path.read_text())
-    path.write_text(json.dumps(info | {"format": 2}))
+    info = checksums.read_json(str(path))
+    checksums.write_json(str(path), info | {"format": 2})
     with pytest.raises(UsageError, match="format 2, this version reads 1"):
         Corpus.open(corpus)
-    path.write_text(json.dumps({key: value for key, value in info.items() if key != "splits"}))
+    checksums.write_json(str(path), {key: value for key, value in info.items() if key != "splits"})
     with pytest.raises(UsageError, match="'splits' is missing"):
         Corpus.open(corpus)
     path.write_text('{"format": 1')
     with pytest.raises(TwilbertError, match="not readable as JSON"):
         Corpus.open(corpus)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(TwilbertError, match=r"corpus\.json: cannot be read .*directory.* twilbert-prepare"):
+        Corpus.open(corpus)
 
 
-def test_verify_names_the_shard_that_is_damaged_or_missing(corpus: str):
+@pytest.mark.parametrize("has_own_sum", [True, False], ids=["now", "as 0.2.0 wrote it"])
+def test_a_list_that_was_edited_is_refused(corpus: str, has_own_sum: bool):
+    """Another shard's sum, or another count, written into corpus.json by hand."""
+    path = Path(corpus, "corpus.json")
+    info = json.loads(path.read_text())
+    if not has_own_sum:
+        del info["sha256"]
+        path.write_text(json.dumps(info))
+        Corpus.open(corpus)
+    (shard,) = info["splits"]["train"]["shards"]
+    for change in ({"sha256": "0" * 64}, {"rows": shard["rows"] + 1}):
+        info["splits"]["train"]["shards"] = [shard | change]
+        path.write_text(json.dumps(info))
+        with pytest.raises(TwilbertError, match=r"corpus\.json: damaged or edited: its .* twilbert-prepare"):
+            Corpus.open(corpus)
+
+
+def test_a_shard_that_is_damaged_or_missing_is_named_before_a_row_is_read(corpus: str):
     opened = Corpus.open(corpus)
-    shard = Path(corpus, "train", "00000.parquet")
-    shard.write_bytes(shard.read_bytes()[:-10])
-    with pytest.raises(TwilbertError, match=r"train/00000\.parquet: damaged"):
-        opened.verify()
-    shard.unlink()
-    with pytest.raises(TwilbertError, match=r"train/00000\.parquet: missing"):
-        opened.verify()
+    (shard,) = opened.shards("train")
+    path = Path(corpus, "train", "00000.parquet")
+    path.write_bytes(path.read_bytes()[:-10])
+    for fault in ("damaged or replaced", "missing", "cannot be read"):
+        with pytest.raises(TwilbertError, match=rf"train/00000\.parquet: {fault}.* twilbert-prepare"):
+            checksums.check_files(opened.listed)
+        with pytest.raises(TwilbertError, match=rf"train/00000\.parquet: {fault}.* twilbert-prepare"):
+            next(read_shard(str(path), shard, ["orig_text"]))
+        if fault == "missing":
+            path.mkdir()
+        elif fault != "cannot be read":
+            path.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.make_encoded import make_corpus, make_encoded
+from twilbert import checksums
 from twilbert.data import encoded as layout
 from twilbert.data.encoded import EncodedCorpus, read_row_group
 from twilbert.errors import TwilbertError, UsageError
@@ -93,8 +93,8 @@ def test_a_folder_without_an_index_is_not_an_encoded_corpus(tmp_path):
 @pytest.mark.parametrize("change", [{"format": 99}, {"splits": {"train": {}}}, {"splits": []}])
 def test_an_index_of_another_form_is_refused_with_the_remedy(tmp_path, change):
     make_encoded(tmp_path / "e")
-    index = tmp_path / "e" / "encoded.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    index = str(tmp_path / "e" / "encoded.json")
+    checksums.write_json(index, checksums.read_json(index) | change)
     with pytest.raises(TwilbertError, match="twilbert-encode"):
         EncodedCorpus.open_folder(str(tmp_path / "e"))
 
@@ -103,9 +103,9 @@ def _encode_by_hand(corpus, tokenizer: str, max_len: int) -> Path:
     """Place a fabricated encoding where the corpus expects its own."""
     folder = Path(corpus.path) / "encoded" / layout.fingerprint(tokenizer, max_len, corpus.id)
     make_encoded(folder)
-    index = folder / "encoded.json"
+    index = str(folder / "encoded.json")
     own = {"tokenizer": tokenizer, "max_len": max_len, "corpus": corpus.id, "fingerprint": folder.name}
-    index.write_text(json.dumps(json.loads(index.read_text()) | own))
+    checksums.write_json(index, checksums.read_json(index) | own)
     return folder
 
 

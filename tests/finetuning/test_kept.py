@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,16 +70,48 @@ def scores(out: Path) -> list:
     return [results["dev"], results["test"], results["chosen_seed"], seeds]
 
 
-def test_ended_seeds_are_not_trained_again_and_the_results_are_the_same(world, tmp_path, trainings):
+def test_ended_seeds_are_not_trained_again_and_the_results_are_the_same(world, tmp_path, trainings, capsys):
+    """Unless what was kept of one is damaged: that one is."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert trainings.of(recipe(world), whole) == [0, 1, 2]
     assert trainings.of(recipe(world), out, dies=2) == [0, 1, 2]
     assert not (out / "results.json").exists() and (out / "seed-1" / "ended.json").exists()
-    assert trainings.of(recipe(world), out) == [2] and scores(out) == scores(whole)
+    check_that_damage_is_told(out / "seed-1", capsys)
+    with (out / "seed-1" / "best.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    assert trainings.of(recipe(world), out) == [1, 2] and scores(out) == scores(whole)
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, whole)]
     assert weights[0] == weights[1]
     assert not list(out.glob("seed-*/best.safetensors")) and not list(out.glob("seed-*/ended.json"))
     assert trainings.of(recipe(world), out) == [], "a finished one is read"
+
+
+DAMAGES = {
+    "best.safetensors": [
+        lambda sound: sound[:-100],
+        lambda sound: sound[:-50] + bytes([sound[-50] ^ 1]) + sound[-49:],
+        lambda sound: b"",
+        None,
+    ],
+    "ended.json": [lambda sound: sound.replace(b'"step": 2', b'"step": 3'), lambda sound: sound[:-5]],
+}
+
+
+def check_that_damage_is_told(seed: Path, capsys) -> None:
+    """Whatever happens to one of the files of a kept seed, it is not taken for sound, and named; then it is whole."""
+    assert kept.read_seed(str(seed)) is not None
+    for name, damages in DAMAGES.items():
+        sound = (seed / name).read_bytes()
+        for damage in damages:
+            (seed / name).unlink()
+            if damage is not None:
+                assert damage(sound) != sound
+                (seed / name).write_bytes(damage(sound))
+            capsys.readouterr()
+            assert kept.read_seed(str(seed)) is None
+            told = rf"{seed / name}: .*(damaged|missing|edited).*: that seed is trained again"
+            assert re.search(told, capsys.readouterr().err)
+            (seed / name).write_bytes(sound)
 
 
 def test_one_that_died_in_its_final_scoring_trains_nothing_again(world, tmp_path, trainings, monkeypatch):

@@ -9,16 +9,20 @@ CORPUS/rejects.jsonl        every refused line: file, line, reason
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from twilbert import storage
+from twilbert import checksums, storage
+from twilbert.checksums import Listed
+from twilbert.data.raw_files import open_parquet
 from twilbert.errors import TwilbertError, UsageError
 
 FORMAT = 1
+INDEX_FILE = "corpus.json"
+_REMEDY = "restore it, or run twilbert-prepare again"
 ROW_GROUP_ROWS = 8_192
 SPLITS = ("train", "valid")
 SCHEMA = pa.schema(
@@ -59,10 +63,14 @@ class Corpus:
 
     @classmethod
     def open(cls, path: str) -> Corpus:
-        """Read CORPUS/corpus.json; UsageError, with the remedy, when it is missing or of another format."""
+        """Read CORPUS/corpus.json; UsageError, with the remedy, when it is missing or of another format.
+
+        TwilbertError when it is damaged or was edited.
+        """
         path = storage.absolute(path)
+        index = storage.join(path, INDEX_FILE)
         try:
-            info = storage.read_json(storage.join(path, "corpus.json"))
+            info = checksums.read_json(index, _REMEDY)
         except (FileNotFoundError, NotADirectoryError) as error:
             what = "holds no corpus.json, so it is not a finished corpus" if storage.exists(path) else "no such folder"
             raise UsageError(f"{path}: {what}; make one with: twilbert-prepare RAW… --out {path}") from error
@@ -76,11 +84,13 @@ class Corpus:
                 name: Split(split["rows"], tuple(Shard(s["file"], s["rows"], s["sha256"]) for s in split["shards"]))
                 for name, split in info["splits"].items()
             }
-            return cls(path, info["id"], splits, info)
+            is_consistent = info["id"] == corpus_id(shard for split in splits.values() for shard in split.shards)
+            is_consistent &= all(split.rows == sum(shard.rows for shard in split.shards) for split in splits.values())
         except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{path}/corpus.json: entry {error} is missing or wrong; run twilbert-prepare again"
-            ) from error
+            raise UsageError(f"{index}: entry {error} is missing or wrong; run twilbert-prepare again") from error
+        if not is_consistent:
+            raise TwilbertError(f"{index}: damaged or edited: its id or rows are not those of its shards; {_REMEDY}")
+        return cls(path, info["id"], splits, info)
 
     def shards(self, split: str) -> tuple[Shard, ...]:
         """The shards of `split` ("train" or "valid") in order; UsageError for any other name."""
@@ -92,17 +102,28 @@ class Corpus:
         """Where a shard lies."""
         return storage.join(self.path, *shard.file.split("/"))
 
-    def verify(self) -> None:
-        """Read every shard and compare its SHA-256; TwilbertError naming the first that is missing or differs."""
-        for split in self.splits.values():
-            for shard in split.shards:
-                path = self.shard_path(shard)
-                try:
-                    found = storage.sha256_file(path)
-                except FileNotFoundError as error:
-                    raise TwilbertError(f"{path}: missing; restore it, or run twilbert-prepare again") from error
-                if found != shard.sha256:
-                    raise TwilbertError(
-                        f"{path}: damaged, its SHA-256 is not the one in corpus.json; "
-                        "restore it, or run twilbert-prepare again"
-                    )
+    @property
+    def listed(self) -> list[Listed]:
+        """Every shard with the sum that corpus.json has of it."""
+        return [_listed(self.shard_path(shard), shard) for split in self.splits.values() for shard in split.shards]
+
+
+def read_shard(path: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The row groups of the shard at `path`, in order, `columns` only, after its SHA-256 has been compared.
+
+    TwilbertError naming the file when it is missing, damaged, or another than corpus.json says.
+    """
+    checksums.check_file(_listed(path, shard))
+    try:
+        with open_parquet(path) as file:
+            if file.metadata.num_rows != shard.rows:
+                raise TwilbertError(f"{path}: {file.metadata.num_rows} rows, corpus.json says {shard.rows}; {_REMEDY}")
+            for i in range(file.num_row_groups):
+                yield file.read_row_group(i, columns=list(columns))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TwilbertError(f"{path}: cannot be read ({reason}); {_REMEDY}") from error
+
+
+def _listed(path: str, shard: Shard) -> Listed:
+    return Listed(path, shard.sha256, _REMEDY)

@@ -125,7 +125,9 @@ def write_shards(tables: Iterable[pa.Table], out: str, split: str, first: int = 
         system, inner = storage.filesystem(path)
         with (
             system.open_output_stream(inner) as sink,
-            pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=False) as writer,
+            pq.ParquetWriter(
+                sink, SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True
+            ) as writer,
         ):
             while group is not None and rows < limit:
                 writer.write_table(group)

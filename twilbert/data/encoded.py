@@ -21,12 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from twilbert import storage
+from twilbert import checksums, storage
+from twilbert.checksums import Listed
 from twilbert.data.corpus import Corpus
+from twilbert.data.raw_files import open_parquet
 from twilbert.errors import TwilbertError, UsageError
 
 FORMAT = 1
 INDEX_FILE = "encoded.json"
+_TOTALS = ("rows", "pairs", "singles", "tokens")  # of a split's row groups
 N_SPECIAL = 5  # ids 0..4 are [PAD] [UNK] [MASK] [CLS] [SEP]: never maskable
 SCHEMA = pa.schema(
     [
@@ -107,10 +110,7 @@ class EncodedCorpus:
             raise UsageError(_missing(corpus.path, corpus.id, tokenizer_fingerprint, max_len))
         encoded = cls.open_folder(folder)
         if encoded.fingerprint != wanted:
-            raise TwilbertError(
-                f"{folder}: its {INDEX_FILE} says fingerprint {encoded.fingerprint}, the folder's name {wanted}; "
-                f"delete the folder and run twilbert-encode again"
-            )
+            raise _damaged(folder, INDEX_FILE, f"it is of {encoded.fingerprint}, the folder of {wanted}")
         return encoded
 
     @classmethod
@@ -123,9 +123,19 @@ class EncodedCorpus:
         index_path = storage.join(path, INDEX_FILE)
         if not storage.exists(index_path):
             raise UsageError(f"{path}: not an encoded corpus (no {INDEX_FILE}); twilbert-encode makes one")
-        encoded = _from_index(path, storage.read_json(index_path))
+        encoded = _from_index(path)
         _check_sizes(encoded)
         return encoded
+
+    @property
+    def listed(self) -> list[Listed]:
+        """Every shard with the sum that encoded.json has of it."""
+        remedy = _remedy(self.path)
+        return [
+            Listed(storage.join(self.path, shard.file), shard.sha256, remedy)
+            for split in self.splits
+            for shard in split.shards
+        ]
 
     def split(self, name: str) -> Split:
         """The split `name` ("train" or "valid"); UsageError when the corpus has none."""
@@ -142,15 +152,14 @@ def fingerprint(tokenizer_fingerprint: str, max_len: int, corpus_id: str) -> str
 
 def read_row_group(encoded: EncodedCorpus, row_group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one row group, all columns or those named; TwilbertError naming the file when it cannot be read."""
-    path = storage.join(encoded.path, row_group.file)
-    system, inner = storage.filesystem(path)
     try:
-        with pq.ParquetFile(inner, filesystem=system) as file:
+        with open_parquet(storage.join(encoded.path, row_group.file)) as file:
             table = file.read_row_group(row_group.index, columns=list(columns) if columns is not None else None)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(encoded.path, row_group.file, str(error)) from error
     if table.num_rows != row_group.rows:
-        raise _damaged(path, f"row group {row_group.index} has {table.num_rows} rows, the index says {row_group.rows}")
+        reason = f"row group {row_group.index} has {table.num_rows} rows, the index says {row_group.rows}"
+        raise _damaged(encoded.path, row_group.file, reason)
     return table
 
 
@@ -188,7 +197,7 @@ def write_shard(path: str, tables: Iterable[pa.Table]) -> dict[str, Any]:
     groups: list[dict[str, int]] = []
     system, inner = storage.filesystem(path)
     with storage.explained_write(path):
-        with pq.ParquetWriter(inner, SCHEMA, filesystem=system, compression="zstd") as writer:
+        with pq.ParquetWriter(inner, SCHEMA, filesystem=system, compression="zstd", write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
                 groups.append(count_row_group(table))
@@ -209,7 +218,7 @@ def write_index(
     splits = {}
     for name, entries in shards.items():
         groups = [group for entry in entries for group in entry["row_groups"]]
-        totals = {key: sum(group[key] for group in groups) for key in ("rows", "pairs", "singles", "tokens")}
+        totals = {key: sum(group[key] for group in groups) for key in _TOTALS}
         splits[name] = {**totals, "shards": entries}
     index = {
         "format": FORMAT,
@@ -220,17 +229,18 @@ def write_index(
         "corpus": corpus,
         "splits": splits,
     }
-    storage.write_json_atomic(storage.join(path, INDEX_FILE), index)
+    checksums.write_json(storage.join(path, INDEX_FILE), index)
 
 
-def _from_index(path: str, index: Any) -> EncodedCorpus:
+def _from_index(path: str) -> EncodedCorpus:
     where = storage.join(path, INDEX_FILE)
+    index = checksums.read_json(where, _remedy(path))
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
         raise UsageError(f"{where}: format {found!r}, this version reads {FORMAT}; run twilbert-encode again")
     try:
         splits = tuple(_split_from_index(name, entry) for name, entry in index["splits"].items())
-        return EncodedCorpus(
+        encoded = EncodedCorpus(
             path=path,
             fingerprint=index["fingerprint"],
             tokenizer=index["tokenizer"],
@@ -239,8 +249,11 @@ def _from_index(path: str, index: Any) -> EncodedCorpus:
             max_len=index["max_len"],
             splits=splits,
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise TwilbertError(f"{where}: damaged ({error!r}); delete {path} and run twilbert-encode again") from error
+        if encoded.fingerprint != fingerprint(encoded.tokenizer, encoded.max_len, encoded.corpus):
+            raise ValueError("its fingerprint is not that of its tokenizer, max_len and corpus")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, INDEX_FILE, repr(error)) from error
+    return encoded
 
 
 def _split_from_index(name: str, entry: dict[str, Any]) -> Split:
@@ -250,7 +263,9 @@ def _split_from_index(name: str, entry: dict[str, Any]) -> Split:
         for shard in entry["shards"]
         for i, group in enumerate(shard["row_groups"])
     )
-    counts = {key: entry[key] for key in ("rows", "pairs", "singles", "tokens")}
+    counts = {key: entry[key] for key in _TOTALS}
+    if counts != {key: sum(getattr(group, key) for group in row_groups) for key in _TOTALS}:
+        raise ValueError(f"the counts of split {name!r} are not those of its row groups")
     return Split(name=name, **counts, shards=shards, row_groups=row_groups)
 
 
@@ -259,20 +274,20 @@ def _check_sizes(encoded: EncodedCorpus) -> None:
     for split in encoded.splits:
         system, inner = storage.filesystem(storage.join(encoded.path, split.name))
         infos = system.get_file_info(fs.FileSelector(inner, allow_not_found=True))
-        sizes = {f"{split.name}/{info.base_name}": info.size for info in infos}
+        sizes = {f"{split.name}/{info.base_name}": info.size for info in infos if info.is_file}
         for shard in split.shards:
             if shard.file not in sizes:
-                raise _damaged(storage.join(encoded.path, shard.file), "the file is missing")
+                raise _damaged(encoded.path, shard.file, "the file is missing")
             if sizes[shard.file] != shard.size:
-                raise _damaged(
-                    storage.join(encoded.path, shard.file),
-                    f"{sizes[shard.file]} bytes, the index says {shard.size}",
-                )
+                raise _damaged(encoded.path, shard.file, f"{sizes[shard.file]} bytes, the index says {shard.size}")
 
 
-def _damaged(path: str, reason: str) -> TwilbertError:
-    folder = path.rsplit("/", 2)[0]
-    return TwilbertError(f"{path}: cannot be read ({reason}); delete {folder} and run twilbert-encode again")
+def _damaged(folder: str, file: str, reason: str) -> TwilbertError:
+    return TwilbertError(f"{storage.join(folder, file)}: cannot be read ({reason}); {_remedy(folder)}")
+
+
+def _remedy(folder: str) -> str:
+    return f"delete {folder} and run twilbert-encode again"
 
 
 def _missing(corpus_path: str, corpus_id: str, tokenizer_fingerprint: str, max_len: int) -> str:
@@ -283,7 +298,7 @@ def _missing(corpus_path: str, corpus_id: str, tokenizer_fingerprint: str, max_l
     for name in storage.list_dir(base):
         index_path = storage.join(base, name, INDEX_FILE)
         if storage.exists(index_path):
-            other = _from_index(storage.join(base, name), storage.read_json(index_path))
+            other = _from_index(storage.join(base, name))
             others.append(
                 f"{other.fingerprint} (tokenizer {other.tokenizer[:16]}, max_len {other.max_len}, "
                 f"corpus {other.corpus})"

@@ -9,37 +9,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from twilbert import storage
 from twilbert.data import encoded as layout
-from twilbert.data.corpus import Corpus
+from twilbert.data.corpus import Corpus, Shard, read_shard
 from twilbert.data.encoded import EncodedCorpus
 from twilbert.data.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError, UsageError
 
 MAX_MAX_LEN = 65_535  # lengths are stored as uint16
-
-
-def read_text_row_groups(path: str, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.Table]:
-    """The row groups of a corpus shard, in order, `columns` only; TwilbertError naming the file when it is damaged.
-
-    `rows`: how many rows the corpus says that the shard has; another number is damage too.
-    """
-    system, inner = storage.filesystem(path)
-    remedy = "the shard is damaged or cut: restore it, or run twilbert-prepare again"
-    try:
-        with pq.ParquetFile(inner, filesystem=system) as file:
-            if rows is not None and file.metadata.num_rows != rows:
-                raise TwilbertError(f"{path}: {file.metadata.num_rows} rows, corpus.json says {rows}; {remedy}")
-            for i in range(file.num_row_groups):
-                yield file.read_row_group(i, columns=list(columns))
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise TwilbertError(f"{path}: cannot be read ({_first_line(error)}); {remedy}") from error
 
 
 def find(corpus: Corpus, tokenizer: Tokenizer, max_len: int) -> EncodedCorpus | None:
@@ -75,7 +55,7 @@ def encode_corpus(
         for split in corpus.splits:
             storage.make_dir(storage.join(out, split))
         jobs = [
-            {"source": corpus.shard_path(shard), "file": shard.file, "rows": shard.rows, "out": out, "max_len": max_len}
+            {"source": corpus.shard_path(shard), "shard": vars(shard), "out": out, "max_len": max_len}
             for split in corpus.splits
             for shard in corpus.shards(split)
         ]
@@ -102,14 +82,12 @@ def encode_corpus(
     return EncodedCorpus.open_folder(target)
 
 
-def encode_shard(
-    source: str, target: str, tokenizer: Tokenizer, max_len: int, rows: int | None = None
-) -> dict[str, Any]:
-    """Encode one Parquet shard, row group by row group; its entry for encoded.json (without `file`)."""
+def encode_shard(source: str, shard: Shard, target: str, tokenizer: Tokenizer, max_len: int) -> dict[str, Any]:
+    """Encode the corpus' `shard` at `source`, row group by row group; its entry for encoded.json (without `file`)."""
     columns = ("orig_text", "reply_text")
     tables = (
         layout.make_table(*(tokenizer.encode_batch(texts.column(name), max_len) for name in columns))
-        for texts in read_text_row_groups(source, columns, rows)
+        for texts in read_shard(source, shard, columns)
     )
     return layout.write_shard(target, tables)
 
@@ -117,12 +95,13 @@ def encode_shard(
 def _encode_job(job: dict[str, Any], *, fingerprint: str, tokenizer: Any) -> dict[str, Any]:
     """One Ray Data row in, one out. A user's fault travels as its message: an exception would come with Ray's stack."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has one CPU
+    shard = Shard(**job["shard"])
     try:
-        target = storage.join(job["out"], job["file"])
-        entry = encode_shard(job["source"], target, _fetch(fingerprint, tokenizer), job["max_len"], job["rows"])
+        target = storage.join(job["out"], shard.file)
+        entry = encode_shard(job["source"], shard, target, _fetch(fingerprint, tokenizer), job["max_len"])
     except TwilbertError as error:
-        return {"file": job["file"], "entry": None, "error": str(error)}
-    return {"file": job["file"], "entry": {"file": job["file"], **entry}, "error": ""}
+        return {"file": shard.file, "entry": None, "error": str(error)}
+    return {"file": shard.file, "entry": {"file": shard.file, **entry}, "error": ""}
 
 
 @functools.lru_cache(maxsize=2)

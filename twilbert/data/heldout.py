@@ -17,8 +17,7 @@ from twilbert import storage
 from twilbert.data import encoded, raw_files, raw_parse
 from twilbert.data import rows as rows_of
 from twilbert.data.build import pack
-from twilbert.data.corpus import ROW_GROUP_ROWS, Corpus
-from twilbert.data.encoding import read_text_row_groups
+from twilbert.data.corpus import INDEX_FILE, ROW_GROUP_ROWS, Corpus, read_shard
 from twilbert.data.microbatch import COUNTS, UNKNOWN, MicroBatch
 from twilbert.data.objectives import MaskingSettings
 from twilbert.data.stream import EVALUATION_EPOCH
@@ -36,13 +35,12 @@ def read_pairs(source: str, split: str = "valid") -> Iterator[Texts]:
 
     UsageError when `source` is neither.
     """
-    if storage.exists(storage.join(storage.absolute(source), "corpus.json")):
+    if storage.exists(storage.join(storage.absolute(source), INDEX_FILE)):
         corpus = Corpus.open(source)
         if split not in corpus.splits:
             raise UsageError(f"{source}: has no split {split!r}; it has {', '.join(corpus.splits)}")
         for shard in corpus.shards(split):
-            columns = ("orig_text", "reply_text")
-            for table in read_text_row_groups(corpus.shard_path(shard), columns, shard.rows):
+            for table in read_shard(corpus.shard_path(shard), shard, ("orig_text", "reply_text")):
                 yield table.column("orig_text").to_pylist(), table.column("reply_text").to_pylist()
         return
     for path in raw_files.find([source]):

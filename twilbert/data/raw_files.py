@@ -272,9 +272,9 @@ def cut(file: RawFile, piece_bytes: int) -> list[Piece]:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """A Parquet file of any storage."""
+    """A Parquet file of any storage; where its pages have checksums, they are compared as they are read."""
     system, inner = storage.filesystem(path)
-    return pq.ParquetFile(inner, filesystem=system)
+    return pq.ParquetFile(inner, filesystem=system, page_checksum_verification=True)
 
 
 def _cut_parquet(file: RawFile, piece_bytes: int) -> list[Piece]:

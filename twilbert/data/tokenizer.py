@@ -29,6 +29,7 @@ MAX_VOCAB_SIZE = 65_535  # ids are stored as uint16
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SETTINGS_FILE = "twilbert_tokenizer.json"
+SUM = "tokenizer_sha256"  # the settings' entry with the SHA-256 of tokenizer.json; 0.2.0 wrote none
 _MAX_REMEMBERED_WORDS = 400_000  # some 60 MB; beyond, the memory of words starts anew
 
 
@@ -43,6 +44,7 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_buffer(content)
             spec = json.loads(content)
+            written = json.loads(files.get(SETTINGS_FILE, b"{}")).get(SUM)
         except Exception as error:
             raise UsageError(f"{where}: not a readable tokenizer ({error}); make one with twilbert-vocab") from error
         backend.encode_special_tokens = True
@@ -52,6 +54,11 @@ class Tokenizer:
         self._words = _WordMemory(backend) if encodes_words_alone(spec) else None
         self.vocab_size: int = backend.get_vocab_size()
         self.fingerprint: str = hashlib.sha256(content).hexdigest()
+        if written not in (None, self.fingerprint):
+            raise UsageError(
+                f"{where}: damaged or edited: its SHA-256 is not that in {SETTINGS_FILE}; restore it, or, where the "
+                f"change is meant, take the entry {SUM} out"
+            )
         if tuple(backend.id_to_token(i) for i in range(N_SPECIAL)) != SPECIAL_TOKENS:
             raise UsageError(f"{where}: its first five tokens are not {' '.join(SPECIAL_TOKENS)}; use twilbert-vocab")
         if self.vocab_size > MAX_VOCAB_SIZE:

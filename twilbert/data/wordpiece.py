@@ -10,6 +10,8 @@ it must give the ids the models know, of any text.
 
 from __future__ import annotations
 
+import hashlib
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from twilbert import storage
@@ -89,6 +91,7 @@ def save_wordpiece_folder(vocab_file: str, out: str, *, overwrite: bool = False)
         "strip_accents": True,
         "byte_fallback": False,
         "cleaning": CLEANING,
+        runtime.SUM: hashlib.sha256(content).hexdigest(),
     }
     with storage.new_folder(out, overwrite=overwrite) as folder:
         storage.write_bytes_atomic(storage.join(folder, runtime.TOKENIZER_FILE), content)

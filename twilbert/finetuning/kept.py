@@ -3,6 +3,7 @@
 OUT/  started.json                what decides the results: settings, task, device, data, weights
       seed-N/best.safetensors     weights at the seed's best look at dev, and what they say of dev
              ended.json           every look at dev; written last: with it the seed is over
+Both hold their own SHA-256: a seed of which either is damaged is trained again, and that is said.
 Once results.json is there, the weights of the seeds are removed.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -17,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from twilbert import __version__, cli, storage
-from twilbert.errors import UsageError
+from twilbert import __version__, checksums, cli, storage
+from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
 from twilbert.finetuning.base import Base, sha256_of
 from twilbert.finetuning.data import TaskData
@@ -31,7 +35,8 @@ from twilbert.inference import find_device
 from twilbert.tasks import Task
 
 STARTED = "started.json"
-_WEIGHTS, _ENDED = "best.safetensors", "ended.json"
+WEIGHTS, _ENDED = "best.safetensors", "ended.json"
+_SUM = "sha256"
 _PROBABILITIES = "dev/probabilities"  # beside the weights: both or neither are of the best evaluation
 _OF_TASK = {"problem", "labels", "metric", "average", "class_metric", "remove_rt", "files", "root"}
 
@@ -77,42 +82,59 @@ def _change(key: str, before: Any, now: Any) -> str:
 
 def write_seed(folder: str, outcome: Outcome) -> None:
     """Keep an ended training."""
-    storage.write_bytes_atomic(storage.join(folder, _WEIGHTS), pack(outcome.probabilities, outcome.state))
+    write_weights(storage.join(folder, WEIGHTS), outcome.probabilities, outcome.state)
     ended = {
         "seed": outcome.seed,
         "best": outcome.history.index(outcome.best),
         "history": [asdict(seen) for seen in outcome.history],
         "stopped_early": outcome.stopped_early,
     }
-    storage.write_json_atomic(storage.join(folder, _ENDED), ended)
+    checksums.write_json(storage.join(folder, _ENDED), ended)
 
 
 def read_seed(folder: str) -> Outcome | None:
-    """What `write_seed` kept there; None where that training has not ended."""
+    """What `write_seed` kept there; None where that training has not ended, or, with a line, where it is damaged."""
     if not storage.exists(storage.join(folder, _ENDED)):
         return None
-    ended = storage.read_json(storage.join(folder, _ENDED))
-    history = [Evaluation(**row) for row in ended["history"]]
-    probabilities, state = unpack(storage.read_bytes(storage.join(folder, _WEIGHTS)))
+    try:
+        ended = checksums.read_json(storage.join(folder, _ENDED))
+        history = [Evaluation(**row) for row in ended["history"]]
+        probabilities, state = read_weights(storage.join(folder, WEIGHTS))
+    except TwilbertError as error:
+        cli.say(f"{error}: that seed is trained again")
+        return None
     return Outcome(ended["seed"], history[ended["best"]], history, probabilities, state, ended["stopped_early"])
 
 
 def drop_seed(folder: str) -> None:
     """Remove what `write_seed` kept; the logs stay."""
-    for name in (_ENDED, _WEIGHTS):  # in this order: without ended.json it is no seed
+    for name in (_ENDED, WEIGHTS):  # in this order: without ended.json it is no seed
         storage.delete(storage.join(folder, name))
 
 
-def pack(probabilities: np.ndarray, state: Mapping[str, Tensor]) -> bytes:
-    """Weights and what they say of dev, as one safetensors file."""
+def write_weights(path: str, probabilities: np.ndarray, state: Mapping[str, Tensor]) -> None:
+    """Write weights and what they say of dev as a safetensors file that holds the SHA-256 of its tensors."""
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    return save_safetensors(tensors | {_PROBABILITIES: torch.from_numpy(np.ascontiguousarray(probabilities))})
+    tensors[_PROBABILITIES] = torch.from_numpy(np.ascontiguousarray(probabilities))
+    storage.write_bytes_atomic(path, save_safetensors(tensors, {_SUM: _sum(tensors)}))
 
 
-def unpack(content: bytes) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """What was given to `pack`."""
-    tensors = load_safetensors(content)
+def read_weights(path: str) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """What was given to `write_weights`; TwilbertError naming the file when it is missing or damaged."""
+    try:
+        content = storage.read_bytes(path)
+        tensors = load_safetensors(content)
+    except (OSError, SafetensorError) as error:
+        raise TwilbertError(f"{path}: missing or damaged ({error})") from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    written = header.get("__metadata__", {}).get(_SUM)  # none in files of 0.2.0
+    if written is not None and written != _sum(tensors):
+        raise TwilbertError(f"{path}: damaged: its tensors do not give its own SHA-256")
     return tensors.pop(_PROBABILITIES).numpy(), tensors
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    return sha256_of(*itertools.chain(*((name, tensors[name].numpy()) for name in sorted(tensors))))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ TRIAL/  started.json       how many times it was started
         evaluations.json   every look at dev since its last start
         best.safetensors   weights at the best of them, and what they say of dev
         ended.json         finished, stopped (by the scheduler) or failed, and why; without it the trial is not over
-Weights of ended trials that are not the best of their study are removed.
+Weights of ended trials that are not the best of their study are removed. Every file holds its own SHA-256.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from twilbert import metrics, storage
+from twilbert import checksums, cli, metrics, storage
+from twilbert.errors import TwilbertError
 from twilbert.finetune_recipe import FinetuneRecipe
 from twilbert.finetuning import kept
 from twilbert.finetuning.loop import Evaluation, Outcome
 from twilbert.tuning.space import Drawn
 
+_STARTED, _EVALUATIONS, _ENDED = "started.json", "evaluations.json", "ended.json"
 Status = Literal["finished", "stopped", "failed", "open"]
 
 
@@ -62,37 +64,39 @@ class TrialState:
 
 
 def read(folder: str) -> TrialState:
-    """A trial's state; open, with nothing, before it was started."""
+    """A trial's state; open, with nothing, before it was started. TwilbertError where one of its files is damaged."""
     names = storage.list_dir(folder)
-    started = storage.read_json(storage.join(folder, "started.json")) if "started.json" in names else {"starts": 0}
-    rows = storage.read_json(storage.join(folder, "evaluations.json")) if "evaluations.json" in names else []
-    ended: dict[str, Any] = {"status": "open", "error": None}
-    if "ended.json" in names:
-        ended = storage.read_json(storage.join(folder, "ended.json"))
-    return TrialState(ended["status"], started["starts"], [Evaluation(**row) for row in rows], ended["error"])
+    found: dict[str, Any] = {"starts": 0, "evaluations": [], "status": "open", "error": None}
+    for name in (_STARTED, _EVALUATIONS, _ENDED):
+        if name in names:
+            held = checksums.read_json(storage.join(folder, name), f"delete {folder} to train that trial again")
+            found |= {"evaluations": held} if isinstance(held, list) else held  # as 0.2.0 wrote them
+    rows = [Evaluation(**row) for row in found["evaluations"]]
+    return TrialState(found["status"], found["starts"], rows, found["error"])
 
 
 def start(folder: str) -> None:
     """Count a start and forget what an earlier one saw: a training begins at its beginning."""
     starts = read(folder).starts + 1
-    storage.write_json_atomic(storage.join(folder, "started.json"), {"starts": starts})
-    storage.write_json_atomic(storage.join(folder, "evaluations.json"), [])
-    storage.delete(storage.join(folder, "best.safetensors"))
+    checksums.write_json(storage.join(folder, _STARTED), {"starts": starts})
+    write_evaluations(folder, [])
+    storage.delete(storage.join(folder, kept.WEIGHTS))
 
 
 def write_evaluations(folder: str, evaluations: list[Evaluation]) -> None:
     """All looks at dev so far."""
-    storage.write_json_atomic(storage.join(folder, "evaluations.json"), [asdict(seen) for seen in evaluations])
+    rows = [asdict(seen) for seen in evaluations]
+    checksums.write_json(storage.join(folder, _EVALUATIONS), {"evaluations": rows})
 
 
 def write_best(folder: str, probabilities: np.ndarray, state: dict[str, Tensor]) -> None:
     """Weights of the best evaluation so far."""
-    storage.write_bytes_atomic(storage.join(folder, "best.safetensors"), kept.pack(probabilities, state))
+    kept.write_weights(storage.join(folder, kept.WEIGHTS), probabilities, state)
 
 
 def end(folder: str, status: Status, error: str | None = None) -> None:
     """The trial is over."""
-    storage.write_json_atomic(storage.join(folder, "ended.json"), {"status": status, "error": error})
+    checksums.write_json(storage.join(folder, _ENDED), {"status": status, "error": error})
 
 
 def outcome(plan: TrialPlan) -> Outcome:
@@ -100,7 +104,7 @@ def outcome(plan: TrialPlan) -> Outcome:
     state = read(plan.folder)
     best = state.best(plan.metric)
     assert best is not None
-    probabilities, weights = kept.unpack(storage.read_bytes(storage.join(plan.folder, "best.safetensors")))
+    probabilities, weights = kept.read_weights(storage.join(plan.folder, kept.WEIGHTS))
     early = state.evaluations[-1].epoch < plan.recipe.training.epochs
     return Outcome(plan.recipe.training.seed, best, state.evaluations, probabilities, weights, early)
 
@@ -123,4 +127,18 @@ def drop_weights(plans: list[TrialPlan]) -> None:
     keep = best_trial(plans)
     for plan in plans:
         if plan is not keep and read(plan.folder).status != "open":
-            storage.delete(storage.join(plan.folder, "best.safetensors"))
+            storage.delete(storage.join(plan.folder, kept.WEIGHTS))
+
+
+def reopen_damaged(plans: list[TrialPlan]) -> bool:
+    """Whether the weights of a study's best trial are lost or damaged; it is open then, to be trained again."""
+    best = best_trial(plans)
+    if best is None:
+        return False
+    try:
+        kept.read_weights(storage.join(best.folder, kept.WEIGHTS))
+    except TwilbertError as error:
+        cli.say(f"{error}: trial {best.number} is trained again")
+        storage.delete(storage.join(best.folder, _ENDED))
+        return True
+    return False

@@ -182,6 +182,9 @@ def search_and_score(recipe: TuneRecipe, made: Sequence[Study], out: str) -> dic
     try:
         log.repair()
         search(plans, shared, recipe, log)
+        unscored = [study for study in made if not storage.exists(storage.join(out, study.name, RESULTS))]
+        while any([records.reopen_damaged(study.plans) for study in unscored]):
+            search(plans, shared, recipe, log)
     finally:
         log.close()
     return final.score_all(made, shared, recipe, out)

@@ -1,0 +1,81 @@
+"""SHA-256 sums of what this program wrote, compared before it is used: a shard's listed one, a JSON file's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from twilbert import cli, storage
+from twilbert.errors import TwilbertError
+
+_OWN = "sha256"  # the entry of a JSON file that is the sum of all others
+_THREADS_A_CPU, _MOST_THREADS = 2, 16  # a file system answers late, an object store later
+_SAY_S = 30.0
+
+
+class Listed(NamedTuple):
+    """A file as some list names it: its sum, and what the user can do where the file has another."""
+
+    path: str
+    sha256: str
+    remedy: str
+
+
+def check_file(listed: Listed) -> int:
+    """Read the file and compare its sum; its size in bytes. TwilbertError naming it when it is missing or differs."""
+    try:
+        found = storage.sha256_file(listed.path)
+        if found == listed.sha256:
+            return storage.size(listed.path)
+        fault = "damaged or replaced: its SHA-256 is not the one that was written down when it was made"
+    except FileNotFoundError:
+        fault = "missing"
+    except OSError as error:
+        fault = f"cannot be read ({error})"
+    raise TwilbertError(f"{listed.path}: {fault}; {listed.remedy}")
+
+
+def check_files(files: Sequence[Listed]) -> None:
+    """Compare the sums of many files, several at a time, and say how fast; TwilbertError for the first that differs."""
+    began = said = time.monotonic()
+    threads = min(_MOST_THREADS, _THREADS_A_CPU * (os.cpu_count() or 1))
+    total = 0
+    with ThreadPoolExecutor(threads) as pool:
+        for number, size in enumerate(pool.map(check_file, files), start=1):  # a fault cancels what has not begun
+            total += size
+            if time.monotonic() - said > _SAY_S:
+                said = time.monotonic()
+                cli.say(f"compared the SHA-256 of {number} of {len(files)} shards")
+    seconds = time.monotonic() - began
+    rate = total / max(seconds, 1e-9)
+    cli.say(f"compared the SHA-256 of {len(files)} shards: {total:,} bytes in {seconds:.1f} s, {rate:,.0f} a second")
+
+
+def write_json(path: str, value: dict[str, Any]) -> None:
+    """Write `value` as JSON with the sum of its entries beside them, whole or not at all."""
+    storage.write_json_atomic(path, value | {_OWN: _sum(value)})
+
+
+def read_json(path: str, remedy: str = "restore it, or make it anew") -> Any:
+    """What `write_json` wrote, or a file of before it did, which has no sum to compare.
+
+    FileNotFoundError when it is not there; TwilbertError, naming it, when it is damaged or was edited.
+    """
+    try:
+        value = storage.read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:  # a folder in its place, a disk that fails
+        raise TwilbertError(f"{path}: cannot be read ({error}); {remedy}") from error
+    if isinstance(value, dict) and (own := value.pop(_OWN, None)) is not None and own != _sum(value):
+        raise TwilbertError(f"{path}: damaged or edited: its entries do not give its own SHA-256; {remedy}")
+    return value
+
+
+def _sum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
