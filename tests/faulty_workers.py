@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Any
 
 from twilbert.pretrain import train_worker
+
+ERRORS = {
+    "memory": MemoryError(),
+    "defect": TypeError("a defect of the program"),
+    "shape": RuntimeError("The size of tensor a (2) must match the size of tensor b (3) at non-singleton dimension 0"),
+    "network": ConnectionResetError("the network was away"),
+}
 
 
 def _faults(config: dict[str, Any]) -> dict[str, Any]:
@@ -15,24 +24,30 @@ def _faults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def faulty_worker(config: dict[str, Any]) -> None:
-    """As the real one, but worker 1 spoils some steps: nan-loss, nan-gradient or hang."""
+    """As the real one, but worker 1 spoils some steps: nan-loss, nan-gradient, hang, kill (once), or one of ERRORS."""
     from ray.train import get_context
 
     from twilbert.model import heads
     from twilbert.train.worker import Worker
 
     asked, rank = _faults(config), get_context().get_world_rank()
-    current = {"step": 0}
+    current = {"step": 0, "resumed": False}
     steps, forward = Worker.steps, heads.PretrainingModel.forward
 
     def counted(self):
         for step, *rest in steps(self):
-            current["step"] = step
+            current.update(step=step, resumed=self.first_step > 0)
             yield step, *rest
 
     def spoiled(self, *args, **kwargs):
         out = forward(self, *args, **kwargs)
         if not self.training or rank != 1 or current["step"] not in asked["steps"]:
+            return out
+        if asked["kind"] in ERRORS:
+            raise ERRORS[asked["kind"]]
+        if asked["kind"] == "kill" and not current["resumed"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if asked["kind"] == "kill":
             return out
         if asked["kind"] == "hang":
             time.sleep(600)

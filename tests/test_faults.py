@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faulty_workers import faulty_worker
+from tests.faulty_workers import ERRORS, faulty_worker
 from tests.small_world import STEPS, make_world
 from twilbert import pretrain
 from twilbert.train import checkpoint
@@ -62,6 +62,45 @@ def test_too_many_spoilt_steps_in_a_row_stop_the_run_and_leave_its_checkpoint(tr
     assert "the last checkpoint is of step 4" in message
     assert "Traceback" not in message
     assert checkpoint.verify(str(world / "runs" / "spoilt" / "checkpoint-000004")) is None
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "kind", ["memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("defect", "shape"))]
+)
+def test_what_another_start_cannot_mend_is_one_message_at_once(train, world, capsys, kind):
+    assert train(kind, f"{kind}:6", "training.save_steps=4") == 1
+    message = capsys.readouterr().err
+    (line,) = [line for line in message.splitlines() if "error: " in line]
+    assert f"{type(ERRORS[kind]).__name__}" in line and str(ERRORS[kind]) in line
+    assert "another start would end alike" in line
+    assert message.count("tracking:") == 1, "the workers were started once"
+    assert checkpoint.verify(str(world / "runs" / kind / "checkpoint-000004")) is None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lost_connection_starts_again_until_the_limit(train, capsys):
+    assert train("network", "network:2", "cluster.max_restarts=2") == 1
+    message = capsys.readouterr().err
+    assert "the workers died 3 times without a new checkpoint; the latest reason: ConnectionResetError" in message
+    assert message.count("tracking:") == 3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_rows_that_a_resume_falls_within_are_those_of_an_undisturbed_run(train, world):
+    for name, fault in (("whole", "nan-loss:99"), ("killed", "kill:7")):
+        assert train(name, fault, "training.save_steps=4", "training.logging_steps=5") == 0
+    whole, killed = (
+        [
+            {key: value for key, value in row.items() if key == "step" or key.startswith("train/")}
+            for row in read_metrics(str(world / "runs" / name / "metrics.jsonl"))
+        ]
+        for name in ("whole", "killed")
+    )
+    assert {row["step"] for row in killed if "train/loss" in row} == {5, 10, 12}, "the kill fell between 4 and 10"
+    assert killed == whole
 
 
 @pytest.mark.ray

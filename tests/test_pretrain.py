@@ -104,7 +104,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_as_if_undisturbed(finished, worl
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    assert pretrain(world, "run.name=interrupted") == 130
+    assert pretrain(world, "run.name=interrupted", "training.logging_steps=5") == 130
     printed = capsys.readouterr()
     assert "the same command resumes" in printed.err
     assert "Traceback" not in printed.err
@@ -115,7 +115,10 @@ def test_ctrl_c_saves_and_the_same_command_ends_as_if_undisturbed(finished, worl
 
     assert pretrain(world, "run.name=interrupted") == 0
     assert f"at step {stopped}" in capsys.readouterr().err
-    assert losses(run) == losses(finished)
+    undisturbed, resumed = losses(finished), losses(run)
+    first = [undisturbed.pop(step) for step in (1, 2, 3)]  # two of them before the stop, and in no row yet
+    assert resumed.pop(3) == pytest.approx(sum(first) / 3, rel=0.005)
+    assert resumed == undisturbed
     weights = "checkpoint-000012/model/model.safetensors"
     assert (run / weights).read_bytes() == (finished / weights).read_bytes()
 

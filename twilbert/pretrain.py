@@ -28,6 +28,8 @@ def train_worker(config: dict[str, Any]) -> None:
     import ray
     from ray.train import get_context
 
+    from twilbert.train.mendable import described, may_be_mended
+
     job = config["job"]
     if get_context().get_world_rank() == 0:
         ray.get(job.control.attempt.remote(job.recipe.cluster.max_restarts))
@@ -48,7 +50,7 @@ def train_worker(config: dict[str, Any]) -> None:
         ray.get(job.control.fail.remote(str(error), error.exit_code))
         raise
     except Exception as error:
-        ray.get(job.control.crashed.remote(f"{type(error).__name__}: {error}"))
+        ray.get(job.control.crashed.remote(described(error), may_be_mended(error)))
         raise
 
 
@@ -62,7 +64,7 @@ def _train(worker: Any) -> None:
 
     recipe, training, tracker = worker.job.recipe, worker.job.recipe.training, worker.tracker
     engine, optimizer, device = worker.engine, worker.optimizer, worker.device
-    log = scoring.Interval()
+    log = scoring.Interval(worker.interrupted)
     order, scores = 0, {}
 
     for step, micro_batches, waited in worker.steps():
@@ -110,7 +112,7 @@ def _train(worker: Any) -> None:
             ray.train.report({"step": step, **scores})
         is_best = worker.best is not None and worker.best["step"] == step
         if step % training.save_steps == 0 or last or order or is_best:
-            worker.save(step)
+            worker.save(step, log.state(trained))
         worker.watchdog.touch()
         log.started += time.monotonic() - trained  # evaluating and saving are no training time
         if order in STOP_REASONS:

@@ -93,12 +93,19 @@ def summary(scores: dict[str, float]) -> str:
 class Interval:
     """Training sums between two rows of metrics."""
 
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.waited = 0.0
-        self.steps = 0
-        self._sums = [0.0] * len(_SUMS)
+    def __init__(self, before: Mapping[str, Any] | None = None) -> None:
+        """A new one, or the one that `state` told of: sums added one by one come out the same to the last bit."""
+        before = before or {}
+        self.started = time.monotonic() - before.get("seconds", 0.0)
+        self.waited = before.get("waited", 0.0)
+        self.steps = before.get("steps", 0)
+        self._sums = sums_named(before["sums"]) if before else [0.0] * len(_SUMS)
         self.loss = math.nan  # of the latest step
+
+    def state(self, until: float) -> dict[str, Any]:
+        """What a checkpoint holds of an interval, for a resume to go on with; training ended at monotonic `until`."""
+        sums = dict(zip(_SUMS, self._sums, strict=True))
+        return {"steps": self.steps, "seconds": until - self.started, "waited": self.waited, "sums": sums}
 
     def add(self, totals: list[float], n_masked: int, n_rop: int, waited: float) -> bool:
         """Add a step's sums over all workers and the seconds this worker waited for data; whether its loss is finite.

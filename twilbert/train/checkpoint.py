@@ -4,7 +4,7 @@ checkpoint-000500/
     manifest.json     written last: files, sizes, sha256; without it, or not matching, it is not a checkpoint
     model/            a model folder that loads alone
     optimizer-RRRRR-of-NNNNN.safetensors   each rank's fragments: fp32 weights and moments by parameter name
-    state.json        step, cursor, optimiser update, W&B run id
+    state.json        step, epoch, run id, best and skipped steps, sums since the latest row of metrics
     recipe.yaml
 """
 

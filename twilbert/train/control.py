@@ -74,9 +74,15 @@ class RunControl:
         self._attempts += 1
         self._crash = ""
 
-    def crashed(self, reason: str) -> None:
+    def crashed(self, reason: str, may_be_mended: bool) -> None:
         """A worker is about to die of an exception; the first of them is the reason of the others."""
         self._crash = self._crash or reason
+        if not may_be_mended:
+            self.fail(
+                f"{reason}: another start would end alike, so none is made. Checkpoints are intact: mend it and start "
+                "the same command",
+                TwilbertError.exit_code,
+            )
 
     def sealed(self) -> None:
         """Rank 0: there is a new checkpoint."""

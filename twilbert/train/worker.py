@@ -53,6 +53,7 @@ class Worker:
         self.step = 0  # optimiser steps done
         self.best: dict[str, float] | None = None  # step and loss of the best held-out evaluation
         self.skipped: list[int] = []  # steps whose loss or gradient was not finite: the weights stayed as they were
+        self.interrupted: dict[str, Any] | None = None  # state of the interval of metrics that the checkpoint is within
         self.update_norm = 0.0  # of all that the latest step subtracted from the weights
         self.memory_usage: dict[str, float] = {}  # pkm/ metrics of the latest evaluation
         resumed = self._agree_on_checkpoint()
@@ -109,6 +110,7 @@ class Worker:
     def _restore(self, folder: str) -> None:
         state = checkpoint.read_state(folder)
         self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
+        self.interrupted = state.get("interval")  # None in checkpoints of 0.2
         reader = checkpoint.OptimizerReader(folder)
         reader.restore(local_fragments(self.engine), self.optimizer.moments)
         if self.rank == 0:
@@ -278,8 +280,11 @@ class Worker:
             self.best = {"step": step, "loss": scores["loss"]}
         return scores
 
-    def save(self, step: int) -> None:
-        """Begin the checkpoint of `step`, which is written beside the next steps; collective."""
+    def save(self, step: int, interval: dict[str, Any]) -> None:
+        """Begin the checkpoint of `step`, which is written beside the next steps; collective.
+
+        `interval`: the state of the one since the latest row of metrics.
+        """
         fragments = owned(local_fragments(self.engine), self.job.recipe.training.zero_stage, self.rank, self.world_size)
         self._refuse_broken_weights(step, fragments)
         state = {
@@ -288,6 +293,7 @@ class Worker:
             "run": self.job.run.id,
             "best": self.best,
             "skipped": self.skipped,
+            "interval": interval,
         }
         protected = {int(self.best["step"])} if self.best else set()
         weights = full_weights(self.engine, self.rank)
