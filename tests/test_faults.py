@@ -65,17 +65,15 @@ def test_too_many_spoilt_steps_in_a_row_stop_the_run_and_leave_its_checkpoint(tr
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "kind", ["memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("defect", "shape"))]
-)
-def test_what_another_start_cannot_mend_is_one_message_at_once(train, world, capsys, kind):
-    assert train(kind, f"{kind}:6", "training.save_steps=4") == 1
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["memory", "defect", "shape"])
+def test_what_another_start_cannot_mend_is_one_message_at_once(train, capsys, kind):
+    assert train(kind, f"{kind}:6") == 1
     message = capsys.readouterr().err
     (line,) = [line for line in message.splitlines() if "error: " in line]
     assert f"{type(ERRORS[kind]).__name__}" in line and str(ERRORS[kind]) in line
     assert "another start would end alike" in line
     assert message.count("tracking:") == 1, "the workers were started once"
-    assert checkpoint.verify(str(world / "runs" / kind / "checkpoint-000004")) is None
 
 
 @pytest.mark.ray

@@ -20,6 +20,7 @@ from twilbert.cluster import DATA_CPUS, ensure_ray, usable_cores
 from twilbert.data.table_rows import Chunk, read
 from twilbert.data.tables import TableFile
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.joining import wait_for_room
 from twilbert.model.classifier import MULTI_LABEL, REGRESSION
 
 _CHUNK_ROWS, _CHUNK_ROWS_OF_TOKENS = 16_384, 512
@@ -121,9 +122,11 @@ def on_ray(files: list[TableFile], job: Job, address: str | None) -> Iterator[pa
         gpus = int(have.get("GPU", 0)) if job.device in (None, "cuda") else 0
         workers = min(len(files), gpus or max(1, int(have.get("CPU", 1)) - DATA_CPUS))
         device = "a GPU" if gpus else "a CPU"
+        needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        if gpus:
+            wait_for_room([{"GPU": 1}])
         cli.say(f"{len(files)} files on Ray Data, {workers} workers with {device} each")
         dataset = ray.data.from_items([{"file": i} for i in range(len(files))], override_num_blocks=len(files))
-        needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         tables = dataset.map_batches(
             _Worker,
             batch_size=1,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.joining import address_at_hand, require_answer, wait_for_room
 from twilbert.process_group import group_of_their_own
 
 # Ray Data needs logical CPUs of its own beside the training workers: with none it waits for ever, in silence.
@@ -62,7 +63,8 @@ def _is_secret(key: str) -> bool:
 def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Iterator[None]:
     """Join the Ray at hand or start a local one with `num_cpus` logical CPUs; stop only what was started here.
 
-    `address` (or RAY_ADDRESS, which a Ray job sets) names a cluster; TwilbertError when it does not answer.
+    `address` (or RAY_ADDRESS, which a Ray job sets) names a cluster; TwilbertError when it does not answer, or has no
+    CPU. Where others use all of a cluster's CPUs, waits for one, and says so.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -70,9 +72,12 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
 
     if ray.is_initialized():
         quiet_ray_data()
+        wait_for_room([{"CPU": 1}])
         yield
         return
-    target = address or os.environ.get("RAY_ADDRESS")
+    target = address_at_hand(address)
+    if target:
+        require_answer(target)
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if target:
@@ -98,6 +103,7 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
         if _started_here:
             _end_log_monitor()
         quiet_ray_data()
+        wait_for_room([{"CPU": 1}])
         yield
     finally:
         _started_here = False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from twilbert.data.table_rows import Chunk
 from twilbert.data.table_writers import TABLES, VECTORS, open_writer
 from twilbert.data.tables import FORMATS, JSON_LINE, STANDARD_INPUT, TableFile, inspect, name_of
 from twilbert.errors import UsageError
+from twilbert.joining import address_at_hand
 from twilbert.model.transformers_api import is_classifier
 
 MANY_FILES = 8  # from this many on Ray Data shares them out, where Ray is installed
@@ -64,7 +64,7 @@ def predict(
     paths = list(inputs) if STANDARD_INPUT in inputs else raw_files.find(inputs)
     files = _inspected(paths, form, text_column, pair_column)
     _check_columns(files[0], job)
-    on_ray = address is not None or "RAY_ADDRESS" in os.environ or _many(files)
+    on_ray = address_at_hand(address) is not None or _many(files)
     if on_ray and STANDARD_INPUT in paths:
         raise UsageError("standard input cannot be read by a cluster; write it to a file, or leave --address out")
     tables = bulk.on_ray(files, job, address) if on_ray else bulk.here(files, job)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from twilbert import checksums, cli, cluster, recipe_file, storage
 from twilbert.errors import Interrupted, TwilbertError, UsageError
+from twilbert.joining import wait_for_room
 from twilbert.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     # A logical CPU for every worker's stream: one that waits for another's would hold up the step of both.
     with cluster.ensure_ray(most + max(cluster.DATA_CPUS, most), recipe.cluster.address):
         cluster.check_resources(least, 1, recipe.cluster.use_gpu)
+        wait_for_room([{"CPU": 1} | ({"GPU": 1} if recipe.cluster.use_gpu else {})] * least)
         precision = resolve_precision(recipe)
         identity = _identity(recipe, corpus, tokenizer, precision)
         name = recipe.run.name or run_folder.default_name(recipe_name, identity)

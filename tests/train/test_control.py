@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,3 +123,28 @@ def test_a_signal_that_comes_twice_at_once_is_one(control):
         control.actor.finish({"stop": stop})
 
     assert watch(fit, control) == {"stop": STOP_SIGNAL}
+
+
+@pytest.mark.parametrize(("error", "ends"), [(TypeError("a defect"), True), (ConnectionResetError("lost"), False)])
+def test_a_workers_exception_ends_the_run_where_another_start_cannot_mend_it(control, monkeypatch, error, ends):
+    import ray.train
+    import ray.train.torch
+
+    from twilbert.pretrain import train_worker
+    from twilbert.train import worker
+
+    def broken(*_: object) -> None:
+        raise error
+
+    here = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1, get_local_world_size=lambda: 1)
+    monkeypatch.setattr(ray.train, "get_context", lambda: here)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: None)
+    monkeypatch.setattr(worker, "Worker", broken)
+    recipe = SimpleNamespace(cluster=SimpleNamespace(max_restarts=3))
+    with pytest.raises(type(error)):
+        train_worker({"job": SimpleNamespace(control=control, recipe=recipe)})
+    assert control.actor.failed() == ends
+    if ends:
+        _, _, fault, _ = control.actor.poll()
+        assert fault is not None and fault[0].startswith("TypeError: a defect (in pretrain.py, line ")
+        assert "another start would end alike" in fault[0]

@@ -65,6 +65,7 @@ def test_what_was_lost_is(error):
 
 def test_an_error_is_described_on_one_line_with_its_place():
     assert described(MemoryError()) == "MemoryError"
-    error = raised(lambda: may_be_mended(None))  # type: ignore[arg-type]
+    assert described(in_ray(in_ray(ValueError("a\nb")))) == "ValueError: a b"
+    error = raised(lambda: described(None))  # type: ignore[arg-type]
     assert described(error).startswith("AttributeError: 'NoneType' object has no attribute")
     assert "(in mendable.py, line " in described(error)

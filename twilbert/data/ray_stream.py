@@ -103,6 +103,7 @@ def _blocks(
     context.custom_execution_callback_classes = [RestingExecutor]  # type: ignore[list-item]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # its kind tells whether another start may mend it
     with DataContext.current(context):  # sealed into the dataset at its making; others' datasets keep theirs
         dataset = ray.data.from_items(list(range(len(some))), override_num_blocks=len(some)).map_batches(
             work,

@@ -33,14 +33,12 @@ _OF_TENSORS = re.compile(r"\b(shapes?|sizes?|dimensions?|dtypes?|state_dict|scal
 
 
 def may_be_mended(error: BaseException) -> bool:
-    """Whether to start again after `error`; one that Ray wraps counts as what it wraps."""
+    """Whether to start again after `error`."""
     from ray.exceptions import RayError
     from safetensors import SafetensorError
 
-    inner = getattr(error, "cause", None) or error.__cause__
-    if isinstance(error, RayError) and isinstance(inner, Exception):
-        return may_be_mended(inner)
-    if isinstance(error, (*_FOR_GOOD, SafetensorError)):
+    error = _inner(error)
+    if isinstance(error, (*_FOR_GOOD, SafetensorError)) and not isinstance(error, RayError):
         return False
     text = str(error)
     return not (isinstance(error, RuntimeError) and _OF_TENSORS.search(text) and not _ELSEWHERE.search(text))
@@ -48,7 +46,14 @@ def may_be_mended(error: BaseException) -> bool:
 
 def described(error: BaseException) -> str:
     """The error's kind and message, and where in the program it was raised."""
+    error = _inner(error)
     text = " ".join(str(error).split())[:500]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "twilbert" in Path(frame.filename).parts]
     place = f" (in {Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+
+
+def _inner(error: BaseException) -> BaseException:
+    """What was raised in a task, where Ray wraps it in an exception of both kinds."""
+    cause = getattr(error, "cause", None)
+    return _inner(cause) if isinstance(cause, Exception) else error

@@ -19,6 +19,7 @@ from twilbert.finetuning import kept
 from twilbert.finetuning.base import Base, load_base, newest_run
 from twilbert.finetuning.data import task_faults
 from twilbert.finetuning.run import Prepared, prepare
+from twilbert.joining import wait_for_room
 from twilbert.tasks import registered
 from twilbert.tuning import final, page, records, space
 from twilbert.tuning.recipe import TuneRecipe
@@ -173,6 +174,7 @@ def search_and_score(recipe: TuneRecipe, made: Sequence[Study], out: str) -> dic
 
     needs = resources(recipe.cluster)
     require_room(needs)
+    wait_for_room([{kind.upper(): amount for kind, amount in needs.items() if amount}])
     shared = share(made)
     # All studies' first trials come first, so that every study has something early.
     plans = sorted((plan for study in made for plan in study.plans), key=lambda plan: plan.number)
