@@ -1,31 +1,44 @@
-"""The W&B workspace: builds without network or key, and its panels name only series that runs log."""
+"""The W&B workspace (tools/wandb_workspace.py): written without network or key, of series that runs log."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from tools import wandb_workspace
-from tools.wandb_workspace import SECTIONS, main
 from twilbert import scoring
 from twilbert.train import measure
 from twilbert.train.tracking import read_metrics
 
+TOP = Path(__file__).parents[1]
+NOWHERE = "http://127.0.0.1:9"
 
-@pytest.fixture
-def offline(monkeypatch):
-    """No key, and a network that must not be touched."""
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("the network was touched")
+def run(*arguments: str, key: str = "") -> subprocess.CompletedProcess[str]:
+    """The tool in a process of its own, which reaches no W&B."""
+    pytest.importorskip("wandb_workspaces", reason="pip install 'twilbert[workspace]'")
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
+    environment |= {"WANDB_BASE_URL": NOWHERE} | ({"WANDB_API_KEY": key} if key else {})
+    command = [sys.executable, "-m", "tools.wandb_workspace", *arguments]
+    return subprocess.run(command, cwd=TOP, env=environment, capture_output=True, text=True, timeout=300)
 
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> dict[str, Any]:
+    """What --json writes."""
+    out = tmp_path_factory.mktemp("workspace") / "workspace.json"
+    done = run("someone", "--project", "tweets", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"{out}\n")
+    return json.loads(out.read_text())
 
 
 def logged_on_a_gpu(trained, monkeypatch) -> set[str]:
@@ -41,53 +54,36 @@ def logged_on_a_gpu(trained, monkeypatch) -> set[str]:
 
 
 @pytest.mark.ray
-def test_every_series_of_a_panel_is_one_that_runs_log(trained, monkeypatch):
+def test_every_series_of_a_panel_is_one_that_runs_log(workspace, trained, monkeypatch):
     of_a_run = {key for row in read_metrics(f"{trained.path}/metrics.jsonl") for key in row}
     logged = of_a_run | logged_on_a_gpu(trained, monkeypatch)
     assert logged - of_a_run == {"speed/mfu", "speed/peak_memory_bytes"}
-    panels = [panel for section in SECTIONS.values() for panel in section]
-    assert not {series for panel in panels for series in panel.series} - logged
-    for panel in panels:
-        assert panel.series or panel.pattern
-        assert not panel.pattern or any(re.search(panel.pattern, series) for series in logged), panel.title
-    named = {series for panel in panels for series in panel.series}
-    unnamed = {s for s in logged - named if not any(p.pattern and re.search(p.pattern, s) for p in panels)}
+    panels = [panel for section in workspace["sections"] for panel in section["panels"]]
+    named = {series for panel in panels for series in panel["y"]}
+    patterns = [panel["metric_regex"] for panel in panels if not panel["y"]]
+    assert not named - logged
+    assert all(any(re.search(pattern, series) for series in logged) for pattern in patterns), patterns
+    unnamed = {s for s in logged - named if not any(re.search(pattern, s) for pattern in patterns)}
     assert unnamed == {"step", *(s for s in logged if s.startswith("optim/trust_ratios/"))}, "a series without a panel"
 
 
-def test_it_builds_offline_with_these_panels(offline, tmp_path, capsys):
-    pytest.importorskip("wandb_workspaces", reason="pip install 'twilbert[workspace]'")
-    out = tmp_path / "workspace.json"
-    assert main(["someone", "--project", "tweets", "--json", str(out)]) == 0
-    assert capsys.readouterr().out.endswith(f"{out}\n")
-    made = json.loads(out.read_text())
-    assert (made["entity"], made["project"]) == ("someone", "tweets")
-    sections = made["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections][: len(SECTIONS)] == list(SECTIONS)
-    for section in sections[: len(SECTIONS)]:
-        settings = [panel["config"] for panel in section["panels"]]
-        assert [s["chartTitle"] for s in settings] == [panel.title for panel in SECTIONS[section["name"]]]
-        for config, panel in zip(settings, SECTIONS[section["name"]], strict=True):
-            assert config["xAxis"] == "step"
-            assert config.get("metrics", []) == list(panel.series)
-            assert config.get("metricRegex", "") == panel.pattern
+def test_sections_and_panels(workspace):
+    assert (workspace["entity"], workspace["project"]) == ("someone", "tweets")
+    sections = {section["name"]: [panel["title"] for panel in section["panels"]] for section in workspace["sections"]}
+    assert list(sections) == ["Health", "Loss and accuracy", "Optimiser", "Speed", "Data", "Product-key memories"]
+    assert sections["Health"][:2] == ["Loss", "Gradient norm"]
+    assert {panel["x"] for section in workspace["sections"] for panel in section["panels"]} == {"step"}
 
 
-def test_saving_without_a_key_says_what_is_needed(offline, capsys):
-    pytest.importorskip("wandb_workspaces", reason="pip install 'twilbert[workspace]'")
-    assert main(["someone"]) == 2
-    printed = capsys.readouterr()
-    assert "set WANDB_API_KEY" in printed.err and "--json" in printed.err and printed.out == ""
+def test_saving_without_a_key_says_what_is_needed():
+    done = run("someone")
+    assert done.returncode == 2
+    assert "set WANDB_API_KEY" in done.stderr and "--json" in done.stderr and done.stdout == ""
 
 
-def test_what_wandb_refuses_is_one_message(offline, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-
-    class Refused:
-        def save_as_new_view(self):
-            raise ValueError("no such entity")
-
-    monkeypatch.setattr(wandb_workspace, "workspace", lambda *_: Refused())
-    assert main(["someone"]) == 1
-    printed = capsys.readouterr().err
-    assert "no such entity" in printed and "0000" not in printed and "Traceback" not in printed
+@pytest.mark.slow
+def test_what_wandb_refuses_is_one_message():
+    done = run("someone", key="0" * 40)
+    assert done.returncode == 1
+    assert "W&B did not take the workspace" in done.stderr
+    assert "0000" not in done.stderr and "Traceback" not in done.stderr

@@ -40,14 +40,12 @@ def wait(config: dict[str, Any]) -> None:
 def main() -> None:
     """Start, say so, stop."""
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
-
-    from twilbert.train.trainer import Trainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     with tempfile.TemporaryDirectory() as folder, cluster.ensure_ray(4):
         until, started = Path(folder, "wait"), Path(folder, "started")
         until.touch()
-        trainer = Trainer(
+        trainer = TorchTrainer(
             wait,
             train_loop_config={"until": str(until), "started": str(started)},
             torch_config=TorchConfig(backend="gloo"),

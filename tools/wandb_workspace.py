@@ -110,8 +110,10 @@ def workspace(entity: str, project: str, name: str) -> Any:
 
 
 def as_json(made: Any) -> dict[str, Any]:
-    """What W&B would be sent of a workspace."""
-    return made._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    """A workspace's sections, panels and settings."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(made)).dump_python(made, mode="json", exclude_none=True)
 
 
 def save(made: Any) -> str:

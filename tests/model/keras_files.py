@@ -1,4 +1,4 @@
-"""Weight files in the original's layout, and its JSON configurations. For tests and for tools/check_convert.py."""
+"""Weight files in the original's layout, and its JSON configurations."""
 
 from __future__ import annotations
 

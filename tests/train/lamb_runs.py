@@ -1,7 +1,7 @@
 """Training runs with LAMB that remember what the optimiser saw, and how far they ended from the reference.
 
 `play` runs a list of places in the processes of one world size; each rank returns its own pieces of everything, and
-`assembled` makes them whole again. Used by tests/train/test_lamb.py and tools/check_lamb.py.
+`assembled` makes them whole again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LAMB under ZeRO is LAMB: against a float64 reference without shards, on a tiny model with every kind of tensor.
 
-A smaller version of tools/check_lamb.py, which has every stage, precision, world size and accumulation.
+Every stage, precision, world size and accumulation:  python -m pytest -m slow tests/train/test_lamb.py -rP
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tests.train import lamb_reference as reference
 from tests.train.lamb_runs import (
     RATIO_BOUND,
     WEIGHTS_BOUND,
+    Fed,
     Place,
     Whole,
     against_fed_reference,
@@ -49,16 +50,20 @@ def runs(encoded) -> dict[Place, Whole]:
 
 @pytest.mark.parametrize("place", [*EXACT, *OWN], ids=str)
 def test_weights_and_ratios_are_those_of_whole_tensors(runs, place):
-    """The reference takes the gradients that the optimiser saw."""
-    run = runs[place]
+    assert_exact(runs[place], place)
+
+
+def assert_exact(run: Whole, place: Place) -> Fed:
+    """The run is the reference's, which takes the gradients that the optimiser saw; how far it is from it."""
     fed = against_fed_reference(run, place)
     assert fed.clipped > 0, "clipping took part"
     assert len(fed.weights) == (40 if place.pkm else 25)
-    assert fed.worst[1] <= WEIGHTS_BOUND, fed.worst
-    assert fed.ratio <= RATIO_BOUND
+    assert fed.worst[1] <= WEIGHTS_BOUND, (place, fed.worst)
+    assert fed.ratio <= RATIO_BOUND, place
     assert fed.moved <= RATIO_BOUND, "the norm of the update"
     assert run.reduces == [min(place.stage, 1)], "one all_reduce a step, none where nothing is sharded"
     assert model_holds_its_masters(run, place)
+    return fed
 
 
 def test_runs_go_where_the_reference_goes_by_itself(runs, encoded):
@@ -92,6 +97,67 @@ def test_a_resumed_run_equals_an_undisturbed_one(encoded, tmp_path):
         resumed = against_undisturbed(found[source], found[source, place])
         assert resumed.weights <= WEIGHTS_BOUND, (source, place, resumed)
         assert resumed.bitwise or source != place, (source, place)
+
+
+# ---- every cut -----------------------------------------------------------------------------------------------------
+
+MANY_STEPS, MIDDLE = 20, 10
+KINDS = [("fp32", 0)] + [(precision, stage) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
+
+
+def play_all(encoded: str, world: int, places: list[Place]) -> list[tuple[Place, Whole]]:
+    """The runs of MANY_STEPS at `places`, all of this world size; some together, so that `spawn` does not give up."""
+    runs = []
+    for at in range(0, len(places), 11):
+        some = places[at : at + 11]
+        by_rank = spawn(play, world, encoded, some, MANY_STEPS)
+        runs += [(place, Whole([records[i] for records in by_rank], place.stage)) for i, place in enumerate(some)]
+    return runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_lamb_is_exact_at_every_stage_and_precision(encoded, world, accumulation):
+    """With own gradients only without a memory: where its scores tie to fp32's rounding, a run reads other values."""
+    places = [Place(*kind, world, accumulation) for kind in KINDS]
+    without = [Place("fp32", stage, world, accumulation, pkm=False) for stage in range(4)]
+    own = own_run(without[0], EncodedCorpus.open_folder(encoded), MANY_STEPS)
+    weights = ratio = own_weights = 0.0
+    for place, run in play_all(encoded, world, [*places, *without]):
+        fed = assert_exact(run, place)
+        weights, ratio = max(weights, fed.worst[1]), max(ratio, fed.ratio)
+        if not place.pkm:
+            errors = reference.relative_errors(run.ended, own.weights)
+            own_weights = max(own_weights, *(error for name, error in errors.items() if name not in own.zero_gradient))
+            assert own_weights <= WEIGHTS_BOUND, (place, errors)
+    print(f"weights {weights:.1e}, with own gradients {own_weights:.1e}, trust ratios {ratio:.1e}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_naive_ratios_fail_at_every_stage_by_far(encoded, world):
+    kinds = ("shard", "piece") if world > 1 else ("shard",)
+    places = [Place("fp32", stage, world, 1, naive=kind) for kind in kinds for stage in (1, 2, 3)]
+    for place, run in play_all(encoded, world, places):
+        name, error = against_fed_reference(run, place).worst
+        print(f"ratio of each {place.naive}, ZeRO {place.stage}: off by {error:.1e} at {name}")
+        assert error > 100 * WEIGHTS_BOUND
+
+
+@pytest.mark.slow
+def test_a_run_resumes_at_every_stage_and_world_what_any_other_saved(encoded, tmp_path):
+    """Without memory every pair of places; with memory, in both precisions, each place by itself."""
+    grid = [Place("fp32", stage, world, 4 // world, pkm=False) for world in (1, 2) for stage in range(4)]
+    alone = [Place(*kind, world, 4 // world) for world in (1, 2) for kind in KINDS]
+    pairs = [(source, place) for source in grid for place in grid] + [(place, place) for place in alone]
+    runs, worst = resumed_runs(encoded, str(tmp_path), (MIDDLE, MANY_STEPS), [*grid, *alone], pairs), 0.0
+    for source, place in pairs:
+        resumed = against_undisturbed(runs[source], runs[source, place])
+        worst = max(worst, resumed.weights)
+        assert resumed.weights <= WEIGHTS_BOUND, (source, place, resumed)
+        assert resumed.bitwise or source != place, (source, place)
+    print(f"{len(pairs)} resumed runs, {len(grid + alone)} bitwise, the others within {worst:.1e}")
 
 
 # ---- the reference -------------------------------------------------------------------------------------------------

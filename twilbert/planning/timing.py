@@ -33,7 +33,7 @@ KERNELS_A_LAYER = 60
 """Forward and backward of a block; as many for head, embeddings and loss together."""
 RAY_SHARE = 0.08
 """More time for a step on CPUs: Ray's processes wake beside cores that all compute (two of them, one worker, Base:
-8 and 9 % in two runs of it, the latter in tools/results/overhead.json)."""
+8 and 9 % in two runs of tools/bench_overhead.py)."""
 READ_SAMPLES_S = 300_000.0
 """Samples a second that one Ray Data task reads, sorts and cuts."""
 MASK_TOKENS_S = 2_000_000.0
