@@ -69,11 +69,23 @@ def test_a_shard_cut_short_is_named_when_the_folder_is_opened(tmp_path):
         EncodedCorpus.open_folder(str(tmp_path / "e"))
 
 
-def test_a_missing_shard_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "harm", [Path.unlink, lambda shard: shard.unlink() or shard.mkdir(), lambda shard: shard.write_bytes(b"")]
+)
+def test_a_shard_that_is_missing_empty_or_a_folder_is_named(tmp_path, harm):
     make_encoded(tmp_path / "e")
-    (tmp_path / "e" / "valid" / "00000.parquet").unlink()
-    with pytest.raises(TwilbertError, match=r"valid/00000\.parquet.*missing"):
+    harm(tmp_path / "e" / "valid" / "00000.parquet")
+    with pytest.raises(TwilbertError, match=r"valid/00000\.parquet: cannot be read \((no such file|0 bytes).*encode"):
         EncodedCorpus.open_folder(str(tmp_path / "e"))
+
+
+def test_files_of_others_in_the_folder_change_nothing(tmp_path):
+    made = make_encoded(tmp_path / "e")
+    (tmp_path / "e" / "notes.txt").write_text("mine")
+    (tmp_path / "e" / "train" / "00009.parquet").mkdir()
+    (tmp_path / "e" / "train" / ".DS_Store").write_bytes(b"\0")
+    assert EncodedCorpus.open_folder(str(tmp_path / "e")) == made
+    checksums.check_files(made.listed)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"x" * len(data)])

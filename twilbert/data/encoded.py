@@ -277,7 +277,7 @@ def _check_sizes(encoded: EncodedCorpus) -> None:
         sizes = {f"{split.name}/{info.base_name}": info.size for info in infos if info.is_file}
         for shard in split.shards:
             if shard.file not in sizes:
-                raise _damaged(encoded.path, shard.file, "the file is missing")
+                raise _damaged(encoded.path, shard.file, "no such file")
             if sizes[shard.file] != shard.size:
                 raise _damaged(encoded.path, shard.file, f"{sizes[shard.file]} bytes, the index says {shard.size}")
 
