@@ -175,6 +175,15 @@ def test_more_gpus_than_there_are(ray_local, world, capsys):
 
 
 @pytest.mark.ray
+def test_a_model_beyond_every_nodes_memory_is_refused_before_anything_starts(ray_local, world, capsys):
+    wide = ["model.hidden_size=65536", "model.embedding_size=65536", "model.n_heads=1000", "model.attention_size=64"]
+    assert pretrain(world, *wide, "run.name=wide") == 2
+    message = capsys.readouterr().err
+    assert "model: its weights take" in message and "lower model.hidden_size" in message
+    assert not (world / "runs" / "wide").exists()
+
+
+@pytest.mark.ray
 def test_a_cluster_without_a_cpu_for_ray_data_is_refused_at_once(world):
     code = (
         "import ray, sys; from twilbert.pretrain import main\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from twilbert import recipe_file
+from twilbert import parsing, recipe_file
 from twilbert.errors import UsageError
 from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.original_settings import ORIGINAL_SETTINGS
@@ -68,7 +68,7 @@ def test_five_faults_of_different_kinds_are_reported_together(tmp_path):
 )
 def test_a_fault_names_its_place_and_the_remedy(text, message):
     with pytest.raises(UsageError, match=message.replace("[", r"\[").replace("]", r"\]")):
-        recipe_file.build(recipe_file.parse_yaml(text, "r.yaml"), where="r.yaml")
+        recipe_file.build(parsing.parse_yaml(text, "r.yaml"), where="r.yaml")
 
 
 def test_overrides_follow_yaml_1_2():
@@ -84,7 +84,7 @@ def test_overrides_follow_yaml_1_2():
 
 def test_a_recipe_survives_its_own_yaml():
     recipe = recipe_file.load(str(SHIPPED[-1]), ["model.input_dropout=0.1"])
-    assert recipe_file.build(recipe_file.parse_yaml(recipe_file.dump(recipe), "x")) == recipe
+    assert recipe_file.build(parsing.parse_yaml(recipe_file.dump(recipe), "x")) == recipe
 
 
 def test_every_field_says_what_it_is():

@@ -45,7 +45,7 @@ def test_train_and_dev_never_open_the_test_file(folder: Path, monkeypatch: pytes
         task = load_task(write_task(folder, **settings))
         read_split(task, "train")
         read_split(task, "dev")
-    assert set(opened) == {"mine.yaml", "train.tsv", "dev.tsv"}
+    assert set(opened) == {"train.tsv", "dev.tsv"}
     assert read_test(task) is not None and opened[-1] == "test.tsv"
     # Nor do they need it: not there, or not readable, makes no difference.
     (folder / "test.tsv").unlink()

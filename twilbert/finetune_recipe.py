@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import yaml
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 from twilbert import recipe_file
 from twilbert.own_code import is_import_path
-from twilbert.recipe import Section
+from twilbert.parsing import dump_yaml
+from twilbert.recipe import Count, Index, Section, Width
 
 SHIPPED = "finetune.yaml"
 
 
 class Text(Section):
-    max_len: PositiveInt | None = None
+    max_len: Width | None = None
     """Longest text in tokens, each of two; longer ones are cut. null = what the model was trained with."""
 
 
 class Encoder(Section):
     random: bool = False
     """Start from random weights of the model's sizes instead of its own: what pre-training is compared with."""
-    trainable_layers: Literal["all", "none"] | tuple[int, ...] = "all"
+    trainable_layers: Literal["all", "none"] | tuple[Index, ...] = "all"
     """all, none (the head alone learns), or layers from 0; with none or a list the embeddings stay as they are."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """A layer's learning rate as a share of that of the layer above it (the head's for the last); 1 = all alike."""
@@ -83,21 +83,21 @@ class Training(Section):
     """After the warm-up: down to 0 at the last step (linear, cosine; wsd: over the last tenth), noam, or constant."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps until the peak learning rate; at least one step."""
-    epochs: PositiveInt = 5
+    epochs: Count = 5
     """Times that all of train is seen, at most."""
-    batch_size: PositiveInt = 32
+    batch_size: Count = 32
     """Samples of one forward pass."""
-    accumulation: PositiveInt = 1
+    accumulation: Count = 1
     """Forward passes of one optimiser step."""
-    evals_per_epoch: PositiveInt = 1
+    evals_per_epoch: Count = 1
     """Evaluations on dev in each epoch, the last at its end."""
-    patience: PositiveInt | None = None
+    patience: Count | None = None
     """Evaluations without a better dev score after which training stops; null = all epochs."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where the device computes it, else fp32. bf16 keeps fp32 masters, accumulation and moments."""
     device: str | None = None
     """cpu, cuda, cuda:1, …; null = a GPU when there is one."""
-    seed: int = Field(default=0, ge=0)
+    seed: Index = 0
     """Seed of the head, the order and dropout; further seeds follow it."""
 
 
@@ -119,7 +119,7 @@ class FinetuneRecipe(Section):
     """Where the folders of registered tasks lie; null = `tasks` under the working directory."""
     runs: str = "runs"
     """Where runs of pre-training are looked for."""
-    seeds: PositiveInt = 1
+    seeds: Count = 1
     """Trainings with different seeds; the result is their mean and standard deviation, the model the best on dev."""
     text: Text = Text()
     encoder: Encoder = Encoder()
@@ -152,4 +152,4 @@ def cross_faults(recipe: FinetuneRecipe) -> list[str]:
 
 def dump(recipe: FinetuneRecipe) -> str:
     """The recipe as YAML that `load` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(recipe.model_dump(mode="json"))

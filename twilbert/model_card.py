@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from twilbert import __version__, storage
 from twilbert.errors import TwilbertError
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig, count_parameters
+from twilbert.parsing import dump_yaml, read_yaml
 
 _NOT_RECORDED = "Not recorded beside the model that was exported: to be written by who publishes it."
 _CLASSIFICATION_LIMITS = (
@@ -133,7 +132,7 @@ def _data(records: Records) -> str:
     results, corpus = records.results, records.corpus
     if results:
         counts = results.get("counts") or {}
-        told = yaml.safe_dump(_without_paths(counts), allow_unicode=True, sort_keys=False) if counts else ""
+        told = dump_yaml(_without_paths(counts)) if counts else ""
         base = str(results.get("model", "")).rstrip("/").rsplit("/", 1)[-1]
         return f"Task {results.get('task')}, on the encoder `{base}`." + (f"\n\n```yaml\n{told}```" if told else "")
     if corpus:
@@ -154,7 +153,7 @@ def _settings(records: Records) -> str:
     kept = {key: value for key, value in recipe.items() if key in ("objective", "training", "encoder", "head", "seeds")}
     if not kept:
         return _NOT_RECORDED
-    return f"```yaml\n{yaml.safe_dump(_without_paths(kept), allow_unicode=True, sort_keys=False)}```"
+    return f"```yaml\n{dump_yaml(_without_paths(kept))}```"
 
 
 def _scores(records: Records) -> str:
@@ -210,12 +209,7 @@ def _best_held_out(file: str) -> dict[str, float]:
 
 
 def _yaml(file: str) -> dict[str, Any]:
-    if not storage.exists(file):
-        return {}
-    try:
-        value = yaml.safe_load(storage.read_bytes(file))
-    except yaml.YAMLError as error:
-        raise TwilbertError(f"{file}: not readable as YAML ({error}); mend it, or move it away") from error
+    value = read_yaml(file) if storage.exists(file) else {}
     return value if isinstance(value, dict) else {}
 
 

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from twilbert import recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.original_settings import ORIGINAL_SETTINGS
+from twilbert.parsing import dump_yaml
 from twilbert.recipe import Recipe
 
 _WHOLE = ("task.categories", "task.rev_categories", "task.class_weights")  # mappings that are one setting each
@@ -94,7 +93,7 @@ class OriginalConfig:
             "# The recipe of the original's configuration. To train the converted model further, set corpus.path and\n"
             "# model.init_from. What became of each of the original's settings:"
         )
-        body = yaml.safe_dump(self.recipe_values, sort_keys=False, allow_unicode=True)
+        body = dump_yaml(self.recipe_values)
         return "\n".join([head, *lines, body])
 
 

@@ -153,7 +153,7 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     """
     from twilbert.train import run_folder, run_state
     from twilbert.train.control import STOP_REASONS
-    from twilbert.train.initial_model import check_initial_model
+    from twilbert.train.initial_model import check_initial_model, check_room
 
     recipe = resolve(recipe)
     corpus, tokenizer = open_data(recipe)
@@ -166,6 +166,7 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
         identity = _identity(recipe, corpus, tokenizer, precision)
         name = recipe.run.name or run_folder.default_name(recipe_name, identity)
         known = run_folder.find(recipe, name, identity)
+        check_room(recipe, tokenizer.vocab_size)
         if known is None:
             check_initial_model(recipe, tokenizer)  # a run that is on its way needs it no more
         elif known.trained_steps >= recipe.training.max_steps:

@@ -6,18 +6,42 @@ frozen once checked. `twilbert.recipe_file` reads it from YAML and reports every
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 ENDING = ("linear", "cosine", "wsd")
 """Schedules that reach 0 at schedule_steps."""
 
 
-class Section(BaseModel):
-    """Base of all sections: unknown keys are faults, values never change, field docstrings are the reference."""
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+Index = Annotated[int, _WHOLE, Field(ge=0, le=2**53)]
+"""A whole number from 0."""
+Count = Annotated[int, _WHOLE, Field(ge=1, le=2**31 - 1)]
+"""A whole number from 1."""
+Width = Annotated[int, _WHOLE, Field(ge=1, le=2**16)]
+"""Channels, keys or tokens: what one side of a tensor has."""
+Layers = Annotated[int, _WHOLE, Field(ge=1, le=1000)]
+"""Layers or heads, each with tensors of its own."""
+Workers = Annotated[int, _WHOLE, Field(ge=1, le=2**16)]
+"""Processes of one training."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are faults, values never change, field docstrings are the reference.
+
+    A value has its field's type: no text or truth value serves as a number, and numbers are finite.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        """YAML and JSON have lists alone."""
+        return tuple(value) if isinstance(value, list) else value
 
 
 class Run(Section):
@@ -32,9 +56,9 @@ class Corpus(Section):
     """Folder made by twilbert-prepare."""
     tokenizer: str = "tokenizer"
     """Folder made by twilbert-vocab; absent or null with model.init_from = the model's own."""
-    max_len: PositiveInt = 128
+    max_len: Width = 128
     """Longest tweet or reply, in tokens; longer ones are cut. A sample is at most 2 * max_len + 3 tokens."""
-    lanes: PositiveInt = 1
+    lanes: Width = 1
     """Lanes that the row groups are dealt to, for many workers: each reads its own alone; 1 = each reads everything."""
 
     @model_validator(mode="before")
@@ -49,15 +73,15 @@ class Corpus(Section):
 class PkmParams(Section):
     factorize_embeddings: bool = False
     """Store the values with embedding_size columns and project them to hidden_size."""
-    k_dim: PositiveInt = 512
+    k_dim: Width = 512
     """Width of queries and keys, in dimensions; even, since each half has its own keys."""
-    memory_size: PositiveInt = 256
+    memory_size: Width = 256
     """Keys per half; the memory holds memory_size squared values."""
-    n_heads: PositiveInt = 4
+    n_heads: Layers = 4
     """Memory heads; their outputs are summed."""
-    knn: PositiveInt = 32
+    knn: Width = 32
     """Nearest keys read per head."""
-    in_layers: tuple[int, ...] = (10,)
+    in_layers: tuple[Index, ...] = (10,)
     """Encoder layers, counted from 0, whose feed-forward part the memory replaces."""
     input_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of input channels dropped before the queries."""
@@ -70,19 +94,19 @@ class PkmParams(Section):
 class Model(Section):
     init_from: str | None = None
     """Model folder to start from, whose sizes and vocabulary are taken over; null = random weights."""
-    max_len: PositiveInt | None = None
+    max_len: Width | None = None
     """Longest tweet that the 2 * max_len + 4 learned positions allow, in tokens; null = corpus.max_len."""
-    hidden_size: PositiveInt = 768
+    hidden_size: Width = 768
     """Width H of the encoder."""
-    embedding_size: PositiveInt = 768
+    embedding_size: Width = 768
     """Width E of the embeddings; differs from hidden_size only with factorize_embeddings."""
     factorize_embeddings: bool = False
     """Embed in embedding_size dimensions and project to hidden_size (Lan et al. 2020)."""
-    n_encoders: PositiveInt = 6
+    n_encoders: Layers = 6
     """Encoder layers L."""
-    n_heads: PositiveInt = 6
+    n_heads: Layers = 6
     """Attention heads N."""
-    attention_size: PositiveInt | None = None
+    attention_size: Width | None = None
     """Dimensions of one head; null = hidden_size / n_heads."""
     cross_sharing: bool = False
     """All layers share one block's weights (Lan et al. 2020); memory layers are never shared."""
@@ -109,7 +133,7 @@ class MaskProbs(Section):
 class MaskedLm(Section):
     type: Literal["span", "token"] = "span"
     """span: runs of tokens up to max_span; token: single tokens (the original's "word")."""
-    max_span: PositiveInt = 3
+    max_span: Width = 3
     """Longest span in tokens; lengths n are drawn with probability proportional to 1/n."""
     budget: float = Field(default=0.15, gt=0, lt=1)
     """Share of a sample's ordinary tokens that is masked."""
@@ -119,9 +143,9 @@ class MaskedLm(Section):
 class Rop(Section):
     use_rop: bool = True
     """Learn Reply Order Prediction beside the masked language model."""
-    n_hidden: int = Field(default=0, ge=0)
+    n_hidden: Annotated[Index, Field(le=1000)] = 0
     """Hidden layers of the ROP head."""
-    hidden_size: PositiveInt = 512
+    hidden_size: Width = 512
     """Width of those layers."""
 
 
@@ -154,50 +178,50 @@ class Training(Section):
     (warm-up, stable, decay: constant, then linear to 0 over the last decay_share of schedule_steps), constant."""
     decay_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of schedule_steps that the decay of wsd takes."""
-    warmup_steps: PositiveInt = 8000
+    warmup_steps: Count = 8000
     """Optimiser steps until the peak learning rate."""
-    schedule_steps: PositiveInt | None = None
+    schedule_steps: Count | None = None
     """Step at which linear, cosine and wsd schedules reach 0; null = max_steps."""
-    max_steps: PositiveInt = 110_000
+    max_steps: Count = 110_000
     """Optimiser steps of the whole run."""
     max_time: float | None = Field(default=None, gt=0)
     """Minutes of training after which the run stops with a checkpoint; it resumes when started again."""
-    global_batch_size: PositiveInt = 2048
+    global_batch_size: Count = 2048
     """Samples per optimiser step over all workers; one pair gives two samples."""
-    micro_batch_tokens: PositiveInt = 8192
+    micro_batch_tokens: Count = 8192
     """Padded tokens that one forward pass of one worker aims at; sets the number of accumulations."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where the device computes it, else fp32. bf16 keeps fp32 masters, accumulation and reduction."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Annotated[Index, Field(le=3)] = 1
     """What DeepSpeed shards over the workers: 1 moments, 2 also gradients, 3 also weights; 0 nothing."""
-    eval_steps: PositiveInt = 1000
+    eval_steps: Count = 1000
     """Steps between held-out evaluations."""
-    save_steps: PositiveInt = 1000
+    save_steps: Count = 1000
     """Steps between checkpoints."""
-    save_total_limit: PositiveInt = 3
+    save_total_limit: Count = 3
     """Newest checkpoints kept, beside the best."""
-    save_keep_every: PositiveInt | None = None
+    save_keep_every: Count | None = None
     """Checkpoints whose step this divides are kept for good; null = none of them."""
-    max_skipped_steps: PositiveInt = 10
+    max_skipped_steps: Count = 10
     """Steps in a row, skipped since their loss or gradient was not finite, after which the run stops."""
-    hang_timeout: float = Field(default=30, gt=0)
+    hang_timeout: float = Field(default=30, gt=0, le=525_600)
     """Minutes without a step after which a worker writes down its stacks and is started again."""
-    logging_steps: PositiveInt = 10
+    logging_steps: Count = 10
     """Steps between rows of metrics."""
-    seed: int = Field(default=0, ge=0)
+    seed: Index = 0
     """Seed of weights, order, masks and dropout."""
 
 
 class Cluster(Section):
-    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    num_workers: Workers | tuple[Workers, Workers] = 1
     """Training processes; on GPUs one each. [least, most]: as many as the cluster has room for, also later on."""
-    max_restarts: int = Field(default=3, ge=0)
+    max_restarts: Index = 3
     """Times in a row that workers which died are started again without a new checkpoint."""
     use_gpu: bool = False
     """Give each worker a GPU."""
     address: str | None = None
     """Ray cluster to join ("auto" or host:port); null = the surrounding Ray job's, else a local Ray."""
-    threads_per_worker: PositiveInt | None = None
+    threads_per_worker: Count | None = None
     """CPU threads of one worker; null = this machine's cores shared among its workers."""
 
     @property

@@ -1,11 +1,11 @@
 """From a YAML file and `a.b=c` overrides to a checked `Recipe`, with every fault in one message.
 
-YAML 1.2 booleans: only true and false are booleans, so that NO stays a string (Norway, "no"). Interpolation and
-override paths are OmegaConf's.
+Values are taken as they are written (`twilbert.parsing`): nothing is filled in from elsewhere.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -14,51 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from twilbert import storage
 from twilbert.errors import UsageError
+from twilbert.parsing import dump_yaml, parse_value, read_yaml
 from twilbert.recipe import Recipe, science
 from twilbert.recipe_checks import cross_faults
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
-
-
-class _Yaml12Loader(yaml.SafeLoader):
-    """PyYAML with the booleans and floats of YAML 1.2 (yes/no/on/off are strings, 1e-4 is a number)."""
-
-
-_Yaml12Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-    ]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Yaml12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Yaml12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """A YAML document's value; UsageError with file, line and column when it does not parse."""
-    try:
-        return yaml.load(text, Loader=_Yaml12Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{where}{place}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where}: not valid YAML: {error}") from error
 
 
 def locate(path: str) -> str:
@@ -86,12 +50,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_values(path: str) -> Any:
     """What a recipe's YAML file holds, unchecked; UsageError when there is none or it does not parse."""
-    located = locate(path)
-    try:
-        text = storage.read_bytes(located).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text, so not a recipe ({error.reason} at byte {error.start})") from error
-    return parse_yaml(text, path)
+    return read_yaml(locate(path), path)
 
 
 def build(values: Any, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
@@ -141,20 +100,40 @@ def refuse_files(overrides: Sequence[str]) -> None:
 
 
 def _merge(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    faults = []
-    try:
-        config = OmegaConf.create(values)
-        for override in overrides:
-            path, equals, text = override.partition("=")
-            if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
-                faults.append(f"{override}: expected an override section.key=value, e.g. training.max_steps=1000")
-                continue
-            OmegaConf.update(config, path, parse_yaml(text, override), merge=False, force_add=True)
-        plain = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UsageError(f"recipe: {str(error).splitlines()[0]}") from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}, faults
+    """A copy of `values` with the overrides in it, and the faults of those."""
+    merged, faults = copy.deepcopy(values), []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
+            faults.append(f"{override}: expected an override section.key=value, e.g. training.max_steps=1000")
+            continue
+        place: Any = merged
+        *sections, key = path.split(".")
+        for section in sections:
+            if place.get(section) is None:
+                place[section] = {}
+            place = place[section]
+            if not isinstance(place, dict):
+                faults.append(f"{override}: {section} is a value, which has no keys; name a section's key")
+                break
+        else:
+            try:
+                place[key] = parse_value(text, override)
+            except UsageError as error:
+                faults.append(str(error))
+    return merged, faults + _interpolations(merged)
+
+
+def _interpolations(value: Any, path: str = "") -> list[str]:
+    """A fault for every key and value with a ${…}, as other programs fill in."""
+    if isinstance(value, dict):
+        inside = [(f"{path}.{key}" if path else str(key), key, item) for key, item in value.items()]
+        return [fault for at, key, item in inside for fault in (*_interpolations(key, at), *_interpolations(item, at))]
+    if isinstance(value, list):
+        return [fault for number, item in enumerate(value) for fault in _interpolations(item, f"{path}.{number}")]
+    if isinstance(value, str) and "${" in value:
+        return [f"{path}: holds a ${{…}}, and nothing is filled in here; write the value itself, but no secret"]
+    return []
 
 
 def explain(fault: Any, schema: type[BaseModel]) -> str:
@@ -172,7 +151,7 @@ def explain(fault: Any, schema: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return f"{dotted}: missing"
     message = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{dotted}: {fault['input']!r}: {message}"
+    return f"{dotted}: {fault['input']!r:.200}: {message}"
 
 
 def _path(fault: Any) -> tuple[str, ...]:
@@ -226,7 +205,7 @@ def as_overrides(settings: Mapping[str, Any]) -> list[str]:
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML that `load` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:

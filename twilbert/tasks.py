@@ -17,8 +17,9 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from twilbert import storage
 from twilbert.errors import UsageError
-from twilbert.recipe import Section
-from twilbert.recipe_file import explain, parse_yaml, salvage, shipped_recipes
+from twilbert.parsing import read_yaml
+from twilbert.recipe import Index, Section
+from twilbert.recipe_file import explain, salvage, shipped_recipes
 
 DATA_DIR = "tasks"
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -63,7 +64,7 @@ class Columns(Section):
 class Split(Section):
     dev: float = Field(gt=0, lt=0.5)
     """Share of train that serves as dev, drawn by a hash of the text within each label: equal texts stay together."""
-    seed: int = Field(default=0, ge=0)
+    seed: Index = 0
     """Which rows are drawn."""
 
 
@@ -184,13 +185,7 @@ def _placed(task_file: TaskFile, name: str, root: str) -> Task:
 def read_task_file(path: str, where: str | None = None) -> TaskFile:
     """The checked contents of a task file; UsageError that lists every fault."""
     where = where or path
-    try:
-        text = storage.read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{where}: not UTF-8 text, so not a task file ({error.reason} at byte {error.start})"
-        ) from error
-    values = parse_yaml(text, where)
+    values = read_yaml(path, where)
     if not isinstance(values, dict):
         raise UsageError(f"{where}: expected keys such as files, columns, labels and metric, found {values!r:.60}")
     try:

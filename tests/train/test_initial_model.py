@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.model.small import config
-from twilbert import recipe_file
+from twilbert import parsing, recipe_file
 from twilbert.data.tokenizer import Tokenizer
 from twilbert.data.wordpiece import save_wordpiece_folder
 from twilbert.errors import UsageError
@@ -47,7 +47,7 @@ def test_a_recipe_that_says_nothing_has_the_models_architecture(switch: str, tmp
     assert recipe.corpus.tokenizer == source
     assert recipe.corpus.max_len == 16
     check_initial_model(recipe, Tokenizer.load(recipe.corpus.tokenizer))
-    again = recipe_file.build(recipe_file.parse_yaml(recipe_file.dump(recipe), "dump"))
+    again = recipe_file.build(parsing.parse_yaml(recipe_file.dump(recipe), "dump"))
     assert inherit(again) == again == recipe
 
 

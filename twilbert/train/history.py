@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from twilbert import cli, recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.parsing import read_yaml
 from twilbert.train import run_state
 from twilbert.train.run_state import Told
 from twilbert.train.tracking import METRICS_FILE, read_metrics
@@ -129,7 +130,7 @@ def read(path: str) -> Pretraining:
         raise UsageError(f"{path}: {what_it_is(path)}")
     identity = storage.read_json(storage.join(path, _IDENTITY))["identity"]
     written = storage.join(path, "recipe.yaml")
-    recipe = flattened(recipe_file.parse_yaml(storage.read_bytes(written).decode("utf-8"), written))
+    recipe = flattened(read_yaml(written))
     log = storage.join(path, METRICS_FILE)
     metrics = curves_of(read_metrics(log)) if storage.exists(log) else {}
     model = storage.join(path, "model")

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from twilbert import storage
 from twilbert.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from twilbert.errors import UsageError
-from twilbert.model.config import ModelConfig
+from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.model.transformers_api import CONFIG_NAME, is_classifier, load_model_config
 from twilbert.recipe import Recipe
 from twilbert.recipe_checks import cross_faults
@@ -73,6 +73,19 @@ def check_initial_model(recipe: Recipe, tokenizer: Tokenizer) -> None:
                 f"corpus.tokenizer: {recipe.corpus.tokenizer} is not the tokenizer that {source} was trained with; "
                 "leave corpus.tokenizer out to use the model's own"
             )
+
+
+def check_room(recipe: Recipe, vocab_size: int) -> None:
+    """UsageError when no node of the Ray at hand has the memory for the weights, which a worker draws in fp32."""
+    import ray
+
+    needed = 4 * count_parameters(ModelConfig.from_dict(recipe.architecture(vocab_size)))["total"]
+    room = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    if 0 < room < needed:
+        raise UsageError(
+            f"model: its weights take {needed / 1e9:,.1f} GB in fp32, the largest node has {room / 1e9:,.1f} GB; lower "
+            "model.hidden_size, model.n_encoders or model.pkm_params.memory_size"
+        )
 
 
 def _model_fields(recipe: Recipe, held: ModelConfig) -> dict[str, Any]:

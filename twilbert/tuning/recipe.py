@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from twilbert import recipe_file
 from twilbert.errors import UsageError
 from twilbert.finetune_recipe import Tracking
-from twilbert.recipe import Section
+from twilbert.parsing import dump_yaml
+from twilbert.recipe import Count, Index, Section
 from twilbert.tuning import space
 
 SHIPPED = "tune.yaml"
@@ -20,38 +20,38 @@ SHIPPED = "tune.yaml"
 class Search(Section):
     kind: Literal["random", "grid"] = "random"
     """random: trials are drawn; grid: every combination of the choices."""
-    trials: PositiveInt = 16
+    trials: Annotated[Count, Field(le=10_000)] = 16
     """Trials of each study; for grid as many as there are combinations."""
-    seed: int = Field(default=0, ge=0)
+    seed: Index = 0
     """Seed of the draws. A task's trials are the same for every model."""
 
 
 class Scheduler(Section):
     kind: Literal["asha", "none"] = "asha"
     """asha: a trial that is behind those of its study is stopped (Li et al. 2020); none: all train to the end."""
-    grace_epochs: PositiveInt = 1
+    grace_epochs: Count = 1
     """Epochs of train before a trial may be stopped."""
-    reduction: int = Field(default=3, ge=2)
+    reduction: Annotated[Count, Field(ge=2)] = 3
     """One in so many trials goes on from each rung; rungs are grace_epochs · reduction^k epochs apart."""
 
 
 class Final(Section):
-    seeds: PositiveInt = 1
+    seeds: Count = 1
     """1: the best trial is scored as it is; more: its settings are trained with further seeds, mean and sd are told."""
 
 
 class Cluster(Section):
     address: str | None = None
     """Ray cluster to join; null = the one at hand (RAY_ADDRESS, a Ray job), else a local one."""
-    num_cpus: PositiveInt | None = None
+    num_cpus: Count | None = None
     """Logical CPUs of a local Ray; null = this machine's."""
-    cpus_per_trial: PositiveInt = 1
+    cpus_per_trial: Count = 1
     """Logical CPUs, and threads, of one trial."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
     """Share of a GPU, or a whole number of them; null = a quarter where there are GPUs, else none."""
-    max_concurrent: PositiveInt | None = None
+    max_concurrent: Count | None = None
     """Trials at a time; null = as many as there is room for."""
-    max_failures: int = Field(default=3, ge=0)
+    max_failures: Index = 3
     """Times that a trial whose process died is started again."""
 
 
@@ -127,4 +127,4 @@ def _faults(recipe: TuneRecipe) -> list[str]:
 
 def dump(recipe: TuneRecipe) -> str:
     """The recipe as YAML that `load` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(recipe.model_dump(mode="json"))

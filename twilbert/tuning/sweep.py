@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from twilbert import __version__, cli, cluster, recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
@@ -20,6 +18,7 @@ from twilbert.finetuning.base import Base, load_base, newest_run
 from twilbert.finetuning.data import task_faults
 from twilbert.finetuning.run import Prepared, prepare
 from twilbert.joining import wait_for_room
+from twilbert.parsing import dump_yaml, read_yaml
 from twilbert.tasks import registered
 from twilbert.tuning import final, page, records, space
 from twilbert.tuning.recipe import TuneRecipe
@@ -140,7 +139,7 @@ def claim(recipe: TuneRecipe, out: str) -> None:
     """A new folder, or that of the same sweep to go on with; UsageError where OUT holds another."""
     written = storage.join(out, SWEEP)
     if storage.exists(written):
-        before = recipe_file.parse_yaml(storage.read_bytes(written).decode(), written)
+        before = read_yaml(written)
         now = recipe.science()
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
@@ -150,7 +149,7 @@ def claim(recipe: TuneRecipe, out: str) -> None:
     if storage.exists(out) and storage.list_dir(out):
         raise UsageError(f"{out}: already holds something else; choose another --out")
     storage.probe_write(out)
-    storage.write_bytes_atomic(written, yaml.safe_dump(recipe.science(), sort_keys=False, allow_unicode=True).encode())
+    storage.write_bytes_atomic(written, dump_yaml(recipe.science()).encode())
 
 
 def run(recipe: TuneRecipe, out: str) -> dict[str, Any]:
