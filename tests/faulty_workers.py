@@ -1,4 +1,8 @@
-"""Training workers with a fault built in, to stand in for `twilbert.pretrain.train_worker`."""
+"""Training workers with a fault built in, to stand in for `twilbert.pretrain.train_worker`.
+
+Run as a program it is twilbert-pretrain with workers that kill it, and themselves, in publishing:
+tracking.project=before|within|after.
+"""
 
 from __future__ import annotations
 
@@ -62,3 +66,36 @@ def faulty_worker(config: dict[str, Any]) -> None:
         train_worker(config)
     finally:
         Worker.steps, heads.PretrainingModel.forward = steps, forward
+
+
+def killing_worker(config: dict[str, Any]) -> None:
+    """As the real one, but in publishing the model it kills the driver and itself."""
+    from twilbert import storage
+    from twilbert.train.run_folder import RunFolder
+
+    when, publish, write = config["job"].recipe.tracking.project, RunFolder.publish, storage.write_bytes_atomic
+
+    def kill(*_: Any, **__: Any) -> None:
+        for process in (int(os.environ["TWILBERT_TEST_DRIVER"]), os.getpid()):
+            os.kill(process, signal.SIGKILL)
+
+    def published(self, *args, **kwargs) -> str:
+        if when == "before":
+            kill()
+        if when == "within":
+            storage.write_bytes_atomic = lambda path, data: (write(path, data), kill())
+        step = publish(self, *args, **kwargs)
+        kill()
+        return step
+
+    RunFolder.publish = published
+    train_worker(config)
+
+
+if __name__ == "__main__":
+    from tests.faulty_workers import killing_worker as _worker
+    from twilbert import pretrain
+
+    os.environ["TWILBERT_TEST_DRIVER"] = str(os.getpid())
+    pretrain.train_worker = _worker
+    raise SystemExit(pretrain.main())

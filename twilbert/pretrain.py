@@ -171,6 +171,7 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
             check_initial_model(recipe, tokenizer)  # a run that is on its way needs it no more
         elif known.trained_steps >= recipe.training.max_steps:
             done = known.trained_steps
+            run_state.settle(known)
             cli.say(f"already finished at step {done}; raise training.max_steps or change the recipe to train more")
             return {"run": known.path, "model": known.model, "step": done, "stop": 0, "scores": {}}
         storage.probe_write(recipe.run.storage_path)
@@ -192,10 +193,11 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
     from twilbert.train.control import RunControl, watch
     from twilbert.train.host_memory import allocator_environment
     from twilbert.train.job import Job
+    from twilbert.train.run_folder import RAY_FOLDER
     from twilbert.train.trainer import Trainer
 
     control = cluster.beside_driver(RunControl).remote(cluster.worker_secrets())
-    ray_folder = storage.join(folder.path, ".ray")
+    ray_folder = storage.join(folder.path, RAY_FOLDER)
     use_gpu, workers = recipe.cluster.use_gpu, recipe.cluster.num_workers
     if isinstance(workers, tuple):
         # Ray goes on counting on a lost node for up to 20 s, and waits this long (by itself: 60) for its workers.
@@ -214,13 +216,10 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
         ),
     )
     try:
-        outcome = watch(trainer.fit, control)
-    except BaseException:
-        with contextlib.suppress(OSError):  # what went wrong is said; Ray may still be writing there
+        return watch(trainer.fit, control)
+    finally:
+        with contextlib.suppress(OSError):  # Ray may still be writing there; the next start removes what is left
             storage.delete(ray_folder)
-        raise
-    storage.delete(ray_folder)
-    return outcome
 
 
 def resolve(recipe: Recipe) -> Recipe:

@@ -11,12 +11,36 @@ from typing import Any
 
 from twilbert import recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.parsing import read_record
 from twilbert.recipe import Recipe
 
-_IDENTITY = "identity.json"
-_OWNER = "owner.json"
+IDENTITY = "identity.json"
+OWNER = "owner.json"
+RAY_FOLDER = ".ray"  # Ray Train's own files, of no use once it has ended
 _SHOWN = 8  # differences named in a refusal
 _PUBLISHED = "training.json"  # in the model folder: which checkpoint it is, and how far the run had come
+
+
+@dataclass(frozen=True)
+class Identity:
+    """identity.json."""
+
+    id: str
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """owner.json."""
+
+    token: str
+
+
+@dataclass(frozen=True)
+class _Published:
+    """training.json, as far as it is read."""
+
+    trained_steps: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +61,7 @@ class RunFolder:
 
     def is_ours(self) -> bool:
         """Whether no other driver has taken the run over since this one claimed it."""
-        return storage.read_json(storage.join(self.path, _OWNER))["token"] == self.token
+        return read_record(storage.join(self.path, OWNER), Owner).token == self.token
 
     @property
     def model(self) -> str:
@@ -48,7 +72,7 @@ class RunFolder:
     def trained_steps(self) -> int:
         """How far the run had come when it published its model folder; 0 when it has none."""
         record = storage.join(self.model, _PUBLISHED)
-        return int(storage.read_json(record)["trained_steps"]) if storage.exists(record) else 0
+        return read_record(record, _Published).trained_steps if storage.exists(record) else 0
 
     def publish(self, step: int, trained_steps: int) -> str:
         """Copy the model of checkpoint `step` to the model folder, whole or not at all; the checkpoint's name."""
@@ -73,18 +97,18 @@ def default_name(recipe_path: str, identity: dict[str, Any]) -> str:
 def find(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder | None:
     """The run of this name where there is one; UsageError that lists the differences when it has other science."""
     path = storage.join(recipe.run.storage_path, name)
-    record = storage.join(path, _IDENTITY)
+    record = storage.join(path, IDENTITY)
     if not storage.exists(record):
         return None
-    held = storage.read_json(record)
-    differences = _differences(held["identity"], identity)
+    held = read_record(record, Identity)
+    differences = _differences(held.identity, identity)
     if differences:
         raise UsageError(
             f"run {name} at {path} was started with another recipe or other data:\n"
             + "\n".join(f"  {line}" for line in differences)
             + "\n  start it under another name with run.name=NAME, or undo these changes to resume it"
         )
-    return RunFolder(path, name, held["id"], held["identity"])
+    return RunFolder(path, name, held.id, held.identity)
 
 
 def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder:
@@ -92,9 +116,9 @@ def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder:
     run = find(recipe, name, identity)
     if run is None:
         run = RunFolder(storage.join(recipe.run.storage_path, name), name, uuid.uuid4().hex[:8], identity)
-        storage.write_json_atomic(storage.join(run.path, _IDENTITY), {"id": run.id, "identity": identity})
+        storage.write_json_atomic(storage.join(run.path, IDENTITY), {"id": run.id, "identity": identity})
     run = replace(run, token=uuid.uuid4().hex)
-    storage.write_json_atomic(storage.join(run.path, _OWNER), {"token": run.token})
+    storage.write_json_atomic(storage.join(run.path, OWNER), {"token": run.token})
     storage.write_bytes_atomic(storage.join(run.path, "recipe.yaml"), recipe_file.dump(recipe).encode())
     return run
 
@@ -105,5 +129,5 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         before, after = old.get(key, "absent"), new.get(key, "absent")
         if before != after:
             remedy = "; give training.schedule_steps its old value" if key == "training.schedule_steps" else ""
-            lines.append(f"{key}: was {before}, now {after}{remedy}")
+            lines.append(f"{key}: was {before!s:.200}, now {after}{remedy}")
     return [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else lines

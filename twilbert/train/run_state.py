@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Literal
 
 from twilbert import cli, storage
 from twilbert.errors import TwilbertError
-from twilbert.train.run_folder import RunFolder
+from twilbert.parsing import read_record
+from twilbert.train.run_folder import IDENTITY, OWNER, RAY_FOLDER, Owner, RunFolder
 
 State = Literal["running", "finished", "stopped", "failed"]
 STATE_FILE = "state.json"
@@ -29,6 +30,16 @@ class Told:
     state: State
     why: str = ""
     """Of a run that stopped or failed, on one line."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """state.json."""
+
+    state: State
+    why: str
+    driver: str
+    """The token of who wrote it."""
 
 
 class Signs:
@@ -63,13 +74,28 @@ class Signs:
             self._write(Told("running"))
 
     def _write(self, told: Told) -> None:
-        """Unless another driver has taken the run over. A sign that cannot be written is told, and ends nothing."""
-        record = {"state": told.state, "why": told.why, "driver": self._run.token}
-        try:
-            if self._run.is_ours():
-                storage.write_json_atomic(storage.join(self._run.path, STATE_FILE), record)
-        except (OSError, TwilbertError) as error:
-            cli.say(f"the run's {STATE_FILE} could not be written: {error}")
+        _write(self._run, told)
+
+
+def _write(run: RunFolder, told: Told) -> None:
+    """Unless another driver has taken the run over. A sign that cannot be written is told, and ends nothing."""
+    try:
+        if run.is_ours():
+            record = asdict(_Record(told.state, told.why, run.token))
+            storage.write_json_atomic(storage.join(run.path, STATE_FILE), record)
+    except (OSError, TwilbertError) as error:
+        cli.say(f"the run's {STATE_FILE} could not be written: {error}")
+
+
+def settle(run: RunFolder) -> None:
+    """Say in the folder of a published run that it is finished, and remove what a killed driver left there."""
+    try:
+        storage.delete(storage.join(run.path, RAY_FOLDER))
+        token = read_record(storage.join(run.path, OWNER), Owner).token
+    except (OSError, TwilbertError) as error:
+        cli.say(f"what the run's last driver left is not all mended: {error}")
+        return
+    _write(replace(run, token=token), Told("finished"))
 
 
 def read(path: str, *, last_step: int, max_steps: int, hang_timeout: float) -> Told:
@@ -79,14 +105,17 @@ def read(path: str, *, last_step: int, max_steps: int, hang_timeout: float) -> T
     state.json of their last driver: runs from before there was one, and runs that are just being started.
     """
     record = storage.join(path, STATE_FILE)
-    owner = storage.join(path, "owner.json")
+    owner = storage.join(path, OWNER)
     if storage.exists(record):
-        held = storage.read_json(record)
-        if not storage.exists(owner) or storage.read_json(owner)["token"] == held["driver"]:
-            return _of_record(held["state"], held["why"], _age(record))
-    signs = [storage.join(path, name) for name in ("metrics.jsonl", "owner.json", "identity.json")]
+        held = read_record(record, _Record)
+        if not storage.exists(owner) or read_record(owner, Owner).token == held.driver:
+            told = _of_record(held.state, held.why, _age(record))
+            if told.state == "failed" and RunFolder(path, "", "", {}).trained_steps >= max_steps:
+                return Told("finished")  # killed between publishing its model and saying so
+            return told
+    signs = [storage.join(path, name) for name in ("metrics.jsonl", OWNER, IDENTITY)]
     age = min([_age(sign) for sign in signs if storage.exists(sign)], default=float("inf"))
-    if storage.exists(storage.join(path, ".ray")) and age < hang_timeout * 60:
+    if storage.exists(storage.join(path, RAY_FOLDER)) and age < hang_timeout * 60:
         return Told("running")
     trained = max(last_step, RunFolder(path, "", "", {}).trained_steps)
     if trained >= max_steps:
