@@ -162,7 +162,7 @@ def test_faults_are_wrong_usage_and_named(change: dict, says: str, tmp_path: Pat
 
 def test_what_is_no_configuration_is_refused(tmp_path: Path):
     path = tmp_path / "config.json"
-    for content, says in (("{", "not readable as JSON"), ("[]", 'no section "model"'), ('{"model": 3}', "no section")):
+    for content, says in (("{", "not valid JSON"), ("[]", 'no section "model"'), ('{"model": 3}', "no section")):
         path.write_text(content)
         with pytest.raises(UsageError, match=says):
             read_original_config(str(path))

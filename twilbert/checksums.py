@@ -8,10 +8,13 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from twilbert import cli, storage
 from twilbert.errors import TwilbertError
+from twilbert.parsing import REMEDY, check_record, read_record
+
+_Shape = TypeVar("_Shape")
 
 _OWN = "sha256"  # the entry of a JSON file that is the sum of all others
 _THREADS_A_CPU, _MOST_THREADS = 2, 16  # a file system answers late, an object store later
@@ -61,20 +64,17 @@ def write_json(path: str, value: dict[str, Any]) -> None:
     storage.write_json_atomic(path, value | {_OWN: _sum(value)})
 
 
-def read_json(path: str, remedy: str = "restore it, or make it anew") -> Any:
-    """What `write_json` wrote, or a file of before it did, which has no sum to compare.
+def read_json(path: str, shape: type[_Shape], remedy: str = REMEDY) -> _Shape:
+    """What `write_json` wrote, as `shape`; or a file of before it did, which has no sum to compare.
 
     FileNotFoundError when it is not there; TwilbertError, naming it, when it is damaged or was edited.
     """
-    try:
-        value = storage.read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:  # a folder in its place, a disk that fails
-        raise TwilbertError(f"{path}: cannot be read ({error}); {remedy}") from error
+    if not storage.exists(path):
+        raise FileNotFoundError(path)
+    value: Any = read_record(path, object, remedy)
     if isinstance(value, dict) and (own := value.pop(_OWN, None)) is not None and own != _sum(value):
         raise TwilbertError(f"{path}: damaged or edited: its entries do not give its own SHA-256; {remedy}")
-    return value
+    return check_record(json.dumps(value), shape, path, remedy)
 
 
 def _sum(value: dict[str, Any]) -> str:

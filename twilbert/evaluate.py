@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from twilbert import cli, storage
 from twilbert.errors import UsageError
 from twilbert.evaluation import scores as evaluation
+from twilbert.parsing import read_record
 
 
 def _show_pairs(scores: Mapping[str, Any]) -> None:
@@ -49,16 +51,29 @@ def _short(value: float) -> str:
     return f"{value:.3f}" if value < 1000 else f"{value:,.0f}"
 
 
+@dataclass(frozen=True)
+class _Entropy:
+    span: float
+    perfect: float
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """sample.json, as far as it is read."""
+
+    nats_per_word: _Entropy
+
+
 def _compare_with_sample(scores: dict[str, Any], path: str) -> str:
     """How far the model has come from word frequencies to the generator's own entropy (sample.json)."""
-    entropy = storage.read_json(path)["nats_per_word"]
+    entropy = read_record(path, _Sample).nats_per_word
     start, model = scores["unigram_loss_at_mask"], scores["mlm_loss_at_mask"]
-    shares = {name: (start - model) / (start - entropy[name]) for name in ("span", "perfect")}
+    shares = {name: (start - model) / (start - getattr(entropy, name)) for name in ("span", "perfect")}
     scores["share_of_the_way"] = shares
     return (
         f"at [MASK]: {start - model:.2f} nats under word frequencies; of the way to the generator's own entropy "
-        f"{100 * shares['span']:.0f} % where a span is hidden ({entropy['span']:.2f} nats), "
-        f"{100 * shares['perfect']:.0f} % where one word is ({entropy['perfect']:.2f} nats)"
+        f"{100 * shares['span']:.0f} % where a span is hidden ({entropy.span:.2f} nats), "
+        f"{100 * shares['perfect']:.0f} % where one word is ({entropy.perfect:.2f} nats)"
     )
 
 

@@ -6,16 +6,15 @@ Nothing is made up: a section whose record is not there says so. No path of this
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from twilbert import __version__, storage
-from twilbert.errors import TwilbertError
+from twilbert import __version__, cli, storage
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig, count_parameters
-from twilbert.parsing import dump_yaml, read_yaml
+from twilbert.parsing import dump_yaml, read_checked, read_rows, read_yaml
 
 _NOT_RECORDED = "Not recorded beside the model that was exported: to be written by who publishes it."
 _CLASSIFICATION_LIMITS = (
@@ -28,6 +27,45 @@ _LIMITS = (
     "suggests, and do not decide on persons by its answers.",
     "Tweets may be personal data: mentions and links became `user` and `url`, but names in the text stayed.",
 )
+
+
+@dataclass(frozen=True)
+class _Split:
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """What a card tells of corpus.json."""
+
+    dropped: dict[str, int]
+    cleaning: dict[str, str]
+    splits: dict[Literal["train", "valid"], _Split]
+    lines_read: int
+
+
+@dataclass(frozen=True)
+class _Spread:
+    mean: float | None
+    sd: float | None
+    n: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What a card tells of a fine-tuning's results.json."""
+
+    metric: str
+    dev: _Spread
+    test: _Spread | None = None
+    counts: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +94,10 @@ def read_records(folder: str) -> Records:
     metrics = [storage.join(place, "metrics.jsonl") for place in (above, above.rsplit("/", 1)[0])]
     return Records(
         recipe=recipe,
-        corpus=_json(storage.join(corpus_path, "corpus.json")) if corpus_path else {},
+        corpus=_json(storage.join(corpus_path, "corpus.json"), _Corpus) if isinstance(corpus_path, str) else {},
         held_out=next((found for found in map(_best_held_out, metrics) if found), {}),
-        results=_json(storage.join(above, "results.json")),
-        tokenizer=_json(storage.join(folder, "twilbert_tokenizer.json")),
+        results=_json(storage.join(above, "results.json"), _Results),
+        tokenizer=_json(storage.join(folder, "twilbert_tokenizer.json"), _Tokenizer),
         converted=storage.exists(inside),
     )
 
@@ -194,18 +232,15 @@ def _is_path(value: Any) -> bool:
 
 
 def _best_held_out(file: str) -> dict[str, float]:
-    """The line of lowest held-out masked-word loss; {} without the file or such a line."""
-    if not storage.exists(file):
-        return {}
-    found: list[dict[str, float]] = []
-    for number, line in enumerate(storage.read_bytes(file).decode().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TwilbertError(f"{file}, line {number}: not JSON ({error}); the file is damaged: mend it") from error
-        if isinstance(row.get("valid/mlm_loss"), float):
-            found.append({key: value for key, value in row.items() if key == "step" or key.startswith("valid/")})
-    return min(found, key=lambda row: row["valid/mlm_loss"], default={})
+    """The row of lowest held-out masked-word loss; {} without the file or such a row."""
+    found: dict[str, float] = {}
+    for row in read_rows(file, cli.say):
+        scores: dict[str, float] = {
+            k: v for k, v in row.items() if isinstance(v, int | float) and (k == "step" or k.startswith("valid/"))
+        }
+        if scores.get("valid/mlm_loss", math.inf) < found.get("valid/mlm_loss", math.inf):
+            found = scores
+    return found
 
 
 def _yaml(file: str) -> dict[str, Any]:
@@ -213,6 +248,5 @@ def _yaml(file: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _json(file: str) -> dict[str, Any]:
-    value = storage.read_json(file) if storage.exists(file) else {}
-    return value if isinstance(value, dict) else {}
+def _json(file: str, shape: type) -> dict[str, Any]:
+    return read_checked(file, shape) if storage.exists(file) else {}

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twilbert import recipe_file, storage
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import UsageError
 from twilbert.original_settings import ORIGINAL_SETTINGS
-from twilbert.parsing import dump_yaml
+from twilbert.parsing import dump_yaml, read_json
 from twilbert.recipe import Recipe
 
 _WHOLE = ("task.categories", "task.rev_categories", "task.class_weights")  # mappings that are one setting each
@@ -106,10 +106,7 @@ def read_original_config(path: str) -> OriginalConfig:
     """The configuration in the JSON file at `path`; UsageError naming the key that is missing or makes no sense."""
     if not storage.exists(path):
         raise UsageError(f"{path}: no such file; give the JSON configuration that the weights were made with")
-    try:
-        content = storage.read_json(path)
-    except TwilbertError as error:
-        raise UsageError(str(error)) from error
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UsageError(f'{path}: no section "model"; give the JSON configuration that the weights were made with')
     return translate(content, path)

@@ -7,10 +7,15 @@ Memory and time are bounded by the size that a file may have.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import itertools
+import json
 import math
 import re
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NoReturn, TypeVar, cast
 
 import yaml
 from pyarrow import fs
@@ -21,7 +26,10 @@ from twilbert.errors import TwilbertError, UsageError
 
 _YAML_BYTES = 2**19  # a recipe has 5 kB, a task of ten thousand labels 200 kB
 _RECORD_BYTES = 2**26  # results of a sweep of ten thousand trials
+_ROW_BYTES = 2**26  # of a line of JSON: a trace's has some 10 bytes a sample
 _DEPTH = 32
+REMEDY = "restore it or make it anew"
+_MOVE = "move it away"
 _TAGS = {name: f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 _PLAIN = {  # of YAML 1.2's core schema: NO, 007, 1:30 and 2024-01-01 are text
     "null": re.compile(r"^(?:~|null|Null|NULL|)$"),
@@ -35,8 +43,17 @@ _PLAIN = {  # of YAML 1.2's core schema: NO, 007, 1:30 and 2024-01-01 are text
 _Shape = TypeVar("_Shape")
 
 
-def read_small(path: str, most: int) -> bytes:
+def read_small(path: str, most: int, remedy: str = _MOVE) -> bytes:
     """The bytes of a file of at most `most`; TwilbertError for one that is larger, is no file, or cannot be read."""
+    with _opened(path, remedy) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise TwilbertError(f"{path}: larger than {most:,} bytes, which no such file is; is it the right one?")
+    return content
+
+
+@contextlib.contextmanager
+def _opened(path: str, remedy: str = _MOVE) -> Iterator[IO[bytes]]:
     system, inner = storage.filesystem(path)
     try:
         kind = system.get_file_info(inner).type
@@ -44,25 +61,29 @@ def read_small(path: str, most: int) -> bytes:
             raise TwilbertError(f"{path}: no such file")
         if kind != fs.FileType.File:
             found = "a folder" if kind == fs.FileType.Directory else "a pipe or device"
-            raise TwilbertError(f"{path}: expected a file, this is {found}; move it away")
+            raise TwilbertError(f"{path}: expected a file, this is {found}; {remedy}")
         with system.open_input_stream(inner) as stream:
-            content = stream.read(most + 1)
+            yield stream
     except OSError as error:
-        raise TwilbertError(f"{path}: cannot be read ({error})") from error
-    if len(content) > most:
-        raise TwilbertError(f"{path}: larger than {most:,} bytes, which no such file is; is it the right one?")
-    return content
+        raise TwilbertError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 
 # ---- JSON that this program wrote ----------------------------------------------------------------------------------
 
 
-def read_record(path: str, shape: type[_Shape]) -> _Shape:
+def read_record(path: str, shape: type[_Shape], remedy: str = REMEDY) -> _Shape:
     """A JSON file's value as `shape` (a dataclass, list[…], dict[…]); TwilbertError naming the place that differs."""
-    return check_record(read_small(path, _RECORD_BYTES), shape, path)
+    return check_record(read_small(path, _RECORD_BYTES, remedy), shape, path, remedy)
 
 
-def check_record(content: bytes | str, shape: type[_Shape], where: str) -> _Shape:
+def read_checked(path: str, shape: type) -> dict[str, Any]:
+    """All that a JSON object holds which has the fields of the dataclass `shape`; TwilbertError as `read_record`."""
+    content = read_small(path, _RECORD_BYTES)
+    check_record(content, shape, path)
+    return check_record(content, dict[str, Any], path)
+
+
+def check_record(content: bytes | str, shape: type[_Shape], where: str, remedy: str = REMEDY) -> _Shape:
     """JSON text as `shape`; TwilbertError as `read_record`, which begins with `where`."""
     try:
         return _adapter(shape).validate_json(content, strict=True)
@@ -70,14 +91,73 @@ def check_record(content: bytes | str, shape: type[_Shape], where: str) -> _Shap
         fault = error.errors(include_url=False, include_input=False)[0]
         at = "".join(f"{part}: " for part in fault["loc"][:3])
         message = fault["msg"][0].lower() + fault["msg"][1:]
-        raise TwilbertError(
-            f"{where}: {at}{message}; the file is damaged, or of another program: restore it or make it anew"
-        ) from error
+        raise TwilbertError(f"{where}: {at}{message}; the file is damaged, or of another program: {remedy}") from error
 
 
 @functools.cache
 def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
+
+
+def read_rows(path: str, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines, each an object with a whole number "step"; none where there is no file.
+
+    A last line that was cut off in writing is left out; so are damaged ones, which `say` hears of in one line. Holds
+    one row at a time. TwilbertError for what is no file.
+    """
+    if not storage.exists(path):
+        return
+    damaged: list[int] = []
+    with _opened(path) as stream:
+        lines = io.BufferedReader(cast(io.RawIOBase, stream), 2**16)
+        for number in itertools.count(1):
+            line = lines.readline(_ROW_BYTES)
+            while len(line) == _ROW_BYTES and not line.endswith(b"\n"):  # a row that is none: to its end, in pieces
+                line = b"\0" + lines.readline(_ROW_BYTES - 1)
+            if not line.endswith(b"\n"):
+                break
+            row = _row(line)
+            if row is None:
+                damaged.append(number)
+            else:
+                yield row
+    if damaged:
+        others = f" and {len(damaged) - 1:,} others" if len(damaged) > 1 else ""
+        say(f"{path}: line {damaged[0]}{others} damaged, and left out")
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = check_record(line, dict[str, Any], "")
+    except TwilbertError:
+        return None
+    numbers = [value for value in row.values() if isinstance(value, int)]
+    sound = type(row.get("step")) is int and row["step"] >= 0 and all(abs(number) < 2**63 for number in numbers)
+    return row if sound else None
+
+
+# ---- JSON of other programs ----------------------------------------------------------------------------------------
+
+
+def read_json(path: str) -> Any:
+    """A JSON file's value, finite and each key once; UsageError naming the file."""
+    try:
+        return json.loads(read_small(path, _YAML_BYTES), object_pairs_hook=_once, parse_constant=float)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid JSON: {error}; mend it") from error
+    except TwilbertError as error:
+        raise UsageError(str(error)) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key} is given twice")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key} is not a finite number")
+        found[key] = value
+    return found
 
 
 # ---- YAML ----------------------------------------------------------------------------------------------------------

@@ -37,13 +37,13 @@ def run(
 
 def search(recipe: TuneRecipe, out: str | None = None) -> dict[str, Any]:
     """Sweep as the recipe says, in the folder `out`; what results.json holds, and "out". A finished one is read."""
-    from twilbert.tuning import sweep
+    from twilbert.tuning import history, sweep
 
     recipe = sweep.resolve(recipe)
     out = storage.absolute(out) if out else sweep.default_out(recipe)
     if storage.exists(storage.join(out, sweep.RESULTS)):
         sweep.claim(recipe, out)
-        results = storage.read_json(storage.join(out, sweep.RESULTS))
+        results = history.read_results(storage.join(out, sweep.RESULTS))
         if all(study["dev"] for study in results["studies"]):  # else it failed, and does so again
             cli.say(f"{out}: this sweep is finished; these are its results")
             return results | {"out": out}

@@ -106,7 +106,7 @@ def test_a_folder_without_an_index_is_not_an_encoded_corpus(tmp_path):
 def test_an_index_of_another_form_is_refused_with_the_remedy(tmp_path, change):
     make_encoded(tmp_path / "e")
     index = str(tmp_path / "e" / "encoded.json")
-    checksums.write_json(index, checksums.read_json(index) | change)
+    checksums.write_json(index, checksums.read_json(index, dict) | change)
     with pytest.raises(TwilbertError, match="twilbert-encode"):
         EncodedCorpus.open_folder(str(tmp_path / "e"))
 
@@ -117,7 +117,7 @@ def _encode_by_hand(corpus, tokenizer: str, max_len: int) -> Path:
     make_encoded(folder)
     index = str(folder / "encoded.json")
     own = {"tokenizer": tokenizer, "max_len": max_len, "corpus": corpus.id, "fingerprint": folder.name}
-    checksums.write_json(index, checksums.read_json(index) | own)
+    checksums.write_json(index, checksums.read_json(index, dict) | own)
     return folder
 
 

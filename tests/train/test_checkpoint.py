@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class _Run:
         flats = checkpoint.copy_to_host(fragments, self.optimizer.moments)
         data = checkpoint.optimizer_bytes(checkpoint.places_of(fragments), flats)
         checkpoint.write_file(folder, checkpoint.optimizer_file(self.rank, self.world), data)
+        torch.distributed.barrier()
+        if self.rank == 0:
+            files = [checkpoint.describe_file(folder, file) for file in storage.list_dir(folder)]
+            checkpoint.write_manifest(folder, "0123abcd", SAVED, files)
         torch.distributed.barrier()
 
     def pieces(self) -> list[tuple[str, tuple[int, ...], int, list[np.ndarray]]]:
@@ -174,7 +179,8 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     flat = torch.arange(6.0)
     fragments = [Fragment("a.weight", (2, 3), 0, 6, flat, 0)]
     data = checkpoint.optimizer_bytes(checkpoint.places_of(fragments), checkpoint.copy_to_host(fragments, moments))
-    checkpoint.write_file(str(tmp_path), checkpoint.optimizer_file(0, 1), data)
+    written = checkpoint.write_file(str(tmp_path), checkpoint.optimizer_file(0, 1), data)
+    checkpoint.write_manifest(str(tmp_path), "0123abcd", 1, [written])
     reader = checkpoint.OptimizerReader(str(tmp_path))
     larger = Fragment("a.weight", (4, 3), 0, 12, torch.zeros(12), 0)
     with pytest.raises(TwilbertError, match=r"holds 6 of the 12 elements of a\.weight"):
@@ -190,6 +196,7 @@ def seal(run: Path, step: int, run_id: str = "0123abcd") -> Path:
     """A small sealed checkpoint."""
     folder = run / checkpoint.folder_name(step)
     contents = {"model/model.safetensors": b"weights" * 100, "state.json": b'{"step": 1}', "recipe.yaml": b"run: {}"}
+    contents |= {"model/config.json": b"{}"} | dict.fromkeys(map(checkpoint.optimizer_file, (0, 1), (2, 2)), b"moments")
     written = [checkpoint.write_file(str(folder), file, data) for file, data in contents.items()]
     checkpoint.write_manifest(str(folder), run_id, step, written)
     return folder
@@ -240,6 +247,72 @@ def test_a_manifest_of_another_shape_is_damage_too(tmp_path, content):
     folder = seal(tmp_path, 1)
     (folder / "manifest.json").write_text(content)
     assert "manifest.json is damaged" in str(checkpoint.verify(str(folder), "0123abcd"))
+
+
+def rewrite(folder: Path, change: Callable[[dict], object]) -> str:
+    """What `verify` says once the list of files in the manifest was changed."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest["files"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return str(checkpoint.verify(str(folder), "0123abcd"))
+
+
+def test_a_manifest_lists_what_a_checkpoint_needs_and_nothing_outside_it(tmp_path):
+    (tmp_path / "outside").write_bytes(b"weights" * 100)
+    outside = {"size": 700, "sha256": checkpoint.describe_file(str(tmp_path), "outside").sha256}
+    assert rewrite(seal(tmp_path, 1), lambda files: files.clear()) == "manifest.json does not list model/config.json"
+    needed = ["state.json", "recipe.yaml", "model/model.safetensors", checkpoint.optimizer_file(1, 2)]
+    for step, file in enumerate(needed, 2):
+        lacking = "optimizer-00000-of-00001.safetensors" if file.startswith("optimizer") else file
+        assert rewrite(seal(tmp_path, step), lambda files, file=file: files.pop(file)).endswith(f"not list {lacking}")
+    for step, file in enumerate(["../outside", str(tmp_path / "outside"), "model/../../outside", "..", "", "a/b"], 9):
+        said = rewrite(seal(tmp_path, step), lambda files, file=file: files.update({file: outside}))
+        assert said == f"manifest.json lists {file!r}, which is no file of a checkpoint"
+
+
+def test_a_folder_in_the_place_of_a_file_is_damage(tmp_path):
+    for step, file in enumerate(["state.json", "manifest.json", "model/model.safetensors"]):
+        folder = seal(tmp_path, step)
+        (folder / file).unlink()
+        (folder / file).mkdir()
+        assert "a folder" in str(checkpoint.verify(str(folder), "0123abcd"))
+
+
+def test_only_listed_optimizer_files_of_their_own_shape_are_read(tmp_path):
+    def moments(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(flat), torch.zeros_like(flat)
+
+    flat = torch.arange(6.0)
+    places = checkpoint.places_of([Fragment("a", (6,), 0, 6, flat, 0)])
+    flats = {kind: flat.clone() for kind in checkpoint.KINDS}
+    sound = checkpoint.optimizer_bytes(places, flats)
+    written = checkpoint.write_file(str(tmp_path), checkpoint.optimizer_file(0, 1), sound)
+    checkpoint.write_manifest(str(tmp_path), "0123abcd", 1, [written])
+    (tmp_path / "optimizer-00007-of-00001.safetensors").write_bytes(b"stray")
+    (tmp_path / "optimizer-notes.txt").write_text("stray")
+    read = torch.zeros(6)
+    checkpoint.OptimizerReader(str(tmp_path)).restore([Fragment("a", (6,), 0, 6, read, 0)], moments)
+    assert torch.equal(read, flat)
+
+    longer = [place | {"length": 7} for place in places]
+    shapes = {
+        "empty": b"",
+        "short": b"\x05",
+        "endless": b"\xff" * 8 + b"{}",
+        "no header": (5).to_bytes(8, "little") + b"hello",
+        "no metadata": (2).to_bytes(8, "little") + b"{}",
+        "other places": checkpoint.optimizer_bytes([{"name": "a"}], flats),
+        "negative": checkpoint.optimizer_bytes([places[0] | {"start": -1}], flats),
+        "longer than its tensors": checkpoint.optimizer_bytes(longer, flats),
+        "one kind": checkpoint.optimizer_bytes(places, {"master": flat}),
+        "of another type": checkpoint.optimizer_bytes(places, flats | {"exp_avg": flat.half()}),
+        "cut off": sound[:-4],
+    }
+    for what, content in shapes.items():
+        (tmp_path / checkpoint.optimizer_file(0, 1)).write_bytes(content)
+        with pytest.raises(TwilbertError, match="optimizer-00000-of-00001"):
+            checkpoint.OptimizerReader(str(tmp_path)).restore([Fragment("a", (6,), 0, 6, read, 0)], moments)
+            raise AssertionError(what)
 
 
 def test_resume_takes_the_newest_that_verifies_and_says_what_it_passed_over(tmp_path):

@@ -70,7 +70,7 @@ class Corpus:
         path = storage.absolute(path)
         index = storage.join(path, INDEX_FILE)
         try:
-            info = checksums.read_json(index, _REMEDY)
+            info = checksums.read_json(index, object, _REMEDY)
         except (FileNotFoundError, NotADirectoryError) as error:
             what = "holds no corpus.json, so it is not a finished corpus" if storage.exists(path) else "no such folder"
             raise UsageError(f"{path}: {what}; make one with: twilbert-prepare RAW… --out {path}") from error

@@ -234,7 +234,7 @@ def write_index(
 
 def _from_index(path: str) -> EncodedCorpus:
     where = storage.join(path, INDEX_FILE)
-    index = checksums.read_json(where, _remedy(path))
+    index = checksums.read_json(where, object, _remedy(path))
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
         raise UsageError(f"{where}: format {found!r}, this version reads {FORMAT}; run twilbert-encode again")

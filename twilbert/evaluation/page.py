@@ -217,7 +217,7 @@ def _run_curves(rows: Sequence[Mapping[str, float]]) -> list[Html]:
     """The run's metrics over its steps; nothing where there are none."""
 
     def series(name: str, key: str) -> Series:
-        return Series(name, [(row["step"], row[key]) for row in rows if "step" in row and row.get(key) is not None])
+        return Series(name, [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)])
 
     def chart(title: str, unit: str, keys: Mapping[str, str]) -> Html | None:
         made = [series(name, key) for name, key in keys.items()]

@@ -27,12 +27,13 @@ from twilbert.data.objectives import ROP_NONE, MaskingSettings
 from twilbert.data.stream import evaluation_batches
 from twilbert.data.text import clean, clean_as_original
 from twilbert.data.tokenizer import Tokenizer
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import UsageError
 from twilbert.evaluation import likelihood, page, pairs
 from twilbert.evaluation.frequencies import Frequencies
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.transformers_api import load_model_folder
+from twilbert.parsing import read_rows
 
 _MICRO_BATCH_TOKENS = 8192
 SAMPLES = 12  # shown in a report
@@ -281,13 +282,8 @@ def _curves(folder: str) -> list[dict[str, float]]:
     for _ in range(2):
         folder = folder.rpartition("/")[0]
         path = storage.join(folder, "metrics.jsonl")
-        if not folder or not storage.exists(path):
-            continue
-        whole = storage.read_bytes(path).decode("utf-8", "replace").rpartition("\n")[0]  # a run may be writing a line
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise TwilbertError(f"{path}: a line is no JSON ({error}); restore the file, or move it away") from error
+        if folder and storage.exists(path):
+            return list(read_rows(path, cli.say))
     return []
 
 

@@ -252,11 +252,11 @@ def newest_run(runs: str) -> str:
         recipe = storage.join(run.path, "recipe.yaml")
         if storage.exists(recipe) and storage.exists(storage.join(run.model, CONFIG_NAME)):
             try:
-                steps = recipe_file.load(recipe).training.max_steps
-            except UsageError as error:
+                is_finished = run.trained_steps >= recipe_file.load(recipe).training.max_steps
+            except TwilbertError as error:
                 cli.say(f"{run.path}: passed over: {error}")
                 continue
-            if run.trained_steps >= steps:
+            if is_finished:
                 found.append((storage.modified(storage.join(run.model, CONFIG_NAME)), run.path))
     if not found:
         raise UsageError(

@@ -116,6 +116,31 @@ def _details(task: Task, judged: Judged) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A score over seeds, in results.json."""
+
+    mean: float | None
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class _Interval:
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Scores(Spread):
+    """A split's scores in results.json, as far as they are read."""
+
+    rows: int
+    interval: _Interval
+    rows_also_in_train: int = 0
+    without_rows_in_train: Spread | None = None
+
+
 def _spread(values: list[float]) -> dict[str, Any]:
     """Mean and standard deviation (of a sample; None for one) over seeds."""
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None

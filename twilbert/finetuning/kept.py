@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from twilbert.finetuning.base import Base, sha256_of
 from twilbert.finetuning.data import TaskData
 from twilbert.finetuning.loop import Evaluation, Outcome, resolve_precision
 from twilbert.inference import find_device
+from twilbert.parsing import read_record
 from twilbert.tasks import Task
 
 STARTED = "started.json"
@@ -39,6 +40,17 @@ WEIGHTS, _ENDED = "best.safetensors", "ended.json"
 _SUM = "sha256"
 _PROBABILITIES = "dev/probabilities"  # beside the weights: both or neither are of the best evaluation
 _OF_TASK = {"problem", "labels", "metric", "average", "class_metric", "remove_rt", "files", "root"}
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """ended.json."""
+
+    seed: int
+    best: int
+    """Which of `history`."""
+    history: list[Evaluation]
+    stopped_early: bool
 
 
 def identity(recipe: FinetuneRecipe, task: Task, base: Base, data: TaskData) -> dict[str, Any]:
@@ -63,7 +75,7 @@ def start(out: str, now: Mapping[str, Any]) -> None:
             raise UsageError(f"{out}: already holds something; choose another --out, or --overwrite it")
         storage.write_json_atomic(path, now)
         return
-    before = storage.read_json(path)
+    before = read_record(path, dict[str, Any])
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         told = "; ".join(_change(key, before.get(key), now[key]) for key in changed)
@@ -83,13 +95,9 @@ def _change(key: str, before: Any, now: Any) -> str:
 def write_seed(folder: str, outcome: Outcome) -> None:
     """Keep an ended training."""
     write_weights(storage.join(folder, WEIGHTS), outcome.probabilities, outcome.state)
-    ended = {
-        "seed": outcome.seed,
-        "best": outcome.history.index(outcome.best),
-        "history": [asdict(seen) for seen in outcome.history],
-        "stopped_early": outcome.stopped_early,
-    }
-    checksums.write_json(storage.join(folder, _ENDED), ended)
+    best = outcome.history.index(outcome.best)
+    ended = _Ended(outcome.seed, best, outcome.history, outcome.stopped_early)
+    checksums.write_json(storage.join(folder, _ENDED), asdict(ended))
 
 
 def read_seed(folder: str) -> Outcome | None:
@@ -97,13 +105,14 @@ def read_seed(folder: str) -> Outcome | None:
     if not storage.exists(storage.join(folder, _ENDED)):
         return None
     try:
-        ended = checksums.read_json(storage.join(folder, _ENDED))
-        history = [Evaluation(**row) for row in ended["history"]]
+        ended = checksums.read_json(storage.join(folder, _ENDED), _Ended)
+        if not 0 <= ended.best < len(ended.history):
+            raise TwilbertError(f"{storage.join(folder, _ENDED)}: no evaluation {ended.best}")
         probabilities, state = read_weights(storage.join(folder, WEIGHTS))
     except TwilbertError as error:
         cli.say(f"{error}: that seed is trained again")
         return None
-    return Outcome(ended["seed"], history[ended["best"]], history, probabilities, state, ended["stopped_early"])
+    return Outcome(ended.seed, ended.history[ended.best], ended.history, probabilities, state, ended.stopped_early)
 
 
 def drop_seed(folder: str) -> None:

@@ -18,10 +18,11 @@ from twilbert.finetune_recipe import FinetuneRecipe
 from twilbert.finetuning import final, kept, page
 from twilbert.finetuning.base import Base, load_base
 from twilbert.finetuning.data import TaskData, encode_task, task_faults
-from twilbert.finetuning.final import Final
+from twilbert.finetuning.final import Final, Scores
 from twilbert.finetuning.judged import Judged, row_record, worst_errors
 from twilbert.finetuning.loop import Evaluation, Outcome, build_loss, new_network, resolve_precision, train
 from twilbert.inference import find_device
+from twilbert.parsing import read_checked
 from twilbert.recipe import Tracking
 from twilbert.task_check import Findings, require
 from twilbert.tasks import SINGLE, Task, load_task
@@ -76,12 +77,30 @@ def finetune(recipe: FinetuneRecipe, out: str, *, overwrite: bool = False) -> di
         claim(out, now, overwrite=overwrite)
         if storage.exists(storage.join(out, RESULTS)):
             cli.say(f"{out}: this fine-tuning is finished; these are its results")
-            results = storage.read_json(storage.join(out, RESULTS))
+            results = read_results(out)
         else:
             results = train_and_score(prepared, recipe, out)
         for seed in _seeds(recipe):
             kept.drop_seed(_seed_folder(out, seed))
     return results
+
+
+@dataclass(frozen=True)
+class _Results:
+    """results.json, as far as it is read."""
+
+    task: str
+    metric: str
+    average: str | None
+    class_metric: str | list[str] | None
+    counts: dict[str, Any]
+    dev: Scores
+    test: Scores | None = None
+
+
+def read_results(out: str) -> dict[str, Any]:
+    """What OUT/results.json holds; TwilbertError where it is of another shape."""
+    return read_checked(storage.join(out, RESULTS), _Results)
 
 
 def claim(out: str, identity: Mapping[str, Any], *, overwrite: bool) -> None:

@@ -13,21 +13,68 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from twilbert import storage
 from twilbert.errors import TwilbertError
+from twilbert.parsing import check_record, read_checked, read_record
 from twilbert.train.shards import Fragment, numel
 
 _NAME = re.compile(r"^checkpoint-(\d{6,})$")
 KINDS = ("master", "exp_avg", "exp_avg_sq")
+
+
+_MANIFEST = "manifest.json"
+_NEEDED = {"state.json", "recipe.yaml", "model/config.json", "model/model.safetensors"}
+_INSIDE = re.compile(r"(?:model/)?[\w][\w.-]*", re.ASCII)  # what a manifest may list: no way out of the folder
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What the manifest says of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json."""
+
+    run: str
+    step: int
+    files: dict[str, Listed]
+
+    @property
+    def optimizer_files(self) -> list[str]:
+        """One a rank, in their order."""
+        return sorted(file for file in self.files if file.startswith("optimizer-"))
+
+
+@dataclass(frozen=True)
+class _State:
+    """state.json, as far as every resume reads it."""
+
+    step: int
+    best: dict[str, float] | None
+    skipped: list[int]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A fragment in an optimizer file: `length` elements of the flattened parameter, from `start`."""
+
+    name: str
+    start: Annotated[int, Field(ge=0)]
+    length: Annotated[int, Field(ge=0)]
 
 
 def folder_name(step: int) -> str:
@@ -108,7 +155,7 @@ def write_manifest(folder: str, run_id: str, step: int, files: list[Written]) ->
     """Seal a checkpoint: from here on it exists."""
     listed = {f.file: {"size": f.size, "sha256": f.sha256} for f in sorted(files, key=lambda f: f.file)}
     manifest = {"format": 1, "run": run_id, "step": step, "files": listed}
-    storage.write_json_atomic(storage.join(folder, "manifest.json"), manifest)
+    storage.write_json_atomic(storage.join(folder, _MANIFEST), manifest)
 
 
 # ---- finding and verifying -----------------------------------------------------------------------------------------
@@ -116,25 +163,33 @@ def write_manifest(folder: str, run_id: str, step: int, files: list[Written]) ->
 
 def verify(folder: str, run_id: str | None = None) -> str | None:
     """None when every file of the checkpoint is there and intact, else the reason why it is not a checkpoint."""
-    path = storage.join(folder, "manifest.json")
-    if not storage.exists(path):
-        return "no manifest.json: its writing was not finished"
+    if not storage.exists(storage.join(folder, _MANIFEST)):
+        return f"no {_MANIFEST}: its writing was not finished"
     try:
-        manifest = storage.read_json(path)
-        owner = manifest["run"]
-        files = {file: (listed["size"], listed["sha256"]) for file, listed in manifest["files"].items()}
-    except (TwilbertError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json is damaged ({error})"
-    if run_id is not None and owner != run_id:
-        return f"belongs to another run ({owner})"
-    for file, (size, sha256) in files.items():
-        inside = storage.join(folder, file)
-        if not storage.exists(inside):
-            return f"{file} is missing"
-        if storage.size(inside) != size:
-            return f"{file} has {storage.size(inside)} bytes, the manifest says {size}"
-        if storage.sha256_file(inside) != sha256:
-            return f"{file} does not match its sha256"
+        manifest = read_record(storage.join(folder, _MANIFEST), Manifest)
+        if run_id is not None and manifest.run != run_id:
+            return f"belongs to another run ({manifest.run:.80})"
+        ranks = manifest.optimizer_files
+        whole = {optimizer_file(rank, len(ranks)) for rank in range(len(ranks))} or {optimizer_file(0, 1)}
+        lacking = sorted((_NEEDED | whole) - manifest.files.keys())
+        if lacking:
+            return f"{_MANIFEST} does not list {lacking[0]}"
+        for file, listed in manifest.files.items():
+            if not _INSIDE.fullmatch(file):
+                return f"{_MANIFEST} lists {file!r:.80}, which is no file of a checkpoint"
+            inside = storage.join(folder, file)
+            if not storage.exists(inside):
+                return f"{file} is missing"
+            if storage.is_folder(inside):
+                return f"{file} is a folder"
+            if storage.size(inside) != listed.size:
+                return f"{file} has {storage.size(inside)} bytes, the manifest says {listed.size}"
+            if storage.sha256_file(inside) != listed.sha256:
+                return f"{file} does not match its sha256"
+    except TwilbertError as error:
+        return f"{_MANIFEST} is damaged ({error})"
+    except OSError as error:
+        return f"cannot be read ({error})"
     return None
 
 
@@ -155,7 +210,7 @@ def newest(run_folder: str, run_id: str | None, say: Callable[[str], None]) -> s
         if reason is None:
             return folder
         say(f"passed over {folder_name(step)}: {reason}")
-    sealed = [s for s in steps if storage.exists(storage.join(run_folder, folder_name(s), "manifest.json"))]
+    sealed = [s for s in steps if storage.exists(storage.join(run_folder, folder_name(s), _MANIFEST))]
     if sealed:
         raise TwilbertError(
             f"{run_folder}: no checkpoint verifies (reasons above); restore one, or start another run with run.name=…"
@@ -170,10 +225,10 @@ def retire(run_folder: str, written: int, keep: int, protected: set[int]) -> Non
     damaged, so they count for nothing, and the run will write them anew.
     """
     steps = [step for step in steps_in(run_folder) if step <= written]
-    sealed = [s for s in steps if storage.exists(storage.join(run_folder, folder_name(s), "manifest.json"))]
+    sealed = [s for s in steps if storage.exists(storage.join(run_folder, folder_name(s), _MANIFEST))]
     for step in set(steps) - set(sealed[-keep:]) - protected - {written}:
         folder = storage.join(run_folder, folder_name(step))
-        storage.delete(storage.join(folder, "manifest.json"))  # first: what is half removed is no checkpoint
+        storage.delete(storage.join(folder, _MANIFEST))  # first: what is half removed is no checkpoint
         storage.delete(folder)
 
 
@@ -181,18 +236,21 @@ def retire(run_folder: str, written: int, keep: int, protected: set[int]) -> Non
 
 
 class OptimizerReader:
-    """The optimiser state of a checkpoint by parameter name and range, whatever world size and stage wrote it."""
+    """The optimiser state of a checkpoint by parameter name and range, whatever world size and stage wrote it.
+
+    Reads the files that the manifest lists, no others; TwilbertError where they are of another shape.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._places: dict[str, list[tuple[int, int, str, int]]] = {}  # name -> (start, length, file, offset)
-        for file in storage.list_dir(folder):
-            if file.startswith("optimizer-"):
-                offset = 0
-                for place in _places(storage.join(folder, file)):
-                    entry = (place["start"], place["length"], file, offset)
-                    self._places.setdefault(place["name"], []).append(entry)
-                    offset += place["length"]
+        self._elements: dict[str, int] = {}  # file -> of each kind
+        for file in read_record(storage.join(folder, _MANIFEST), Manifest).optimizer_files:
+            offset = 0
+            for place in _places(storage.join(folder, file)):
+                self._places.setdefault(place.name, []).append((place.start, place.length, file, offset))
+                offset += place.length
+            self._elements[file] = offset
 
     def restore(self, fragments: list[Fragment], moments: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
         """Fill the fragments' fp32 weights and moments; TwilbertError when the checkpoint does not hold all of them."""
@@ -210,7 +268,7 @@ class OptimizerReader:
                     f"needed ({numel(fragment.shape)} in all); the checkpoint is of another model"
                 )
         for file, pieces in wanted.items():
-            tensors = load_safetensors(storage.read_bytes(storage.join(self.folder, file)))
+            tensors = self._tensors(file)
             for fragment, begin, end, offset in pieces:
                 at = fragment.offset + begin - fragment.start
                 targets = (fragment.flat, *moments(fragment.flat))
@@ -218,16 +276,33 @@ class OptimizerReader:
                     source = tensors[kind].narrow(0, offset, end - begin)
                     target.detach().view(-1).narrow(0, at, end - begin).copy_(source)
 
+    def _tensors(self, file: str) -> dict[str, torch.Tensor]:
+        """kind → values [elements] of a file; TwilbertError where they are not what its fragments say."""
+        path = storage.join(self.folder, file)
+        try:
+            tensors = load_safetensors(storage.read_bytes(path))
+        except SafetensorError as error:
+            raise TwilbertError(f"{path}: not readable as safetensors ({error}); restore it") from error
+        expected = (torch.float32, (self._elements[file],))
+        if any(kind not in tensors or (tensors[kind].dtype, tuple(tensors[kind].shape)) != expected for kind in KINDS):
+            raise TwilbertError(
+                f"{path}: expected {', '.join(KINDS)} of {expected[1][0]} fp32 numbers each; restore it"
+            )
+        return tensors
 
-def _places(path: str) -> list[dict[str, Any]]:
+
+def _places(path: str) -> list[_Place]:
     """The fragments' places from a safetensors header: 8 bytes of length, then JSON."""
     system, inner = storage.filesystem(path)
     with system.open_input_file(inner) as stream:
-        (size,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(size))
-    return json.loads(header["__metadata__"]["fragments"])
+        size = int.from_bytes(stream.read(8), "little")
+        if size > storage.size(path):
+            raise TwilbertError(f"{path}: not a safetensors file; restore it")
+        header = check_record(stream.read(size), dict[str, Any], path)
+    held = header.get("__metadata__")
+    return check_record(str(held.get("fragments") if isinstance(held, dict) else held), list[_Place], path)
 
 
 def read_state(folder: str) -> dict[str, Any]:
     """state.json of a checkpoint."""
-    return storage.read_json(storage.join(folder, "state.json"))
+    return read_checked(storage.join(folder, "state.json"), _State)

@@ -8,23 +8,25 @@ from __future__ import annotations
 import difflib
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from twilbert import cli, recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.parsing import read_yaml
+from twilbert.parsing import read_record, read_rows, read_yaml
 from twilbert.train import run_state
+from twilbert.train.run_folder import IDENTITY, Identity
 from twilbert.train.run_state import Told
-from twilbert.train.tracking import METRICS_FILE, read_metrics
+from twilbert.train.tracking import METRICS_FILE
 
 if TYPE_CHECKING:
     from twilbert.inference import Model
 
 Curve = list[tuple[float, float]]
-_IDENTITY = "identity.json"
+_NUMBERS = {"training.max_steps": None, "training.global_batch_size": 0, "training.hang_timeout": 30}
+"""Settings that are computed with, and what they are where a recipe has none."""
 _FRAME = '<iframe srcdoc="{}" style="width:100%;height:38rem;border:0" sandbox></iframe>'
 
 
@@ -128,11 +130,11 @@ def read(path: str) -> Pretraining:
     path = storage.absolute(path)
     if not is_run(path):
         raise UsageError(f"{path}: {what_it_is(path)}")
-    identity = storage.read_json(storage.join(path, _IDENTITY))["identity"]
+    identity = read_record(storage.join(path, IDENTITY), Identity).identity
     written = storage.join(path, "recipe.yaml")
-    recipe = flattened(read_yaml(written))
+    recipe = _read_recipe(written)
     log = storage.join(path, METRICS_FILE)
-    metrics = curves_of(read_metrics(log)) if storage.exists(log) else {}
+    metrics = curves_of(read_rows(log, cli.say))
     model = storage.join(path, "model")
     models = {"model": model} if storage.exists(storage.join(model, "config.json")) else {}
     last = int(max((curve[-1][0] for curve in metrics.values()), default=0))
@@ -140,15 +142,25 @@ def read(path: str) -> Pretraining:
         path,
         last_step=last,
         max_steps=recipe["training.max_steps"],
-        hang_timeout=recipe.get("training.hang_timeout", 30),
+        hang_timeout=recipe["training.hang_timeout"],
     )
     changed = storage.modified(log if metrics else written)
     return Pretraining(path, metrics, models, told, recipe, identity, changed)
 
 
+def _read_recipe(path: str) -> dict[str, Any]:
+    """Dotted path → value of a run's recipe, of any version; TwilbertError where its numbers are none."""
+    values = read_yaml(path)
+    recipe = _NUMBERS | flattened(values if isinstance(values, dict) else {})
+    wrong = [key for key in _NUMBERS if type(recipe[key]) not in (int, float)]
+    if wrong:
+        raise TwilbertError(f"{path}: no number {wrong[0]}, so not the recipe of a run; restore it")
+    return recipe
+
+
 def is_run(path: str) -> bool:
     """Whether a pre-training has been started there."""
-    return all(storage.exists(storage.join(path, name)) for name in (_IDENTITY, "recipe.yaml"))
+    return all(storage.exists(storage.join(path, name)) for name in (IDENTITY, "recipe.yaml"))
 
 
 def find(name: str, runs: str = "runs") -> Pretraining:
@@ -164,8 +176,13 @@ def find(name: str, runs: str = "runs") -> Pretraining:
 
 def runs_in(folder: str) -> list[str]:
     """Names of the runs in a folder; none where it is no folder."""
-    names = storage.list_dir(folder) if storage.is_folder(folder) else []
-    return [name for name in names if is_run(storage.join(folder, name))]
+    found = []
+    for name in storage.list_dir(folder) if storage.is_folder(folder) else []:
+        try:
+            found += [name] if is_run(storage.join(folder, name)) else []
+        except OSError as error:
+            cli.say(f"passed over: {error}")
+    return found
 
 
 def all_in(folder: str) -> list[Pretraining]:
@@ -201,7 +218,7 @@ def what_it_is(path: str) -> str:
     return "not a run of pre-training (no identity.json and recipe.yaml)"
 
 
-def curves_of(rows: list[dict[str, Any]]) -> dict[str, Curve]:
+def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     """Rows of metrics.jsonl by series, numbers alone (a histogram is no curve).
 
     A row of an earlier step than the one before it is a restart from a checkpoint: what came after that is forgotten,

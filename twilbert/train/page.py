@@ -225,7 +225,7 @@ def _laid(runs: Sequence[Pretraining], title: str, unit: str, keys: Sequence[str
 
 def _by_samples(runs: Sequence[Pretraining]) -> list[Html]:
     """Held-out MLM loss over samples seen, where runs see different numbers of them a step."""
-    sizes = [run.recipe.get("training.global_batch_size", 0) for run in runs]
+    sizes = [run.recipe["training.global_batch_size"] for run in runs]
     if len(set(sizes)) < 2:
         return []
     lines = [

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from twilbert import storage
-from twilbert.errors import TwilbertError
+from twilbert import cli, storage
+from twilbert.parsing import read_rows
 from twilbert.recipe import Tracking
 
 METRICS_FILE = "metrics.jsonl"
@@ -35,8 +35,7 @@ class MetricsFile:
 
     def __init__(self, path: str, last_step: int) -> None:
         self.path = path
-        rows = read_metrics(path) if storage.exists(path) else []
-        self._rows = [json.dumps(row) for row in rows if row["step"] <= last_step]
+        self._rows = [json.dumps(row) for row in read_metrics(path) if row["step"] <= last_step]
         self.flush()
         self._stream = None
         if storage.is_local(path):
@@ -65,19 +64,8 @@ class MetricsFile:
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that was cut off in writing is left out.
-
-    TwilbertError, with the line, where another is damaged.
-    """
-    rows = []
-    for number, line in enumerate(storage.read_bytes(path).split(b"\n")[:-1], 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise TwilbertError(
-                f"{path}, line {number}: not readable as JSON ({error}); the file is damaged: remove the line"
-            ) from error
-    return rows
+    """The rows of a metrics.jsonl; what is damaged in it is left out, and told of."""
+    return list(read_rows(path, cli.say))
 
 
 def resolve_mode(settings: Tracking) -> str:

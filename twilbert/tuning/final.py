@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from twilbert import cli, finetune_recipe, storage
 from twilbert.errors import TwilbertError
 from twilbert.finetuning.loop import Outcome
-from twilbert.finetuning.run import RESULTS, Prepared, score_and_write, told
+from twilbert.finetuning.run import RESULTS, Prepared, read_results, score_and_write, told
 from twilbert.task_check import Findings
 from twilbert.tasks import Task
 from twilbert.tuning import records
@@ -35,7 +35,7 @@ def score_all(
     for study in made:
         folder = storage.join(out, study.name)
         if storage.exists(storage.join(folder, RESULTS)):
-            found[study.name] = storage.read_json(storage.join(folder, RESULTS))
+            found[study.name] = read_results(folder)
             continue
         best = records.best_trial(study.plans)
         if best is None:

@@ -10,7 +10,7 @@ Weights of ended trials that are not the best of their study are removed. Every 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +24,7 @@ from twilbert.tuning.space import Drawn
 
 _STARTED, _EVALUATIONS, _ENDED = "started.json", "evaluations.json", "ended.json"
 Status = Literal["finished", "stopped", "failed", "open"]
+_Shape = TypeVar("_Shape")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,28 @@ class TrialPlan:
     def key(self) -> str:
         """study/number: its name wherever it is told."""
         return f"{self.study}/{self.number:03d}"
+
+
+@dataclass(frozen=True)
+class _Started:
+    """started.json."""
+
+    starts: int
+
+
+@dataclass(frozen=True)
+class _Evaluations:
+    """evaluations.json; 0.2.0 wrote the list alone."""
+
+    evaluations: list[Evaluation]
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """ended.json."""
+
+    status: Status
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -66,27 +89,27 @@ class TrialState:
 def read(folder: str) -> TrialState:
     """A trial's state; open, with nothing, before it was started. TwilbertError where one of its files is damaged."""
     names = storage.list_dir(folder)
-    found: dict[str, Any] = {"starts": 0, "evaluations": [], "status": "open", "error": None}
-    for name in (_STARTED, _EVALUATIONS, _ENDED):
-        if name in names:
-            held = checksums.read_json(storage.join(folder, name), f"delete {folder} to train that trial again")
-            found |= {"evaluations": held} if isinstance(held, list) else held  # as 0.2.0 wrote them
-    rows = [Evaluation(**row) for row in found["evaluations"]]
-    return TrialState(found["status"], found["starts"], rows, found["error"])
+
+    def held(name: str, shape: type[_Shape], nothing: _Shape) -> _Shape:
+        remedy = f"delete {folder} to train that trial again"
+        return checksums.read_json(storage.join(folder, name), shape, remedy) if name in names else nothing
+
+    started, ended = held(_STARTED, _Started, _Started(0)), held(_ENDED, _Ended, _Ended("open", None))
+    seen = held(_EVALUATIONS, _Evaluations, _Evaluations([]))
+    return TrialState(ended.status, started.starts, seen.evaluations, ended.error)
 
 
 def start(folder: str) -> None:
     """Count a start and forget what an earlier one saw: a training begins at its beginning."""
     starts = read(folder).starts + 1
-    checksums.write_json(storage.join(folder, _STARTED), {"starts": starts})
+    checksums.write_json(storage.join(folder, _STARTED), asdict(_Started(starts)))
     write_evaluations(folder, [])
     storage.delete(storage.join(folder, kept.WEIGHTS))
 
 
 def write_evaluations(folder: str, evaluations: list[Evaluation]) -> None:
     """All looks at dev so far."""
-    rows = [asdict(seen) for seen in evaluations]
-    checksums.write_json(storage.join(folder, _EVALUATIONS), {"evaluations": rows})
+    checksums.write_json(storage.join(folder, _EVALUATIONS), asdict(_Evaluations(evaluations)))
 
 
 def write_best(folder: str, probabilities: np.ndarray, state: dict[str, Tensor]) -> None:
@@ -96,7 +119,7 @@ def write_best(folder: str, probabilities: np.ndarray, state: dict[str, Tensor])
 
 def end(folder: str, status: Status, error: str | None = None) -> None:
     """The trial is over."""
-    checksums.write_json(storage.join(folder, _ENDED), {"status": status, "error": error})
+    checksums.write_json(storage.join(folder, _ENDED), asdict(_Ended(status, error)))
 
 
 def outcome(plan: TrialPlan) -> Outcome:

@@ -215,8 +215,8 @@ def _write(recipe: TuneRecipe, made: Sequence[Study], found: dict[str, dict[str,
         "recipe": recipe.model_dump(mode="json"),
         "studies": [study_results(study, found.get(study.name)) for study in made],
     }
-    storage.write_json_atomic(storage.join(out, RESULTS), results)
     storage.write_bytes_atomic(storage.join(out, REPORT), page.of_sweep(results).encode())
+    storage.write_json_atomic(storage.join(out, RESULTS), results)  # last: with it the sweep is finished
     nothing = [study.name for study in made if study.name not in found]
     if nothing:
         errors = {records.read(plan.folder).error for study in made if study.name in nothing for plan in study.plans}

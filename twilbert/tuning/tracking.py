@@ -17,6 +17,7 @@ from typing import Any
 from twilbert import storage
 from twilbert.finetune_recipe import Tracking
 from twilbert.finetuning.loop import Evaluation
+from twilbert.parsing import read_record
 from twilbert.recipe import Tracking as RunTracking
 from twilbert.train.tracking import open_run, resolve_mode
 from twilbert.tuning import records
@@ -37,7 +38,7 @@ class SweepLog:
         self._runs: dict[str, Any] = {}
         self._steps: dict[str, int] = {}
         done = storage.join(out, _DONE)
-        self._done: set[str] = set(storage.read_json(done)) if storage.exists(done) else set()
+        self._done: set[str] = set(read_record(done, list[str])) if storage.exists(done) else set()
         self._plans = {plan.key: plan for plan in plans}
 
     @property
