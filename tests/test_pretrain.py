@@ -96,28 +96,28 @@ def test_a_finished_run_says_so(finished, world, capsys):
 
 @pytest.mark.ray
 def test_ctrl_c_saves_and_the_same_command_ends_as_if_undisturbed(finished, world, capsys):
-    run, before = world / "runs" / "interrupted", signal.getsignal(signal.SIGINT)
+    run = world / "runs" / "interrupted"
 
     def interrupt() -> None:
-        while signal.getsignal(signal.SIGINT) is before:  # the workers are being started
+        while not checkpoint.steps_in(str(run)):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    assert pretrain(world, "run.name=interrupted", "training.logging_steps=5") == 130
+    assert pretrain(world, "run.name=interrupted", "training.logging_steps=100", "training.save_steps=1") == 130
     printed = capsys.readouterr()
     assert "the same command resumes" in printed.err
     assert "Traceback" not in printed.err
-    (stopped,) = checkpoint.steps_in(str(run))
-    assert stopped == 2, "the first step tells the workers, the second is their last"
+    stopped = max(checkpoint.steps_in(str(run)))
+    assert stopped < STEPS
     assert checkpoint.verify(str(run / checkpoint.folder_name(stopped))) is None
     assert load_model_folder(str(run / "model"))
 
     assert pretrain(world, "run.name=interrupted") == 0
     assert f"at step {stopped}" in capsys.readouterr().err
     undisturbed, resumed = losses(finished), losses(run)
-    first = [undisturbed.pop(step) for step in (1, 2, 3)]  # two of them before the stop, and in no row yet
-    assert resumed.pop(3) == pytest.approx(sum(first) / 3, rel=0.005)
+    first = [undisturbed.pop(step) for step in range(1, stopped + 2)]  # all but one before the stop, and in no row yet
+    assert resumed.pop(stopped + 1) == pytest.approx(sum(first) / len(first), rel=0.005)
     assert resumed == undisturbed
     weights = "checkpoint-000012/model/model.safetensors"
     assert (run / weights).read_bytes() == (finished / weights).read_bytes()

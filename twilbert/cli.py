@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from twilbert import __version__
+from twilbert import __version__, signals
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 
 _TRAIN_EXTRA = {"deepspeed", "pandas", "ray", "scipy", "sentencepiece", "sklearn", "wandb"}
@@ -33,7 +33,8 @@ def run(made: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], s
     """Parse `argv`, call `handler`, print the line it returns; user errors become one message and an exit code."""
     args = made.parse_intermixed_args(argv)  # overrides may stand before and after flags
     try:
-        last_line = handler(args)
+        with signals.handled(signals.interrupt):
+            last_line = handler(args)
     except Interrupted as error:
         print(f"{made.prog}: {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -9,25 +9,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from twilbert import local_ray, signals
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.joining import address_at_hand, require_answer, wait_for_room
-from twilbert.process_group import group_of_their_own
 
 # Ray Data needs logical CPUs of its own beside the training workers: with none it waits for ever, in silence.
 DATA_CPUS = 2
-_OBJECT_STORE_BYTES = 2**30  # a local Ray's object store: blocks in flight, never a whole corpus
-# A local Ray shares its cores with what it is there for. Nobody reads its metrics; a worker without work wakes a
-# hundred times a second: one is kept, others end after a second. Workers are what the user started, at any program's
-# priority: at Ray's niceness of 15 training all but stops beside another busy one.
-_LOCAL_RAY = {"enable_metrics_collection": False, "num_workers_soft_limit": 1, "worker_niceness": 0}
 _INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in a period ("max": any number), and the period
-_started_here = False
 _SECRET = ("KEY", "SECRET", "TOKEN", "PASSWORD")
 
 
@@ -68,9 +62,7 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         quiet_ray_data()
         wait_for_room([{"CPU": 1}])
         yield
@@ -78,49 +70,25 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
     target = address_at_hand(address)
     if target:
         require_answer(target)
-    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    try:
-        if target:
-            ray.init(address=target, **common)
-        else:
-            with group_of_their_own():
-                ray.init(
-                    address="local",
-                    num_cpus=max(num_cpus or 0, usable_cores(), DATA_CPUS),
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    _temp_dir=_short_temporary_folder(),
-                    _system_config=_LOCAL_RAY,
-                    **common,
-                )
-    except Exception as error:  # Ray raises a plain Exception where its node is too slow to start
-        what = f"cluster {target}: cannot be joined" if target else "a local Ray cannot be started"
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TwilbertError(f"{what} ({why})") from error
-    global _started_here
-    _started_here = not target
-    try:
-        if _started_here:
-            _end_log_monitor()
+    with contextlib.ExitStack() as stack:
+        try:
+            with signals.held_back() as came:
+                here = None if target else local_ray.start(max(num_cpus or 0, usable_cores(), DATA_CPUS), came)
+                joined = stack.enter_context(here) if here else target
+                import ray  # a local one sets the environment in which it must be imported
+
+                stack.callback(ray.shutdown)
+                ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        except TwilbertError:
+            raise
+        except Exception as error:  # Ray raises a plain Exception where its node is too slow to start
+            what = f"cluster {target}: cannot be joined" if target else "a local Ray cannot be started"
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise TwilbertError(f"{what} ({why})") from error
         quiet_ray_data()
-        wait_for_room([{"CPU": 1}])
+        if target:
+            wait_for_room([{"CPU": 1}])
         yield
-    finally:
-        _started_here = False
-        ray.shutdown()
-
-
-def _end_log_monitor() -> None:
-    """End the process that reads all logs ten times a second, to print here what log_to_driver=False declines."""
-    from ray._private import worker
-
-    assert worker._global_node is not None  # a local Ray was just started
-    worker._global_node.kill_log_monitor(check_alive=False)
-
-
-def started_here() -> bool:
-    """Whether `ensure_ray` started the Ray in use, which then ends with this process."""
-    return _started_here
 
 
 def usable_cores() -> int:
@@ -131,12 +99,6 @@ def usable_cores() -> int:
     except OSError:  # no Linux, or cgroups of version 1
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
-
-
-def _short_temporary_folder() -> str | None:
-    """Ray's sockets need a path under 107 bytes: leave a deep TMPDIR, which Ray would refuse, for /tmp."""
-    folder = tempfile.gettempdir()
-    return "/tmp/ray" if len(folder) > 40 else None
 
 
 def quiet_ray_data() -> None:

@@ -159,7 +159,8 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     corpus, tokenizer = open_data(recipe)
     least, most = recipe.cluster.least_workers, recipe.cluster.most_workers
     # A logical CPU for every worker's stream: one that waits for another's would hold up the step of both.
-    with cluster.ensure_ray(most + max(cluster.DATA_CPUS, most), recipe.cluster.address):
+    num_cpus = most + max(cluster.DATA_CPUS, most)
+    with contextlib.ExitStack() as claims, cluster.ensure_ray(num_cpus, recipe.cluster.address):
         cluster.check_resources(least, 1, recipe.cluster.use_gpu)
         wait_for_room([{"CPU": 1} | ({"GPU": 1} if recipe.cluster.use_gpu else {})] * least)
         precision = resolve_precision(recipe)
@@ -178,7 +179,7 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
         if len(cluster.nodes()) > 1:
             cluster.probe_storage_everywhere(recipe.run.storage_path)
         encoded = _encoded(recipe, corpus, tokenizer)
-        folder = run_folder.claim(recipe, name, identity)
+        folder = claims.enter_context(run_folder.claimed(recipe, name, identity))  # until no worker writes there
         cli.say(f"run {name} in {folder.path}{' (found, resuming)' if known else ''}; precision {precision}")
         with run_state.Signs(folder) as signs:
             outcome = _fit(recipe, folder, encoded, precision)

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -262,3 +262,15 @@ def probe_write(path: str) -> None:
             raise TwilbertError(f"{path}: what is written there does not read back; choose another storage")
     finally:
         delete(probe)
+
+
+@contextlib.contextmanager
+def undone_if_interrupted(path: str, stays: Callable[[], bool]) -> Iterator[None]:
+    """A folder that the body makes is removed again on KeyboardInterrupt, unless `stays()` by then."""
+    is_new = not exists(path)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_new and exists(path) and not stays():
+            delete(path)
+        raise

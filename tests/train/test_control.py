@@ -14,6 +14,8 @@ from twilbert import cluster
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.train.control import _SAME_SIGNAL_S, STOP_SIGNAL, RunControl, watch
 
+PROGRESS = {"step": 1, "max_steps": 4, "loss": 9.5, "tokens_per_second": 1234.5, "seconds_left": 120.0}
+
 
 class Local:
     """The actor without Ray: `control.method.remote(*args)` calls at once."""
@@ -38,7 +40,7 @@ def control(monkeypatch) -> Local:
 def test_the_outcome_comes_back_and_lines_are_printed_in_order(control, capsys):
     def fit() -> None:
         control.actor.say("first")
-        control.actor.beat({"step": 1, "max_steps": 4, "loss": 9.5, "tokens_per_second": 1234.5, "seconds_left": 120.0})
+        control.actor.beat(PROGRESS)
         time.sleep(0.5)
         control.actor.say("second")
         control.actor.finish({"step": 4, "stop": 0})
@@ -88,8 +90,9 @@ def test_a_first_signal_asks_for_a_checkpoint_and_the_handlers_come_back(control
     before = signal.getsignal(number)
 
     def fit() -> None:
+        control.actor.beat(PROGRESS)
         os.kill(os.getpid(), number)
-        while not (stop := control.actor.beat({})):
+        while not (stop := control.actor.beat(PROGRESS)):
             time.sleep(0.01)
         control.actor.finish({"stop": stop})
 
@@ -98,10 +101,20 @@ def test_a_first_signal_asks_for_a_checkpoint_and_the_handlers_come_back(control
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_before_the_first_step_leaves_at_once(control):
+    def fit() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        watch(fit, control)
+
+
 def test_a_second_signal_leaves_at_once(control):
     def fit() -> None:
+        control.actor.beat(PROGRESS)
         os.kill(os.getpid(), signal.SIGINT)
-        while not control.actor.beat({}):
+        while not control.actor.beat(PROGRESS):
             time.sleep(0.01)
         time.sleep(_SAME_SIGNAL_S + 0.3)  # sooner, it would count as the same Ctrl-C
         os.kill(os.getpid(), signal.SIGINT)
@@ -115,8 +128,9 @@ def test_a_signal_that_comes_twice_at_once_is_one(control):
     """A terminal and a launcher may both pass on one Ctrl-C."""
 
     def fit() -> None:
+        control.actor.beat(PROGRESS)
         os.kill(os.getpid(), signal.SIGINT)
-        while not (stop := control.actor.beat({})):
+        while not (stop := control.actor.beat(PROGRESS)):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.5)

@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,12 +151,24 @@ def _sum(tensors: Mapping[str, Tensor]) -> str:
 def held(out: str) -> Iterator[None]:
     """No other command works in the folder `out` meanwhile; UsageError where one does. Ends with the process.
 
-    On object stores, and mounts that know no locks, nothing is held.
+    On object stores, and mounts that know no locks, nothing is held. A folder that was made for a command is removed
+    when that is interrupted before any training has looked at dev.
     """
-    storage.make_dir(out)
     if not storage.is_local(out):
         yield
         return
+    with storage.undone_if_interrupted(out, lambda: _has_trained(out)), _locked(out):
+        yield
+
+
+def _has_trained(out: str) -> bool:
+    looks = [path for name in ("metrics.jsonl", "evaluations.json") for path in Path(out).rglob(name)]
+    return any(path.stat().st_size > len("[]\n") for path in looks)
+
+
+@contextlib.contextmanager
+def _locked(out: str) -> Iterator[None]:
+    storage.make_dir(out)
     folder = os.open(storage.absolute(out), os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:

@@ -6,14 +6,13 @@ with the other ranks in the step's own reduction. The driver polls it for progre
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from twilbert import cli, cluster
+from twilbert import cli, cluster, local_ray, signals
 from twilbert.errors import TwilbertError
 
 STOP_NO, STOP_SIGNAL, STOP_TIME = 0, 1, 2
@@ -109,10 +108,10 @@ class RunControl:
 def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
     """Run `fit` in a thread while this (main) thread shows progress and turns signals into a stop; the run's outcome.
 
-    A first Ctrl-C or SIGTERM asks for a checkpoint, a second one leaves at once. TwilbertError carries a worker's
-    own message.
+    A first Ctrl-C or SIGTERM asks for a checkpoint; a second one, or one before the first step is done, leaves at once.
+    TwilbertError carries a worker's own message, or says which part of Ray was lost.
     """
-    import ray
+    from ray.exceptions import RayError
 
     failure: list[BaseException] = []
 
@@ -122,54 +121,64 @@ def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
         except BaseException as error:  # noqa: BLE001 - carried to the main thread and raised there
             failure.append(error)
 
-    signals: list[float] = []  # when they came
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {
-            s: signal.signal(s, lambda *_: signals.append(time.monotonic())) for s in (signal.SIGINT, signal.SIGTERM)
-        }
     thread = threading.Thread(target=target, name="fit", daemon=True)
-    thread.start()
-    asked, leaving = False, cluster.draining_nodes()
-    looked, polled = time.monotonic(), 0.0
     try:
-        with _Display() as display:
-            while True:
-                thread.join(timeout=0.2)
-                alive = thread.is_alive()
-                if alive and not signals and time.monotonic() - polled < _POLL_S:
-                    continue
-                polled = time.monotonic()
-                progress, lines, fault, outcome = ray.get(control.poll.remote())
-                for line in lines:
-                    display.say(line)
-                display.show(progress)
-                if fault is not None:
-                    error = TwilbertError(fault[0])
-                    error.exit_code = fault[1]
-                    raise error
-                if time.monotonic() - looked > _DRAIN_POLL_S:
-                    looked, known = time.monotonic(), leaving
-                    leaving = cluster.draining_nodes()
-                    if leaving - known:
-                        display.say("a node is about to be taken away: saving a checkpoint after this step")
-                        control.save.remote()
-                if signals and not asked:
-                    display.say("stopping after this step, with a checkpoint; once more to leave at once")
-                    control.stop.remote(STOP_SIGNAL)
-                    asked = True
-                if signals and signals[-1] - signals[0] > _SAME_SIGNAL_S:
-                    raise KeyboardInterrupt
-                if not alive:
-                    break
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        outcome = _until_over(thread, control)
+    except KeyboardInterrupt:
+        local_ray.check()
+        raise
+    except RayError as error:
+        local_ray.check(local_ray.PATIENCE_S)
+        raise TwilbertError(
+            f"the process between this command and its workers is lost: {_first_line(error)}"
+        ) from error
     if failure:
+        local_ray.check(local_ray.PATIENCE_S)
         raise _explained(failure[0]) from failure[0]
     if outcome is None:
         raise TwilbertError("the workers ended without a result; see the Ray log of the run")
     return outcome
+
+
+def _until_over(thread: threading.Thread, control: Any) -> dict[str, Any] | None:
+    """Start the thread and stay with it to its end: the outcome, None where there is none."""
+    import ray
+
+    came: list[float] = []  # when signals came
+    asked, leaving = False, cluster.draining_nodes()
+    looked, polled = time.monotonic(), 0.0
+    with signals.handled(lambda *_: came.append(time.monotonic())), _Display() as display:
+        thread.start()
+        while True:
+            thread.join(timeout=0.2)
+            alive = thread.is_alive()
+            if alive and not came and time.monotonic() - polled < _POLL_S:
+                continue
+            polled = time.monotonic()
+            progress, lines, fault, outcome = ray.get(control.poll.remote())
+            for line in lines:
+                display.say(line)
+            display.show(progress)
+            if fault is not None:
+                error = TwilbertError(fault[0])
+                error.exit_code = fault[1]
+                raise error
+            if time.monotonic() - looked > _DRAIN_POLL_S:
+                looked, known = time.monotonic(), leaving
+                leaving = cluster.draining_nodes()
+                if leaving - known:
+                    display.say("a node is about to be taken away: saving a checkpoint after this step")
+                    control.save.remote()
+            if came and not progress:  # there is nothing to save
+                raise KeyboardInterrupt
+            if came and not asked:
+                display.say("stopping after this step, with a checkpoint; once more to leave at once")
+                control.stop.remote(STOP_SIGNAL)
+                asked = True
+            if came and came[-1] - came[0] > _SAME_SIGNAL_S:
+                raise KeyboardInterrupt
+            if not alive:
+                return outcome
 
 
 def _explained(error: BaseException) -> BaseException:
@@ -180,7 +189,11 @@ def _explained(error: BaseException) -> BaseException:
             return current
         inner = [current.__cause__, getattr(current, "cause", None), *getattr(current, "worker_failures", {}).values()]
         seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
-    return TwilbertError(f"training failed: {str(error).strip()}")
+    return TwilbertError(f"training failed: {_first_line(error)}; Ray's logs say more")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Display:

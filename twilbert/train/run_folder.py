@@ -5,7 +5,9 @@ STORAGE/NAME/  identity.json  owner.json  recipe.yaml  metrics.jsonl  wandb/  ch
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -121,6 +123,20 @@ def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder:
     storage.write_json_atomic(storage.join(run.path, OWNER), {"token": run.token})
     storage.write_bytes_atomic(storage.join(run.path, "recipe.yaml"), recipe_file.dump(recipe).encode())
     return run
+
+
+@contextlib.contextmanager
+def claimed(recipe: Recipe, name: str, identity: dict[str, Any]) -> Iterator[RunFolder]:
+    """`claim` around a driver's work: of a new run that is interrupted before its first checkpoint nothing is left."""
+    path = storage.join(recipe.run.storage_path, name)
+    run: RunFolder | None = None
+
+    def stays() -> bool:
+        return (run is not None and not run.is_ours()) or any("checkpoint-" in name for name in storage.list_dir(path))
+
+    with storage.undone_if_interrupted(path, stays):
+        run = claim(recipe, name, identity)
+        yield run
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 from ray.train import Result
 from ray.train.torch import TorchTrainer
 
-from twilbert import cluster
+from twilbert import local_ray
 
 _EVERYWHERE = {"DatasetsCallback"}
 _LOCALLY = {"PlacementGroupCleanerCallback", "ControllerMetricsCallback", "WorkerMetricsCallback"}
@@ -33,7 +33,7 @@ class Trainer(TorchTrainer):
 
     def fit(self) -> Result:
         """Train, as Ray Train does; a user's own setting of its environment stays."""
-        if not cluster.started_here() or _WATCHER in os.environ:
+        if not local_ray.address() or _WATCHER in os.environ:
             return super().fit()
         os.environ[_WATCHER] = "0"  # fit hands it to the controller
         try:
@@ -42,5 +42,5 @@ class Trainer(TorchTrainer):
             del os.environ[_WATCHER]
 
     def _create_default_callbacks(self) -> list[Any]:
-        unused = _EVERYWHERE | (_LOCALLY if cluster.started_here() else set())
+        unused = _EVERYWHERE | (_LOCALLY if local_ray.address() else set())
         return [made for made in super()._create_default_callbacks() if type(made).__name__ not in unused]
