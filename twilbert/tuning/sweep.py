@@ -184,7 +184,7 @@ def search_and_score(recipe: TuneRecipe, made: Sequence[Study], out: str) -> dic
         log.repair()
         search(plans, shared, recipe, log)
         unscored = [study for study in made if not storage.exists(storage.join(out, study.name, RESULTS))]
-        while any([records.reopen_damaged(study.plans) for study in unscored]):
+        if any([records.reopen_damaged(study.plans) for study in unscored]):  # all of them, and once
             search(plans, shared, recipe, log)
     finally:
         log.close()
