@@ -43,7 +43,8 @@ def test_tables_align(capsys):
 
 @pytest.mark.parametrize("script", sorted(VERBS))
 def test_every_verb_has_help_with_an_example_and_is_a_module(script):
-    module = VERBS[script].partition(":")[0]
+    assert VERBS[script] == "twilbert.cli:main"
+    module = script.replace("-", ".", 1)
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
     assert f"example:\n  {script}" in done.stdout
 
@@ -70,3 +71,26 @@ def test_a_missing_extra_is_named(capsys):
 
     assert cli.run(cli.parser("verb", "d", "e"), handler, []) == 2
     assert "pip install 'twilbert[train]'" in capsys.readouterr().err
+
+
+TERMINATED = """
+import importlib, os, signal, sys
+from twilbert import cli
+class Verb:
+    main = staticmethod(lambda: print("not reached"))
+def imported(name):
+    assert name == "twilbert.verb"
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        sys.exit("libraries catch this")
+    return Verb
+importlib.import_module = imported
+sys.argv = ["/bin/twilbert-verb"]
+sys.exit(cli.main())
+"""
+
+
+def test_sigterm_while_a_verb_is_imported_is_one_line_and_exit_130():
+    done = subprocess.run([sys.executable, "-c", TERMINATED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "twilbert-verb: interrupted\n")

@@ -6,14 +6,33 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from twilbert import __version__, signals
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 
 _TRAIN_EXTRA = {"deepspeed", "pandas", "ray", "scipy", "sentencepiece", "sklearn", "wandb"}
+
+
+def main() -> int:
+    """What each console script calls: the verb that it is named after, interrupted from its first import to its end."""
+    program = Path(sys.argv[0]).stem
+    with signals.handled(signals.interrupt):
+        try:
+            with signals.held_back():  # libraries may catch all that is raised while they are imported
+                verb = importlib.import_module(f"twilbert.{program.removeprefix('twilbert-')}")
+            code = verb.main()
+        except KeyboardInterrupt:
+            print(f"{program}: interrupted", file=sys.stderr, flush=True)
+            code = Interrupted.exit_code
+    for number in signals.ENDING:  # all is done: what is left is the interpreter's own end
+        signal.signal(number, lambda *_: os._exit(code))
+    return code
 
 
 def parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:

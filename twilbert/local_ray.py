@@ -42,6 +42,8 @@ _SETTINGS = {
     "RAY_num_workers_soft_limit": "1",
     "RAY_worker_niceness": "0",
 }
+# Ray Train's: numbers for a Prometheus, and a process that looks for nodes about to be taken; a user's own stay.
+_TRAIN_SETTINGS = {"RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 _TOKEN = secrets.token_hex(32)
 _mode = ""  # of authentication, in this process
 _running: _LocalRay | None = None
@@ -50,6 +52,11 @@ _running: _LocalRay | None = None
 def address() -> str:
     """Where it is, for `ray.init`, and empty where there is none."""
     return _running.address if _running else ""
+
+
+def folder() -> str:
+    """Where its sockets and logs lie, and empty where there is none."""
+    return _running.folder if _running else ""
 
 
 def check(patience: float = 0.0) -> None:
@@ -73,7 +80,7 @@ def start(num_cpus: int, interrupted: Sequence[int] = ()) -> Iterator[str]:
     until the next local Ray starts. KeyboardInterrupt when something appears in `interrupted` before it is up.
     """
     global _running
-    with _token():
+    with _environment():
         _running = _LocalRay(num_cpus)
         logs_matter = False
         try:
@@ -93,23 +100,25 @@ def start(num_cpus: int, interrupted: Sequence[int] = ()) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _token() -> Iterator[None]:
-    """Ray here and in processes started by the body asks for a token, and presents it: the user's own, or a new one.
+def _environment() -> Iterator[None]:
+    """Variables of this process, and of those that the body starts: a token, the user's own or a new one, and less.
 
     Ray takes its mode from the environment as it is imported, and its token once a process. Where a program has
     imported Ray without a token before, there can be none.
     """
     global _mode
     _mode = _mode or (os.environ.get("RAY_AUTH_MODE", "disabled") if "ray" in sys.modules else "token")
-    own = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    settings = {"RAY_AUTH_MODE": _mode} | ({} if own else {"RAY_AUTH_TOKEN": _TOKEN})
+    settings = {"RAY_AUTH_MODE": _mode, **_TRAIN_SETTINGS, "RAY_AUTH_TOKEN": _TOKEN}
     before = {key: os.environ[key] for key in settings if key in os.environ}
-    os.environ |= settings
+    kept = before.keys() - {"RAY_AUTH_MODE"}
+    if "RAY_AUTH_TOKEN_PATH" in os.environ:
+        kept |= {"RAY_AUTH_TOKEN"}
+    os.environ |= {key: value for key, value in settings.items() if key not in kept}
     try:
         yield
     finally:
-        for key in settings.keys() - before.keys():
-            del os.environ[key]
+        for key in settings:
+            os.environ.pop(key, None)
         os.environ |= before
 
 

@@ -189,13 +189,13 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
 
 def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
+    from ray.train.torch import TorchTrainer
 
     from twilbert.train.control import RunControl, watch
     from twilbert.train.host_memory import allocator_environment
     from twilbert.train.job import Job
+    from twilbert.train.rendezvous import torch_config
     from twilbert.train.run_folder import RAY_FOLDER
-    from twilbert.train.trainer import Trainer
 
     control = cluster.beside_driver(RunControl).remote(cluster.worker_secrets())
     ray_folder = storage.join(folder.path, RAY_FOLDER)
@@ -204,10 +204,10 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
         # Ray goes on counting on a lost node for up to 20 s, and waits this long (by itself: 60) for its workers.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
     environment = cluster.worker_environment() | ({} if use_gpu else allocator_environment())
-    trainer = Trainer(
+    trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": Job(recipe, folder, encoded, precision, control)},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=torch_config("nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name=f"{int(time.time())}",  # always new: what to resume is ours to know, not Ray Train's
