@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from twilbert import rivals
 from twilbert.data.wordpiece import save_wordpiece_folder
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
@@ -47,6 +48,29 @@ def make_pretrained(folder: Path) -> str:
     model = PretrainingModel(CONFIG)
     _draw(model)
     save_model_folder(str(folder / "model"), CONFIG, model.state_dict(), make_tokenizer(folder))
+    return str(folder / "model")
+
+
+def make_bert(folder: Path) -> str:
+    """A BERT folder as transformers writes it, with a word-piece tokenizer of its own."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VOCABULARY[5:]]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=40, initializer_range=0.3, **sizes)
+    BertModel(config).save_pretrained(folder / "bert")
+    return str(folder / "bert")
+
+
+def make_bert_classifier(folder: Path, head: HeadConfig) -> str:
+    """A fine-tuned BERT's folder."""
+    _, tokenizer, encoder = rivals.open_encoder(make_bert(folder))
+    network = rivals.RivalClassifier(encoder, head, rivals.special_ids(tokenizer))
+    _draw(network.classifier)
+    rivals.save(str(folder / "model"), network, tokenizer, {"remove_rt": True, "max_len": 10}, {})
     return str(folder / "model")
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import twilbert
 from tests.make_finetuning import QUICK, make_base, quick_recipe, write_marked_task
-from tests.make_models import VOCABULARY
+from tests.make_models import make_bert
 from twilbert import finetune, finetune_recipe, tasks
 from twilbert.errors import UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
@@ -171,25 +170,12 @@ def test_own_head_and_own_loss_by_import_path(model, task, tmp_path, monkeypatch
     mine = ("head.own=mine_for_finetune:Middle", "loss.name=mine_for_finetune:focal")
     finetune.run(quick_recipe(task, model, *mine, "training.epochs=1"), str(tmp_path / "out"))
     told = lines(tmp_path / "out" / "predictions-test.jsonl")
-    again = twilbert.load(str(tmp_path / "out" / "model"), precision="fp32").predict([row["text"] for row in told])
+    again = twilbert.load(str(tmp_path / "out" / "model"), precision="fp32", trust_remote_code=True)
+    again = again.predict([row["text"] for row in told])
     assert [one.label for one in again] == [row["predicted"] for row in told]
     with pytest.raises(UsageError, match=r"mine_for_finetune has no Midle; did you mean mine_for_finetune:Middle"):
         finetune.run(quick_recipe(task, model, "head.own=mine_for_finetune:Midle"), str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
-
-
-def make_bert(folder: Path) -> str:
-    """A BERT folder as transformers writes it, with a word-piece tokenizer of its own."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VOCABULARY[5:]]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder / "bert")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(words), max_position_embeddings=40, initializer_range=0.3, **sizes)
-    BertModel(config).save_pretrained(folder / "bert")
-    return str(folder / "bert")
 
 
 def test_a_transformers_encoder_stands_in_the_same_place(task, tmp_path):

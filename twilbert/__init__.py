@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def load(model: str, device: str | None = None, precision: str = "auto") -> Model:
+def load(model: str, device: str | None = None, precision: str = "auto", trust_remote_code: bool = False) -> Model:
     """The model `model` names (folder, checkpoint, run): `.predict`, `.embed`, `.fill_mask`; see `inference.load`."""
     from twilbert import inference  # here, so that importing the package stays light
 
-    return inference.load(model, device, precision)
+    return inference.load(model, device, precision, trust_remote_code)
 
 
 register_with_transformers()

@@ -35,6 +35,11 @@ class Job:
     precision: str
     embeddings: str | None
     prefix: str
+    trust_remote_code: bool = False
+
+    def load(self) -> inference.Model:
+        """The model, ready for use."""
+        return inference.load(self.model, self.device, self.precision, self.trust_remote_code)
 
     @property
     def chunk_rows(self) -> int:
@@ -84,7 +89,7 @@ def _vectors(vectors: np.ndarray | list[np.ndarray], model: inference.Model, poo
 
 def here(files: list[TableFile], job: Job) -> Iterator[pa.Table]:
     """The tables of all chunks, computed in this process."""
-    model = inference.load(job.model, job.device, job.precision)
+    model = job.load()
     cli.say(f"model {job.model} on {model.device}, {said_precision(model, job)}")
     for file in files:
         for chunk in read(file, job.chunk_rows):
@@ -102,7 +107,7 @@ class _Worker:
 
     def __init__(self, files: list[TableFile], job: Job) -> None:
         self._files, self._job = files, job
-        self._model = inference.load(job.model, job.device, job.precision)
+        self._model = job.load()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         for number in batch["file"].tolist():
@@ -112,6 +117,7 @@ class _Worker:
 
 def on_ray(files: list[TableFile], job: Job, address: str | None) -> Iterator[pa.Table]:
     """The same tables from the Ray cluster at `address` (None: the one at hand, or a local one)."""
+    inference.load(job.model, "cpu", job.precision, job.trust_remote_code)  # a fault is one message, not each worker's
     with ensure_ray(usable_cores() + DATA_CPUS, address):
         import ray
         from ray.exceptions import RayError

@@ -48,6 +48,15 @@ def parser(verb: str, description: str, example: str) -> argparse.ArgumentParser
     return made
 
 
+def add_trust(made: argparse.ArgumentParser) -> None:
+    """The flag of every command that opens models of strangers."""
+    made.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let MODEL run the code that it brings or names (a head of somebody's own, pickled weights)",
+    )
+
+
 def run(made: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], str], argv: Sequence[str] | None) -> int:
     """Parse `argv`, call `handler`, print the line it returns; user errors become one message and an exit code."""
     args = made.parse_intermixed_args(argv)  # overrides may stand before and after flags

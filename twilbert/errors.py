@@ -19,3 +19,8 @@ class Interrupted(TwilbertError):
     """Ended by the user, with everything saved."""
 
     exit_code = 130
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust panicked: its error is no Exception, and its class has no public name."""
+    return type(error).__name__ == "PanicException"

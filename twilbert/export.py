@@ -23,6 +23,8 @@ from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.onnx_file import TOLERANCE, Checked, check_onnx, write_onnx
+from twilbert.own_code import UntrustedCode
+from twilbert.rivals import is_fine_tuned
 
 ONNX_NAME = "model.onnx"
 TOKENIZER_NAME = "tokenizer.json"
@@ -78,13 +80,19 @@ def _require_onnx() -> None:
 
 
 def _open(folder: str) -> _Opened:
+    if is_fine_tuned(folder):
+        raise UsageError(
+            f"{folder}: fine-tuned on an encoder of transformers, which opens its part of the folder as it is; export "
+            "writes models of ours alone"
+        )
     if folders.is_classifier(folder):
-        config, head, text, network = folders.load_classifier_folder(folder)
-        if head.own is not None:
+        try:
+            config, head, text, network = folders.load_classifier_folder(folder)
+        except UntrustedCode as error:
             raise UsageError(
-                f"{folder}: has a head of one's own ({head.own}), whose code no other program has; fine-tune with a "
-                "pooling and a linear layer instead"
-            )
+                f"{folder}: has a head of one's own, whose code no other program has and which was not run; fine-tune "
+                "with a pooling and a linear layer instead"
+            ) from error
         return _Opened(folder, config, head, text, network.eval())
     config, pretrained = folders.load_model_folder(folder)
     return _Opened(folder, config, None, {}, pretrained.eval())

@@ -11,14 +11,16 @@ from twilbert.errors import UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
 
 
-def run(recipe: FinetuneRecipe, out: str, *, overwrite: bool = False) -> dict[str, Any]:
+def run(
+    recipe: FinetuneRecipe, out: str, *, overwrite: bool = False, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Fine-tune as the recipe says into the folder `out`; returns what results.json holds.
 
     In the folder of the same fine-tuning it goes on with the seeds that are not over; a finished one is read.
     """
     from twilbert.finetuning.run import finetune
 
-    return finetune(recipe, storage.absolute(out), overwrite=overwrite)
+    return finetune(recipe, storage.absolute(out), overwrite=overwrite, trust_remote_code=trust_remote_code)
 
 
 def _show(results: Mapping[str, Any]) -> None:
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--recipe", metavar="FILE", default=finetune_recipe.SHIPPED, help="YAML file (finetune.yaml)")
     made.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
     made.add_argument("--overwrite", action="store_true", help="replace an earlier fine-tuning at DIR")
+    cli.add_trust(made)
     made.add_argument("--dry-run", action="store_true", help="show the resolved recipe and checks, train nothing")
     return made
 
@@ -83,11 +86,11 @@ def _command(args: argparse.Namespace) -> str:
         from twilbert.finetuning.run import prepare
 
         print(finetune_recipe.dump(recipe), end="")
-        prepared = prepare(recipe)
+        prepared = prepare(recipe, trust_remote_code=args.trust_remote_code)
         train, dev = len(prepared.data.train), len(prepared.data.dev)
         print(f"# model: {prepared.base.name}; {train:,} train and {dev:,} dev rows; would write {out}")
         return f"{recipe.task}: task, model and recipe fit; nothing was trained"
-    results = run(recipe, out, overwrite=args.overwrite)
+    results = run(recipe, out, overwrite=args.overwrite, trust_remote_code=args.trust_remote_code)
     _show(results)
     return f"model in {out}/model; results.json, report.html, predictions, errors in {out}"
 

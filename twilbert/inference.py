@@ -51,17 +51,23 @@ def find_model(name: str, runs: str = "runs") -> str:
     raise UsageError(f"{name}: no model; looked for config.json in\n{looked}\ngive a model folder, checkpoint or run")
 
 
-def load(model: str, device: str | None = None, precision: str = "auto") -> Model:
+def load(model: str, device: str | None = None, precision: str = "auto", trust_remote_code: bool = False) -> Model:
     """The model `model` names (folder, checkpoint, run), ready for use; UsageError when there is none or no device.
 
     `device`: "cpu", "cuda", "cuda:1", …; None: a GPU when there is one. `precision`: "fp32", "bf16", or "auto": bf16
-    for labels where the device has its arithmetic, fp32 for everything else.
+    for labels where the device has its arithmetic, fp32 for everything else. `trust_remote_code`: code that the folder
+    brings or names (a head of somebody's own) may run; without it such a folder is refused with UntrustedCode.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
     folder = find_model(model)
     kind = RivalModel if rivals.is_fine_tuned(folder) else Model
-    return kind(folder, find_device(device), precision)
+    return kind(folder, find_device(device), precision, trust_remote_code)
+
+
+def knows_labels(folder: str) -> bool:
+    """Whether a model folder is a fine-tuned one, of ours or of transformers; UsageError when it is neither's."""
+    return rivals.is_fine_tuned(folder) or is_classifier(folder)
 
 
 def find_device(name: str | None) -> torch.device:
@@ -102,10 +108,11 @@ class Model:
     (or Series) with its index. Texts are cleaned as in training; a text may be empty.
     """
 
-    def __init__(self, folder: str, device: torch.device, precision: str) -> None:
+    def __init__(self, folder: str, device: torch.device, precision: str, trust: bool) -> None:
         self.folder = folder
         self.device = device
         self.precision = precision
+        self._trust = trust
         self.config = load_model_config(folder)
         self.tokenizer = Tokenizer.load(folder)
         if self.tokenizer.vocab_size != self.config.vocab_size:
@@ -240,7 +247,7 @@ class Model:
         """The weights in `dtype` on the device, read when first needed."""
         if dtype not in self._networks:
             if is_classifier(self.folder):
-                _, self.head, text, network = load_classifier_folder(self.folder, dtype)
+                _, self.head, text, network = load_classifier_folder(self.folder, dtype, self._trust)
                 self.max_len, self.remove_rt = min(text["max_len"], self.config.max_len), text["remove_rt"]
             else:
                 _, network = load_model_folder(self.folder, dtype)
@@ -270,9 +277,9 @@ class Model:
 class RivalModel(Model):
     """A fine-tuned model on an encoder of transformers: labels alone."""
 
-    def __init__(self, folder: str, device: torch.device, precision: str) -> None:
+    def __init__(self, folder: str, device: torch.device, precision: str, trust: bool) -> None:
         self.folder, self.device, self.precision = folder, device, precision
-        self._classifier, self.tokenizer, text = rivals.load(folder)
+        self._classifier, self.tokenizer, text = rivals.load(folder, trust)
         self._classifier.to(device, self.dtype).eval()
         self.head = self._classifier.head
         self.max_len, self.remove_rt = text["max_len"], text["remove_rt"]

@@ -7,6 +7,7 @@ Nothing is made up: a section whose record is not there says so. No path of this
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -109,7 +110,7 @@ def model_card(
     task = "fill-mask" if head is None else "text-classification"
     parts = [
         f"---\nlanguage: es\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [twilbert, twitter, spanish]\n---",
-        f"# {title}\n\n{_about(head, records)}",
+        f"# {plain(title)}\n\n{_about(head, records)}",
         _section("Use", _use(task)),
         _section("Model", _model(config, head, records)),
         _section("Data", _data(records)),
@@ -119,6 +120,23 @@ def model_card(
         _section("Limits", "\n".join(f"- {limit}" for limit in (*(_CLASSIFICATION_LIMITS if head else ()), *_LIMITS))),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def plain(value: object) -> str:
+    """`value` inside a line, so that Markdown and HTML show it letter by letter: names and titles are anybody's."""
+    return re.sub(r"[\\`*\[\]{}<>#|~$&!:@]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(str(value).split()))
+
+
+def code(value: object) -> str:
+    """`value` in a code span."""
+    return "`" + " ".join(str(value).replace("`", "'").split()) + "`"
+
+
+def _fence(value: Any) -> str:
+    """`value` as a block of YAML that ends where it ends."""
+    text = dump_yaml(value)
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks}yaml\n{text}{ticks}"
 
 
 def _section(title: str, text: str) -> str:
@@ -133,7 +151,7 @@ def _about(head: HeadConfig | None, records: Records) -> str:
             f"{made} with twilbert {__version__}."
         )
     name = records.results.get("title") or records.results.get("task")
-    of = f" for {name}" if name else ""
+    of = f" for {plain(name)}" if name else ""
     return f"TWilBERT, an encoder of Spanish Twitter conversations, fine-tuned{of} with twilbert {__version__}."
 
 
@@ -170,16 +188,18 @@ def _data(records: Records) -> str:
     results, corpus = records.results, records.corpus
     if results:
         counts = results.get("counts") or {}
-        told = dump_yaml(_without_paths(counts)) if counts else ""
         base = str(results.get("model", "")).rstrip("/").rsplit("/", 1)[-1]
-        return f"Task {results.get('task')}, on the encoder `{base}`." + (f"\n\n```yaml\n{told}```" if told else "")
+        task = f"Task {plain(results.get('task'))}, on the encoder {code(base)}."
+        return f"{task}\n\n{_fence(_without_paths(counts))}" if counts else task
     if corpus:
-        dropped = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in corpus["dropped"].items())
+        dropped = ", ".join(
+            f"{number:,} {plain(reason.replace('_', ' '))}" for reason, number in corpus["dropped"].items()
+        )
         cleaning = "; ".join(f"{name}: {rule}" for name, rule in corpus["cleaning"].items())
         return (
             f"Pairs of a tweet and its reply: {corpus['splits']['train']['rows']:,} to learn from, "
             f"{corpus['splits']['valid']['rows']:,} held out; of {corpus['lines_read']:,} lines read, dropped: "
-            f"{dropped or 'none'}. Cleaning: `{cleaning}`."
+            f"{dropped or 'none'}. Cleaning: {code(cleaning)}."
         )
     if records.converted:
         return "That of the original TWilBERT, as its authors describe it; this folder holds their converted weights."
@@ -191,7 +211,7 @@ def _settings(records: Records) -> str:
     kept = {key: value for key, value in recipe.items() if key in ("objective", "training", "encoder", "head", "seeds")}
     if not kept:
         return _NOT_RECORDED
-    return f"```yaml\n{dump_yaml(_without_paths(kept))}```"
+    return _fence(_without_paths(kept))
 
 
 def _scores(records: Records) -> str:
@@ -214,8 +234,8 @@ def _of_split(scores: Mapping[str, Any]) -> tuple[str, str, Any, Any]:
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    lines = [list(map(plain, headers)), ["---"] * len(headers), *(map(plain, row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _without_paths(value: Any) -> Any:

@@ -1,4 +1,8 @@
-"""A user's own loss or head, named by its import path: `package.module:name`."""
+"""A user's own loss or head, named by its import path: `package.module:name`; and who may name one.
+
+A user's recipe and a caller's own arguments name code by themselves. A model folder, which may come from anybody,
+names code that is imported only where the user trusts it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from twilbert.errors import UsageError
+
+Trust = bool | frozenset[str]
+"""Code of a model folder that may run: all of it, none, or what these import paths name, as the user's recipe does."""
+
+
+class UntrustedCode(UsageError):
+    """A model folder names code, and nobody else said that it may run."""
+
+
+def require_trust(path: str, trust: Trust, what: str) -> None:
+    """UntrustedCode unless `trust` has the import path that a model folder names as its `what`."""
+    if trust is not True and (trust is False or path not in trust):
+        raise UntrustedCode(
+            f"{what}: the model folder names code to run, {path}; nothing of it was imported. Where you know and trust "
+            "that code: --trust-remote-code, from Python twilbert.load(MODEL, trust_remote_code=True), or "
+            f"{what}={path} in your own recipe of finetune or tune"
+        )
 
 
 def is_import_path(name: str) -> bool:

@@ -22,7 +22,7 @@ from twilbert.data.table_writers import TABLES, VECTORS, open_writer
 from twilbert.data.tables import FORMATS, JSON_LINE, STANDARD_INPUT, TableFile, inspect, name_of
 from twilbert.errors import UsageError
 from twilbert.joining import address_at_hand
-from twilbert.model.transformers_api import is_classifier
+from twilbert.rivals import is_fine_tuned
 
 MANY_FILES = 8  # from this many on Ray Data shares them out, where Ray is installed
 _SAY_SECONDS = 10.0
@@ -51,15 +51,17 @@ def predict(
     precision: str = "auto",
     address: str | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Summary:
     """Write the results for every row of `inputs` (files, folders, "-") to `out`, whole or not at all.
 
     With `embeddings` (one of inference.EMBEDDINGS) vectors, else labels. Files are taken in the order given, a folder's
     by name. `address` names a Ray cluster, which must see files and model at the same paths. UsageError before any work
-    for a wrong model, column or format; TwilbertError where an input cannot be read to its end.
+    for a wrong model, column or format; TwilbertError where an input cannot be read to its end. `trust_remote_code`:
+    as for `twilbert.load`.
     """
     kind = _out_format(out, embeddings, overwrite)
-    job = bulk.Job(inference.find_model(model), device, precision, embeddings, prefix)
+    job = bulk.Job(inference.find_model(model), device, precision, embeddings, prefix, trust_remote_code)
     _check_model(job)
     paths = list(inputs) if STANDARD_INPUT in inputs else raw_files.find(inputs)
     files = _inspected(paths, form, text_column, pair_column)
@@ -82,7 +84,9 @@ def _out_format(out: str, embeddings: str | None, overwrite: bool) -> str:
 
 
 def _check_model(job: bulk.Job) -> None:
-    if not is_classifier(job.model) and job.embeddings is None:
+    if job.embeddings is not None and is_fine_tuned(job.model):
+        raise UsageError(f"{job.model}: an encoder of transformers; read its embeddings with AutoModel")
+    if job.embeddings is None and not inference.knows_labels(job.model):
         raise UsageError(
             f"{job.model}: a pre-trained model knows no labels; give a fine-tuned one, or ask for --embeddings cls"
         )
@@ -166,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU when there is one)")
     made.add_argument("--address", help="share the files out over this Ray cluster")
     made.add_argument("--overwrite", action="store_true", help="replace --out when it is there")
+    cli.add_trust(made)
     return made
 
 
@@ -189,6 +194,7 @@ def _command(args: argparse.Namespace) -> str:
         precision=args.precision,
         address=args.address,
         overwrite=args.overwrite,
+        trust_remote_code=args.trust_remote_code,
     )
     what = f"{args.embeddings} embeddings" if args.embeddings else "labels"
     faults = f"; {done.faulty:,} without, see column error (first: {done.first_fault})" if done.faulty else ""
@@ -197,12 +203,15 @@ def _command(args: argparse.Namespace) -> str:
 
 def _said(args: argparse.Namespace) -> str:
     """The texts of the command line: a table, and --out where given."""
-    job = bulk.Job(inference.find_model(args.model), args.device, args.precision, args.embeddings, args.prefix)
+    job = bulk.Job(
+        inference.find_model(args.model), args.device, args.precision, args.embeddings, args.prefix,
+        args.trust_remote_code,
+    )  # fmt: skip
     _check_model(job)
     if args.out is None and args.embeddings:
         raise UsageError("--embeddings needs --out FILE (.parquet or .h5)")
     kind = _out_format(args.out, args.embeddings, args.overwrite) if args.out else ""
-    model = inference.load(job.model, job.device, job.precision)
+    model = job.load()
     texts = pa.table({"text": pa.array(args.text, pa.large_string())})
     table = bulk.results(model, Chunk(texts, list(args.text), None, [None] * len(args.text)), job)
     if not args.embeddings:

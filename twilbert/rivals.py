@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from twilbert import storage
+from twilbert import encoder_files, storage
 from twilbert.data.sequences import Sequences
 from twilbert.data.text import clean
-from twilbert.errors import UsageError
+from twilbert.data.tokenizer import STUCK, explained
+from twilbert.errors import TwilbertError, UsageError
 from twilbert.model.classifier import HeadConfig, build_head, classify, probabilities
 from twilbert.model.config import CLS_ID, PAD_ID
+from twilbert.model.tensor_files import read_weights, require_finite
+from twilbert.model.transformers_api import read_head
+from twilbert.own_code import Trust
+from twilbert.parsing import read_record
 
 RECORD = "twilbert_classifier.json"
 _WEIGHTS = "classifier.safetensors"
@@ -35,30 +39,49 @@ def could_be_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def open_encoder(name: str) -> tuple[Any, Any, nn.Module]:
-    """transformers' configuration, tokenizer and encoder of a folder or hub id; UsageError where that fails."""
+def open_encoder(name: str, trust_remote_code: bool = False) -> tuple[Any, Any, nn.Module]:
+    """transformers' configuration, tokenizer and encoder (fp32) of a folder or hub id; UsageError where that fails.
+
+    Code that it brings runs, and pickled weights are read, only with `trust_remote_code`.
+    """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    try:
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"{name}: neither a model of ours nor one that transformers can open ({said}); give a model folder, a "
-            "checkpoint, a run's name, a transformers folder, or a hub id (which needs the network once)"
-        ) from error
-    if not hasattr(config, "hidden_size") or getattr(config, "is_encoder_decoder", False):
-        raise UsageError(f"{name}: a {config.model_type}, which is no encoder of texts; give a BERT-like model")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": not trust_remote_code}
+    with encoder_files.explained(name):
+        folder = name if storage.exists(name) else encoder_files.download(name, trust_remote_code)
+        if not trust_remote_code:
+            encoder_files.require_no_code(folder)
+        config = AutoConfig.from_pretrained(folder, **options)
+        if not hasattr(config, "hidden_size") or getattr(config, "is_encoder_decoder", False):
+            raise UsageError(f"{name}: a {config.model_type}, which is no encoder of texts; give a BERT-like model")
+        encoder_files.check_sizes(folder, config, lambda: new_encoder(config, trust_remote_code))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        safely = None if trust_remote_code else True
+        encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=safely, **options)
+        require_finite(f"{name}: its weights", encoder.state_dict())
+        _check_vocabulary(name, tokenizer, encoder)
     return config, tokenizer, encoder
 
 
-def new_encoder(config: Any) -> nn.Module:
+def _check_vocabulary(name: str, tokenizer: Any, encoder: nn.Module) -> None:
+    """TwilbertError where the tokenizer has ids for which the encoder has no embedding, or leaves no room for text."""
+    longest_text = tokenizer.model_max_length
+    if not isinstance(longest_text, int | float) or longest_text <= tokenizer.num_special_tokens_to_add(True):
+        raise TwilbertError(f"{name}: tokenizer_config.json: model_max_length is {longest_text!r:.80}; no text fits")
+    rows = cast(Any, encoder).get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= largest < rows:
+        raise TwilbertError(
+            f"{name}: its tokenizer has ids up to {largest:,}, its weights {rows:,} embeddings; they do not belong "
+            "together: copy the folder again"
+        )
+
+
+def new_encoder(config: Any, trust_remote_code: bool = False) -> nn.Module:
     """An encoder of this configuration with random weights."""
     from transformers import AutoModel
 
-    return AutoModel.from_config(config)
+    return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def longest(config: Any, tokenizer: Any) -> int:
@@ -66,7 +89,7 @@ def longest(config: Any, tokenizer: Any) -> int:
     positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
     if "roberta" in config.model_type or config.model_type == "camembert":
         positions -= (config.pad_token_id or 0) + 1  # their positions begin after the padding's
-    return min(positions, tokenizer.model_max_length)
+    return int(min(positions, tokenizer.model_max_length))
 
 
 def layer_of(name: str, n_layers: int) -> int:
@@ -84,10 +107,11 @@ def encode(
     special = tokenizer.num_special_tokens_to_add(pairs is not None)
     most = min(limit, (1 if pairs is None else 2) * max_len + special)
     cleaned = [[clean(text, remove_rt) for text in side] for side in (texts, pairs) if side is not None]
-    made = tokenizer(
-        *cleaned, truncation=True, max_length=most, return_token_type_ids=True, return_attention_mask=False,
-        split_special_tokens=True,
-    )  # fmt: skip
+    with explained(tokenizer.name_or_path, TwilbertError, STUCK):
+        made = tokenizer(
+            *cleaned, truncation=True, max_length=most, return_token_type_ids=True, return_attention_mask=False,
+            split_special_tokens=True,
+        )  # fmt: skip
     lengths = np.array([len(ids) for ids in made["input_ids"]], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.fromiter((token for ids in made["input_ids"] for token in ids), np.int64, int(offsets[-1]))
@@ -157,13 +181,20 @@ def is_fine_tuned(path: str) -> bool:
     return storage.exists(storage.join(path, RECORD))
 
 
-def load(path: str) -> tuple[RivalClassifier, Any, dict[str, Any]]:
-    """Network (fp32, CPU), tokenizer and text settings of a folder that `save` wrote."""
-    from transformers import AutoModel, AutoTokenizer
+def fine_tuned_head(path: str, trust: Trust) -> tuple[HeadConfig, dict[str, Any]]:
+    """Head and text settings of a folder that `save` wrote; UntrustedCode for a head that is not in `trust`."""
+    file = storage.join(path, RECORD)
+    return read_head(file, read_record(file, dict[str, Any]), trust)
 
-    record = storage.read_json(storage.join(path, RECORD))
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    encoder = AutoModel.from_pretrained(path, dtype=torch.float32)
-    network = RivalClassifier(encoder, HeadConfig.from_dict(record["head"]), special_ids(tokenizer))
-    network.classifier.load_state_dict(load_safetensors(storage.read_bytes(storage.join(path, _WEIGHTS))))
-    return network, tokenizer, record["text"]
+
+def load(path: str, trust_remote_code: bool = False) -> tuple[RivalClassifier, Any, dict[str, Any]]:
+    """Network (fp32, CPU), tokenizer and text settings of a folder that `save` wrote.
+
+    UntrustedCode for code that it brings or names, unless `trust_remote_code`.
+    """
+    head, text = fine_tuned_head(path, trust_remote_code)
+    _, tokenizer, encoder = open_encoder(path, trust_remote_code)
+    network = RivalClassifier(encoder, head, special_ids(tokenizer))
+    weights = read_weights(storage.join(path, _WEIGHTS), network.classifier)
+    network.classifier.load_state_dict(weights)
+    return network, tokenizer, text

@@ -73,6 +73,12 @@ def is_folder(path: str) -> bool:
     return system.get_file_info(inner).type == fs.FileType.Directory
 
 
+def is_file(path: str) -> bool:
+    """Whether `path` is a file, not a folder, pipe or device."""
+    system, inner = filesystem(path)
+    return system.get_file_info(inner).type == fs.FileType.File
+
+
 def size(path: str) -> int:
     """Size of a file in bytes; FileNotFoundError when it is not there."""
     system, inner = filesystem(path)

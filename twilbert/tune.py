@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: str | Mapping[str, Any] | TuneRecipe = recipes.SHIPPED, out: str | None = None, **overrides: Any
+    recipe: str | Mapping[str, Any] | TuneRecipe = recipes.SHIPPED,
+    out: str | None = None,
+    trust_remote_code: bool = False,
+    **overrides: Any,
 ) -> Sweep:
     """Sweep from Python, in the folder `out`: its results, every trial's scores on dev, each study's best model.
 
     `recipe`: a YAML file, a shipped one's name, or values; overrides as in `twilbert.pretrain.run`:
     run(tasks=["stance17"], models=["runs/a"], search__trials=8). As with the command, the same sweep goes on, and a
-    finished one is read.
+    finished one is read. `trust_remote_code`: as for `twilbert.load`.
     """
     from twilbert.tuning import history
 
@@ -31,11 +34,11 @@ def run(
     else:
         values = recipe.model_dump(mode="json") if isinstance(recipe, TuneRecipe) else dict(recipe)
         resolved = recipes.build(values, settings)
-    results = search(resolved, out)
+    results = search(resolved, out, trust_remote_code)
     return history.of_results(results["out"], results)
 
 
-def search(recipe: TuneRecipe, out: str | None = None) -> dict[str, Any]:
+def search(recipe: TuneRecipe, out: str | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
     """Sweep as the recipe says, in the folder `out`; what results.json holds, and "out". A finished one is read."""
     from twilbert.tuning import history, sweep
 
@@ -47,7 +50,7 @@ def search(recipe: TuneRecipe, out: str | None = None) -> dict[str, Any]:
         if all(study["dev"] for study in results["studies"]):  # else it failed, and does so again
             cli.say(f"{out}: this sweep is finished; these are its results")
             return results | {"out": out}
-    return sweep.run(recipe, out) | {"out": out}
+    return sweep.run(recipe, out, trust_remote_code) | {"out": out}
 
 
 def _show(results: Mapping[str, Any]) -> None:
@@ -77,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", metavar="DIR", help="folder or URI (default: tuned/TASK-HASH); the same sweep goes on")
     made.add_argument("--recipe", metavar="FILE", default=recipes.SHIPPED, help="YAML file (tune.yaml)")
     made.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
+    cli.add_trust(made)
     made.add_argument("--dry-run", action="store_true", help="check everything and list the trials, train nothing")
     return made
 
@@ -94,12 +98,12 @@ def resolved(args: argparse.Namespace) -> TuneRecipe:
     return recipe.model_copy(update={key: value for key, value in given.items() if value})
 
 
-def _dry_run(recipe: TuneRecipe, out: str | None) -> str:
+def _dry_run(recipe: TuneRecipe, out: str | None, trust_remote_code: bool) -> str:
     from twilbert.tuning import page, sweep
 
     recipe = sweep.resolve(recipe)
     out = storage.absolute(out) if out else sweep.default_out(recipe)
-    made = sweep.studies(recipe, out)
+    made = sweep.studies(recipe, out, trust_remote_code)
     print(recipes.dump(recipe), end="")
     lines = [[plan.key, page.settings_told(plan.drawn)] for study in made for plan in study.plans]
     cli.table(["trial", "settings"], lines)
@@ -110,8 +114,8 @@ def _dry_run(recipe: TuneRecipe, out: str | None) -> str:
 def _command(args: argparse.Namespace) -> str:
     recipe = resolved(args)
     if args.dry_run:
-        return _dry_run(recipe, args.out)
-    results = search(recipe, args.out)
+        return _dry_run(recipe, args.out, args.trust_remote_code)
+    results = search(recipe, args.out, args.trust_remote_code)
     _show(results)
     out, studies = results["out"], results["studies"]
     where = f"{out}/{studies[0]['study'] if len(studies) == 1 else 'STUDY'}/model"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,21 @@ def _edit(folder: Path, **fields: object) -> None:
     (folder / "config.json").write_text(json.dumps(values | fields))
 
 
+def _to_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def _to_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _header(folder: Path, header: bytes, length: int | None = None) -> None:
+    size = struct.pack("<Q", len(header) if length is None else length)
+    (folder / "model.safetensors").write_bytes(size + header)
+
+
 def _truncate(file: Path, keep: float) -> None:
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * keep)])
@@ -118,7 +136,7 @@ FAULTS = {
     "damaged settings": (lambda f: _truncate(f / "config.json", 0.5), TwilbertError, "not readable as JSON"),
     "contradiction": (lambda f: _edit(f, factorize_embeddings=False), TwilbertError, "embedding_size must equal"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), TwilbertError, "model.safetensors: missing"),
-    "truncated": (lambda f: _truncate(f / "model.safetensors", 0.7), TwilbertError, "not readable as safetensors"),
+    "truncated": (lambda f: _truncate(f / "model.safetensors", 0.7), TwilbertError, "incomplete or damaged"),
     "not safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), TwilbertError, "not readable"),
     "lost tensor": (
         lambda f: _rewrite(f, lambda t: t.pop(KEYS)),
@@ -136,6 +154,35 @@ FAULTS = {
         "holds 1 tensors this model does not have, the first is extra",
     ),
     "other vocabulary": (lambda f: _edit(f, vocab_size=60), TwilbertError, r"shape \[51, 16\].*asks \[61, 16\]"),
+    "a billion layers": (lambda f: _edit(f, n_encoders=10**9), TwilbertError, "n_encoders is 1000000000; expected"),
+    "terabytes": (lambda f: _edit(f, hidden_size=2**17, embedding_size=2**17), TwilbertError, "has shape"),
+    "a float": (lambda f: _edit(f, hidden_size=16.0), TwilbertError, "hidden_size is 16.0; expected a whole number"),
+    "a bool": (lambda f: _edit(f, n_heads=True), TwilbertError, "n_heads is True; expected a whole number"),
+    "a string": (lambda f: _edit(f, max_len="9" * 500), TwilbertError, "max_len is '999.{,80}; expected"),
+    "negative": (lambda f: _edit(f, vocab_size=-1), TwilbertError, "vocab_size is -1; expected"),
+    "not a number": (lambda f: _edit(f, input_dropout=math.nan), TwilbertError, "input_dropout is nan; expected"),
+    "no memory": (lambda f: _edit(f, pkm_params=[7]), TwilbertError, "pkm_params is .7.; expected a mapping"),
+    "odd memory": (lambda f: _edit(f, pkm_params={"knn": {}}), TwilbertError, "pkm_params.knn is {}; expected"),
+    "a list": (lambda f: (f / "config.json").write_text("[1]"), UsageError, "model_type is None"),
+    "nested": (lambda f: (f / "config.json").write_text("[" * 10**5), TwilbertError, "not readable as JSON"),
+    "long": (lambda f: (f / "config.json").write_text("9" * 10**5), TwilbertError, "not readable as JSON"),
+    "a folder for settings": (lambda f: _to_folder(f / "config.json"), UsageError, "config.json is missing"),
+    "a pipe for settings": (lambda f: _to_pipe(f / "config.json"), UsageError, "config.json is missing"),
+    "a folder for weights": (
+        lambda f: _to_folder(f / "model.safetensors"),
+        TwilbertError,
+        "model.safetensors: missing",
+    ),
+    "nan": (lambda f: _rewrite(f, lambda t: t[KEYS][0].fill_(math.nan)), TwilbertError, f"{KEYS}: 128 of 256 numbers"),
+    "inf": (lambda f: _rewrite(f, lambda t: t[KEYS].view(-1)[:1].fill_(-math.inf)), TwilbertError, "1 of 256 numbers"),
+    "int8": (lambda f: _rewrite(f, lambda t: t.update({KEYS: t[KEYS].char()})), TwilbertError, "is of type 'I8'"),
+    "sparse": (lambda f: os.truncate(f / "model.safetensors", 2**40), TwilbertError, "incomplete or damaged"),
+    "long header": (lambda f: _header(f, b"{}", 2**62), TwilbertError, "header would have"),
+    "nested header": (lambda f: _header(f, b"[" * 10**5), TwilbertError, "not readable as safetensors"),
+    "odd header": (lambda f: _header(f, b'{"a": 1}'), TwilbertError, "header is no list of tensors"),
+    "odd type": (lambda f: _header(f, b'{"a": {"dtype": [], "shape": []}}'), TwilbertError, "is of type"),
+    "odd shape": (lambda f: _header(f, b'{"a": {"dtype": "F32", "shape": "x"}}'), TwilbertError, "has the shape 'x'"),
+    "huge shape": (lambda f: _header(f, b'{"a": {"dtype": "F32", "shape": [9000000000000]}}'), TwilbertError, "bytes"),
 }
 
 

@@ -7,11 +7,12 @@ The released models' (BERT word pieces, data/wordpiece.py) differs in tokenizer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import tokenizers
 
 from twilbert import storage
 from twilbert.data.tokenizer_json import SPECIAL_TOKENS, TOKENIZER_CONFIG, encodes_words_alone
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import TwilbertError, UsageError, is_panic
 
 PAD, UNK, MASK, CLS, SEP = range(5)
 N_SPECIAL = 5
@@ -30,6 +31,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SETTINGS_FILE = "twilbert_tokenizer.json"
 SUM = "tokenizer_sha256"  # the settings' entry with the SHA-256 of tokenizer.json; 0.2.0 wrote none
+STUCK = "the tokenizer fails on a text"
 _MAX_REMEMBERED_WORDS = 400_000  # some 60 MB; beyond, the memory of words starts anew
 
 
@@ -41,17 +43,15 @@ class Tokenizer:
         self._files = files
         self._where = where
         content = files[TOKENIZER_FILE]
-        try:
+        with explained(where, UsageError, "not a readable tokenizer"):
             backend = tokenizers.Tokenizer.from_buffer(content)
             spec = json.loads(content)
             written = json.loads(files.get(SETTINGS_FILE, b"{}")).get(SUM)
-        except Exception as error:
-            raise UsageError(f"{where}: not a readable tokenizer ({error}); make one with twilbert-vocab") from error
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._words = _WordMemory(backend) if encodes_words_alone(spec) else None
+        self._words = _WordMemory(self._encode_whole) if encodes_words_alone(spec) else None
         self.vocab_size: int = backend.get_vocab_size()
         self.fingerprint: str = hashlib.sha256(content).hexdigest()
         if written not in (None, self.fingerprint):
@@ -70,7 +70,7 @@ class Tokenizer:
         path = storage.absolute(path)
         files = {}
         for name in (TOKENIZER_FILE, CONFIG_FILE, SETTINGS_FILE):
-            if storage.exists(storage.join(path, name)):
+            if storage.is_file(storage.join(path, name)):
                 files[name] = storage.read_bytes(storage.join(path, name))
         if TOKENIZER_FILE not in files:
             what = (
@@ -103,19 +103,20 @@ class Tokenizer:
         if self._words is not None:
             ids, offsets = self._words.encode(_as_arrow(texts))
         else:
-            ids, offsets = _encode_whole(self._backend, [t or "" for t in _as_arrow(texts).to_pylist()])
+            ids, offsets = self._encode_whole([t or "" for t in _as_arrow(texts).to_pylist()])
         return (ids, offsets) if max_len is None else cut(ids, offsets, max_len)
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text, no special tokens added, not cut."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._encode_whole([text])[0].tolist()
 
     def encode_masked(self, text: str) -> list[int]:
         """Ids of one text in which "[MASK]" stands for the masked token; no special tokens added, not cut."""
         reading = tokenizers.Tokenizer.from_buffer(self._files[TOKENIZER_FILE])
         reading.no_truncation()
         reading.no_padding()
-        return reading.encode(text, add_special_tokens=False).ids
+        with explained(self._where, TwilbertError, STUCK):
+            return reading.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`, one space between words."""
@@ -128,6 +129,13 @@ class Tokenizer:
             raise IndexError(f"token id {token_id}: the vocabulary has {self.vocab_size} entries")
         return token
 
+    def _encode_whole(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        with explained(self._where, TwilbertError, STUCK):
+            encoded = [one.ids for one in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
+        return np.fromiter(itertools.chain.from_iterable(encoded), np.uint16, int(offsets[-1])), offsets
+
 
 class _WordMemory:
     """Encodes each distinct word once: a text's ids are those of its words, and texts repeat their words.
@@ -136,8 +144,8 @@ class _WordMemory:
     token. Only for tokenizers that `encodes_words_alone`.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        self._backend = backend
+    def __init__(self, encode: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]) -> None:
+        self._encode = encode
         self._lock = threading.Lock()
         self._forget()
 
@@ -162,7 +170,7 @@ class _WordMemory:
             self._forget()
         new = [word for word in words if word not in self._slots]
         if new:
-            ids, offsets = _encode_whole(self._backend, new)
+            ids, offsets = self._encode(new)
             self._slots.update(zip(new, range(len(self._slots), len(self._slots) + len(new)), strict=True))
             self._offsets = np.concatenate([self._offsets, self._offsets[-1] + offsets[1:]])
             self._ids = np.concatenate([self._ids, ids])
@@ -184,11 +192,15 @@ def cut(ids: np.ndarray, offsets: np.ndarray, max_len: int) -> tuple[np.ndarray,
     return gather(ids, offsets[:-1], np.minimum(lengths, max_len))
 
 
-def _encode_whole(backend: tokenizers.Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    encoded = [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    offsets = np.zeros(len(encoded) + 1, np.int64)
-    np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
-    return np.fromiter(itertools.chain.from_iterable(encoded), np.uint16, int(offsets[-1])), offsets
+@contextlib.contextmanager
+def explained(where: str, kind: type[TwilbertError], what: str) -> Iterator[None]:
+    """An error of the tokenizers library, or its panic, as one of ours."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise kind(f"{where}: {what} ({error}); make one with twilbert-vocab, or copy the folder anew") from error
 
 
 def _as_arrow(texts: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -33,6 +33,8 @@ from twilbert.model.transformers_api import (
     load_model_folder,
     save_classifier_folder,
 )
+from twilbert.own_code import Trust
+from twilbert.parsing import read_record
 
 _RIVAL_LENGTH = 128  # tokens of one text where neither recipe nor model says
 _PREFIX = "encoder."
@@ -140,6 +142,8 @@ class RivalBase:
     config: Any
     weights: dict[str, np.ndarray]
     tokenizer: Any
+    trust_remote_code: bool
+    """Whether the code that it brings may run."""
 
     @property
     def hidden_size(self) -> int:
@@ -169,7 +173,7 @@ class RivalBase:
             if not hasattr(config, "hidden_dropout_prob"):
                 raise UsageError(f"encoder.output_dropout: a {config.model_type} has none; leave it at null")
             config.hidden_dropout_prob = settings.output_dropout
-        encoder = rivals.new_encoder(config)
+        encoder = rivals.new_encoder(config, self.trust_remote_code)
         if not settings.random:
             encoder.load_state_dict(_tensors(self.weights))
         return rivals.RivalClassifier(encoder, head, rivals.special_ids(self.tokenizer))
@@ -208,8 +212,11 @@ def sha256_of(*parts: Any) -> str:
     return found.hexdigest()
 
 
-def load_base(name: str | None, runs: str) -> Base:
-    """The encoder that `name` means; None: the newest finished run's, which is announced. UsageError where none is."""
+def load_base(name: str | None, runs: str, trust: Trust = False) -> Base:
+    """The encoder that `name` means; None: the newest finished run's, which is announced. UsageError where none is.
+
+    UntrustedCode for code that its folder brings or names, unless `trust` has it.
+    """
     if name is None:
         name = newest_run(runs)
         cli.say(f"model: {name}, the newest finished run under {storage.absolute(runs)}; --model names another")
@@ -218,12 +225,16 @@ def load_base(name: str | None, runs: str) -> Base:
     except UsageError:
         if storage.exists(name) or not rivals.could_be_hub_id(name):
             raise
-        return _rival(name)
-    kind = storage.read_json(storage.join(folder, CONFIG_NAME)).get("model_type")
-    if kind != TWilBertConfig.model_type:
-        return _rival(folder)
+        return _rival(name, trust)
+    config = read_record(storage.join(folder, CONFIG_NAME), dict[str, Any])
+    if config.get("model_type") != TWilBertConfig.model_type:
+        if rivals.is_fine_tuned(folder):
+            rivals.fine_tuned_head(
+                folder, trust
+            )  # its head is replaced; one that is code is refused as in a model of ours
+        return _rival(folder, trust)
     if is_classifier(folder):
-        config, _, _, model = load_classifier_folder(folder)
+        config, _, _, model = load_classifier_folder(folder, trust=trust)
         cli.say(f"model: {folder} is a fine-tuned model; its encoder goes on, its head is replaced")
     else:
         config, model = load_model_folder(folder)
@@ -236,9 +247,9 @@ def load_base(name: str | None, runs: str) -> Base:
     return OwnBase(folder, config, _arrays(model.encoder), tokenizer)
 
 
-def _rival(name: str) -> RivalBase:
-    config, tokenizer, encoder = rivals.open_encoder(name)
-    return RivalBase(name, config, _arrays(encoder), tokenizer)
+def _rival(name: str, trust: Trust) -> RivalBase:
+    config, tokenizer, encoder = rivals.open_encoder(name, trust is True)
+    return RivalBase(name, config, _arrays(encoder), tokenizer, trust is True)
 
 
 def newest_run(runs: str) -> str:

@@ -22,6 +22,7 @@ from twilbert.finetuning.final import Final, Scores
 from twilbert.finetuning.judged import Judged, row_record, worst_errors
 from twilbert.finetuning.loop import Evaluation, Outcome, build_loss, new_network, resolve_precision, train
 from twilbert.inference import find_device
+from twilbert.model_card import code, plain
 from twilbert.parsing import read_checked
 from twilbert.recipe import Tracking
 from twilbert.task_check import Findings, require
@@ -44,10 +45,11 @@ class Prepared:
     data: TaskData
 
 
-def prepare(recipe: FinetuneRecipe, base: Base | None = None) -> Prepared:
+def prepare(recipe: FinetuneRecipe, base: Base | None = None, *, trust_remote_code: bool = False) -> Prepared:
     """Check task, recipe and model against each other, then encode; UsageError before anything is trained.
 
-    `base`: the model where it has been read already.
+    `base`: the model where it has been read already; else code that its folder brings or names runs only with
+    `trust_remote_code`, or where it is the head that the recipe names itself.
     """
     if recipe.task is None:
         raise UsageError("which task? --task NAME, or task: in the recipe")
@@ -55,7 +57,8 @@ def prepare(recipe: FinetuneRecipe, base: Base | None = None) -> Prepared:
     findings = require(task)
     for notice in findings.notices:
         cli.say(f"{task.name}: {notice}")
-    base = base or load_base(recipe.model, recipe.runs)
+    named = frozenset(filter(None, [recipe.head.own]))
+    base = base or load_base(recipe.model, recipe.runs, trust_remote_code or named)
     faults = task_faults(recipe, task, base.n_layers)
     if faults:
         raise UsageError("\n".join([f"{task.name}: the recipe does not fit", *(f"  {fault}" for fault in faults)]))
@@ -65,13 +68,15 @@ def prepare(recipe: FinetuneRecipe, base: Base | None = None) -> Prepared:
     return Prepared(task, findings, base, data)
 
 
-def finetune(recipe: FinetuneRecipe, out: str, *, overwrite: bool = False) -> dict[str, Any]:
+def finetune(
+    recipe: FinetuneRecipe, out: str, *, overwrite: bool = False, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Train every seed, score the test set once, write OUT; returns what OUT/results.json holds.
 
     Goes on in the OUT of the same fine-tuning that was ended before its results: seeds that are over are not trained
     again. One that is finished is read.
     """
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, trust_remote_code=trust_remote_code)
     now = kept.identity(recipe, prepared.task, prepared.base, prepared.data)
     with kept.held(out):
         claim(out, now, overwrite=overwrite)
@@ -240,15 +245,16 @@ def spread(scores: Mapping[str, Any]) -> str:
 
 def _card(results: dict[str, Any]) -> str:
     """The model card."""
+    trust = ", trust_remote_code=True" if results["recipe"]["head"]["own"] else ""
     recipe = results["recipe"]
     training, head = recipe["training"], recipe["head"]
     return (
-        f"---\nlanguage: es\nlibrary_name: twilbert\ntags: [text-classification]\n---\n# {results['task']}\n\n"
-        f"{results['title'] or results['task']}. Fine-tuned with twilbert {results['twilbert']} from "
-        f"`{str(results['model']).rsplit('/', 1)[-1]}`.\n\n"
-        f"| split | {results['metric']} |\n|---|---|\n| dev | {told(results['dev'])} |\n"
+        f"---\nlanguage: es\nlibrary_name: twilbert\ntags: [text-classification]\n---\n# {plain(results['task'])}\n\n"
+        f"Fine-tuned on {plain(results['title'] or results['task'])} with twilbert {results['twilbert']} from "
+        f"{code(str(results['model']).rsplit('/', 1)[-1])}.\n\n"
+        f"| split | {plain(results['metric'])} |\n|---|---|\n| dev | {told(results['dev'])} |\n"
         f"| test | {told(results.get('test'))} |\n\n"
         f"Pooling {head['pooling']}, {training['optimizer']} at {training['learning_rate']}, batches of "
         f"{training['batch_size']}, {training['epochs']} epochs at most; recipe.yaml of the run has all settings.\n\n"
-        '```python\nimport twilbert\n\nmodel = twilbert.load("model")\nprint(model.predict("…"))\n```\n'
+        f'```python\nimport twilbert\n\nmodel = twilbert.load("model"{trust})\nprint(model.predict("…"))\n```\n'
     )

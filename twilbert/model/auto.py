@@ -34,6 +34,7 @@ from twilbert.model.heads import MaskedLMHead, ReplyOrderHead
 from twilbert.model.layers import Linear, Table
 from twilbert.model.memory import ProductKeyMemory, QueryNorm
 from twilbert.model.transformers_config import AUTO_MAP, TWilBertConfig
+from twilbert.own_code import Trust
 
 IGNORED_LABEL = -100
 """Label of a position that takes no part in a loss."""
@@ -196,18 +197,24 @@ class TWilBertForSequenceClassification(TWilBertPreTrainedModel):
     """A label, several, or a number for a text or a pair: a fine-tuned folder's own head, or a new one to start from.
 
     A new head has the labels and problem_type the library is given; `head={"pooling": "avg"}` gives the rest of
-    `HeadConfig`. Saved, it is a fine-tuned folder that twilbert opens too.
+    `HeadConfig`. Saved, it is a fine-tuned folder that twilbert opens too. A head of one's own is imported where
+    `from_pretrained` is given trust_remote_code=True.
     """
 
     other_heads = ("masked_lm", "reply_order")
 
-    def __init__(self, config: TWilBertConfig) -> None:
+    def __init__(self, config: TWilBertConfig, trust: Trust = False) -> None:
         super().__init__(config)
-        self.head = _head_of(config)
+        self.head = _head_of(config, trust)
         text = config.text or {"remove_rt": False, "max_len": config.max_len}
         config.update({"head": self.head.to_dict(), "text": text})
         self.classifier = build_head(config.hidden_size, self.head, config.initializer_range)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As the library's, which hands `trust` on to the constructor."""
+        return super().from_pretrained(*args, **kwargs, trust=kwargs.get("trust_remote_code") is True)
 
     def forward(
         self,
@@ -273,12 +280,12 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(flat, labels.reshape(-1).long(), ignore_index=IGNORED_LABEL)
 
 
-def _head_of(config: TWilBertConfig) -> HeadConfig:
+def _head_of(config: TWilBertConfig, trust: Trust) -> HeadConfig:
     """The head of config.head, where there is one; labels and problem as the library's own fields say."""
     given = dict(config.head or {})
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
     problem = config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL)
-    return HeadConfig.from_dict(given | {"labels": names, "problem": problem})
+    return HeadConfig.from_dict(given | {"labels": names, "problem": problem}, trust)
 
 
 def _without_head(config: TWilBertConfig) -> TWilBertConfig:

@@ -20,7 +20,7 @@ from twilbert.errors import TwilbertError, UsageError
 from twilbert.model.config import CLS_ID, SEP_ID, ModelConfig
 from twilbert.model.encoder import Encoder
 from twilbert.model.layers import Linear
-from twilbert.own_code import load_object
+from twilbert.own_code import Trust, load_object, require_trust
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = (
     "single_label_classification",
@@ -51,9 +51,11 @@ class HeadConfig:
     lengths_B or None, input_ids_BT) gives the logits; None = pooling, dropout and a linear layer."""
 
     def __post_init__(self) -> None:
+        fault = None
+        if not isinstance(self.labels, list | tuple):
+            raise TwilbertError(f"classification head: labels {self.labels!r:.80} must be a list of names")
         object.__setattr__(self, "labels", tuple(self.labels))
         least = 2 if self.problem == SINGLE_LABEL else 1
-        fault = None
         if self.problem not in PROBLEMS:
             fault = f"problem {self.problem!r} is none of {', '.join(PROBLEMS)}"
         elif self.pooling not in POOLINGS:
@@ -64,8 +66,12 @@ class HeadConfig:
             fault = f"labels {list(self.labels)} must differ"
         elif len(self.labels) < least or (self.problem == REGRESSION and len(self.labels) != 1):
             fault = f"{len(self.labels)} labels do not fit a {self.problem.replace('_', ' ')}"
-        elif not 0 <= self.dropout < 1:
-            fault = f"dropout {self.dropout} must be at least 0 and under 1"
+        elif not isinstance(self.special_tokens, bool):
+            fault = f"special_tokens {self.special_tokens!r:.80} must be true or false"
+        elif type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            fault = f"dropout {self.dropout!r:.80} must be a number of at least 0 and under 1"
+        elif not isinstance(self.own, str | None):
+            fault = f"own {self.own!r:.80} must be an import path, package.module:name"
         if fault:
             raise TwilbertError(f"classification head: {fault}")
 
@@ -79,17 +85,26 @@ class HeadConfig:
         return dataclasses.asdict(self) | {"labels": list(self.labels)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> HeadConfig:
-        """The head of these fields; TwilbertError naming what is unknown, missing or does not fit."""
+    def from_dict(cls, values: Mapping[str, Any], trust: Trust = False) -> HeadConfig:
+        """The head that a file describes; TwilbertError naming what is unknown, missing or does not fit.
+
+        UntrustedCode where it names a head of somebody's own that is not in `trust`: what describes a head is often a
+        stranger's, and a head is built by importing what `own` says.
+        """
+        if not isinstance(values, Mapping):
+            raise TwilbertError("classification head: not a mapping of fields")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             names = ", ".join(sorted(known))
             raise TwilbertError(f"classification head: unknown field {unknown[0]!r}; known are {names}")
         try:
-            return cls(**values)
+            head = cls(**values)
         except TypeError as error:
             raise TwilbertError(f"classification head: {error}") from error
+        if head.own is not None:
+            require_trust(head.own, trust, "head.own")
+        return head
 
 
 def pool(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,28 @@ PAD_ID = 0
 MASK_ID = 2
 CLS_ID = 3
 SEP_ID = 4
+
+
+_LARGEST = {"n_encoders": 1_024, "vocab_size": 2**24}
+"""The largest value of a size, for each 2^17 where nothing is said: far beyond any model, and still bounded work."""
+
+
+def _check_fields(values: Any, where: str = "") -> None:
+    """ValueError naming the first field of a dataclass whose value is not of its type or out of all proportion."""
+    for known in dataclasses.fields(values):
+        name, value = known.name, getattr(values, known.name)
+        if known.type == "bool":
+            fits, expected = isinstance(value, bool), "true or false"
+        elif known.type == "float":
+            most = 1 if name.endswith("dropout") else math.inf
+            fits, expected = type(value) in (int, float) and 0 <= value < most, f"a number from 0 to under {most}"
+        elif known.type in ("int", "int | None"):
+            least, most = 0 if name == "rop_n_hidden" else 1, _LARGEST.get(name, 2**17)
+            fits, expected = type(value) is int and least <= value <= most, f"a whole number from {least} to {most:,}"
+        else:
+            continue
+        if not fits:
+            raise ValueError(f"{where}{name} is {value!r:.80}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,9 @@ class PkmParams:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_layers", tuple(self.in_layers))
+        _check_fields(self, "pkm_params.")
+        if self.k_dim % 2 or self.knn > self.memory_size:
+            raise ValueError("pkm_params.k_dim must be even, and knn at most memory_size")
 
 
 @dataclass(frozen=True)
@@ -90,14 +116,16 @@ class ModelConfig:
             object.__setattr__(self, "pkm_params", PkmParams())
         elif isinstance(params, Mapping):
             object.__setattr__(self, "pkm_params", PkmParams(**params))
-        if self.attention_size is None:
+        elif not isinstance(params, PkmParams):
+            raise ValueError(f"pkm_params is {params!r:.80}; expected a mapping")
+        if self.attention_size is None and self.n_heads:
             object.__setattr__(self, "attention_size", self.hidden_size // self.n_heads)
-        assert self.factorize_embeddings or self.embedding_size == self.hidden_size, (
-            "embedding_size must equal hidden_size unless factorize_embeddings"
-        )
-        assert not self.pkm or all(0 <= layer < self.n_encoders for layer in self.pkm_params.in_layers), (
-            "pkm_params.in_layers must lie in 0..n_encoders-1"
-        )
+        _check_fields(self)
+        if not self.factorize_embeddings and self.embedding_size != self.hidden_size:
+            raise ValueError("embedding_size must equal hidden_size unless factorize_embeddings")
+        layers = self.pkm_params.in_layers if self.pkm else ()
+        if not all(type(layer) is int and 0 <= layer < self.n_encoders for layer in layers):
+            raise ValueError("pkm_params.in_layers must lie in 0..n_encoders-1")
 
     @property
     def n_positions(self) -> int:
@@ -136,7 +164,7 @@ class ModelConfig:
             raise TwilbertError(f"model configuration: unknown field {unknown[0]!r}; known are {names}")
         try:
             return cls(**values)
-        except (TypeError, AssertionError, ZeroDivisionError) as error:
+        except (TypeError, ValueError) as error:
             raise TwilbertError(f"model configuration: {error}") from error
 
 

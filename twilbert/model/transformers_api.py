@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
@@ -22,7 +20,10 @@ from twilbert.model import remote_code
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.tensor_files import check_shapes, read_weights
 from twilbert.model.transformers_config import TWilBertConfig
+from twilbert.own_code import Trust
+from twilbert.parsing import read_record
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -54,25 +55,6 @@ def empty_model(config: ModelConfig, head: HeadConfig | None = None) -> Pretrain
         return PretrainingModel(config) if head is None else ClassificationModel(config, head)
 
 
-def check_tensors(source: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """TwilbertError naming the first tensor of `source` that is missing, unknown or unlike that of `model`."""
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise TwilbertError(f"{source}: tensor {name} {list(shape)} is missing; these are not this model's weights")
-        if tensors[name].shape != shape:
-            raise TwilbertError(
-                f"{source}: tensor {name} has shape {list(tensors[name].shape)}, the configuration asks {list(shape)}; "
-                "config.json and weights do not belong together"
-            )
-    unknown = sorted(set(tensors) - set(expected))
-    if unknown:
-        raise TwilbertError(
-            f"{source}: holds {len(unknown)} tensors this model does not have, the first is {unknown[0]}; "
-            "config.json and weights do not belong together"
-        )
-
-
 def save_model_folder(
     path: str,
     config: ModelConfig,
@@ -88,7 +70,7 @@ def save_model_folder(
     TwilbertError when `state_dict` is not that of a model of `config`; UsageError when `path` holds something and not
     `overwrite`.
     """
-    check_tensors("the model to save", empty_model(config), state_dict)
+    _check_state(empty_model(config), state_dict)
     settings = TWilBertConfig.from_model_config(config, architectures=[PRETRAINED])
     _save(path, settings, state_dict, tokenizer_folder, overwrite, files or {})
 
@@ -108,8 +90,8 @@ def save_classifier_folder(
 
     Otherwise as `save_model_folder`.
     """
-    _check_text("the model to save", text)
-    check_tensors("the model to save", empty_model(config, head), state_dict)
+    check_text("the model to save", text)
+    _check_state(empty_model(config, head), state_dict)
     settings = TWilBertConfig.from_model_config(
         config,
         architectures=[CLASSIFIER],
@@ -120,6 +102,10 @@ def save_classifier_folder(
         text=dict(text),
     )
     _save(path, settings, state_dict, tokenizer_folder, overwrite, files or {})
+
+
+def _check_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    check_shapes("the model to save", model, {name: tensor.shape for name, tensor in state_dict.items()})
 
 
 def _save(
@@ -153,7 +139,7 @@ def _limit_tokenizer(file: str, settings: TWilBertConfig) -> None:
     """Let transformers cut where the model's pairs end: each text has up to max_len tokens, three are special."""
     if storage.exists(file):
         longest = settings.max_len if settings.text is None else settings.text["max_len"]
-        storage.write_json_atomic(file, storage.read_json(file) | {"model_max_length": 2 * longest + 3})
+        storage.write_json_atomic(file, read_record(file, dict[str, Any]) | {"model_max_length": 2 * longest + 3})
 
 
 def load_model_config(path: str) -> ModelConfig:
@@ -180,40 +166,49 @@ def load_model_folder(path: str, dtype: torch.dtype = torch.float32) -> tuple[Mo
 
 
 def load_classifier_folder(
-    path: str, dtype: torch.dtype = torch.float32
+    path: str, dtype: torch.dtype = torch.float32, trust: Trust = False
 ) -> tuple[ModelConfig, HeadConfig, dict[str, Any], ClassificationModel]:
     """Sizes, head, text settings (TEXT_SETTINGS) and model of a folder that `save_classifier_folder` wrote.
 
     In `dtype`, on the CPU, in training mode. UsageError when `path` is no model folder or one without a classifier;
-    TwilbertError as `load_model_folder`.
+    TwilbertError as `load_model_folder`; UntrustedCode for a head of somebody's own that is not in `trust`.
     """
     settings = _settings(path)
     if "head" not in settings:
         raise UsageError(f"{path}: a pre-trained model without a classifier; give a fine-tuned one")
-    file = storage.join(path, CONFIG_NAME)
     config = _model_config(path, settings)
-    if not isinstance(settings["head"], dict):
-        raise TwilbertError(f"{file}: head is no mapping; the file is damaged: restore it")
+    head, text = read_head(storage.join(path, CONFIG_NAME), settings, trust)
+    return config, head, text, _load_weights(path, empty_model(config, head)).to(dtype)
+
+
+def read_head(file: str, values: Mapping[str, Any], trust: Trust) -> tuple[HeadConfig, dict[str, Any]]:
+    """ "head" and "text" of a fine-tuned model's `file`, whose content is `values`; TwilbertError where they are none.
+
+    UntrustedCode for a head of somebody's own that is not in `trust`.
+    """
     try:
-        head = HeadConfig.from_dict(settings["head"])
+        head = HeadConfig.from_dict(values.get("head", {}), trust)
     except TwilbertError as error:
-        raise TwilbertError(f"{file}: {error}") from error
-    text = settings.get("text", {})
-    _check_text(file, text)
-    return config, head, dict(text), _load_weights(path, empty_model(config, head)).to(dtype)
+        raise type(error)(f"{file}: {error}") from error
+    text = values.get("text")
+    check_text(file, text)
+    return head, dict(text or {})
 
 
 def _settings(path: str) -> dict[str, Any]:
     """What a model folder's config.json says; errors as `load_model_config`."""
     file = storage.join(path, CONFIG_NAME)
-    if not storage.exists(file):
+    if not storage.is_file(file):
         raise UsageError(
             f"{path}: not a model folder ({CONFIG_NAME} is missing); name one that pretrain or convert wrote"
         )
-    values = storage.read_json(file)
-    kind = values.get("model_type") if isinstance(values, dict) else None
+    values = read_record(file, dict[str, Any])
+    kind = values.get("model_type")
     if kind != TWilBertConfig.model_type:
-        raise UsageError(f"{file}: model_type is {kind!r}, expected {TWilBertConfig.model_type!r}")
+        raise UsageError(
+            f"{file}: model_type is {kind!r:.80}, expected {TWilBertConfig.model_type!r}; an encoder of "
+            "another program is fine-tuned first: twilbert-finetune --model"
+        )
     return values
 
 
@@ -228,23 +223,19 @@ def _model_config(path: str, values: Mapping[str, Any]) -> ModelConfig:
         raise TwilbertError(f"{file}: {error}") from error
 
 
-def _check_text(source: str, text: Any) -> None:
+def check_text(source: str, text: Any) -> None:
+    """TwilbertError unless `text` has the keys of TEXT_SETTINGS, of their types."""
     for key, kind in TEXT_SETTINGS.items():
         if not isinstance(text, Mapping) or type(text.get(key)) is not kind:
             raise TwilbertError(f"{source}: text.{key} must be {kind.__name__}; the configuration is damaged")
+    if text["max_len"] < 1:
+        raise TwilbertError(f"{source}: text.max_len is {text['max_len']}, must be at least 1; it is damaged")
 
 
 def _load_weights(path: str, model: _Model) -> _Model:
     """`model`, which has no numbers yet, with those of the folder."""
     file = storage.join(path, WEIGHTS_NAME)
-    if not storage.exists(file):
+    if not storage.is_file(file):
         raise TwilbertError(f"{file}: missing; the model folder is incomplete: copy it again, or choose another")
-    try:
-        tensors = load_safetensors(storage.read_bytes(file))
-    except SafetensorError as error:
-        raise TwilbertError(
-            f"{file}: not readable as safetensors ({error}); the file is damaged: restore it"
-        ) from error
-    check_tensors(file, model, tensors)
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict(read_weights(file, model), assign=True)
     return model

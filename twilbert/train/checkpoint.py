@@ -25,6 +25,7 @@ from safetensors.torch import save as save_safetensors
 
 from twilbert import storage
 from twilbert.errors import TwilbertError
+from twilbert.model.tensor_files import require_finite
 from twilbert.parsing import check_record, read_checked, read_record
 from twilbert.train.shards import Fragment, numel
 
@@ -253,7 +254,10 @@ class OptimizerReader:
             self._elements[file] = offset
 
     def restore(self, fragments: list[Fragment], moments: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
-        """Fill the fragments' fp32 weights and moments; TwilbertError when the checkpoint does not hold all of them."""
+        """Fill the fragments' fp32 weights and moments.
+
+        TwilbertError when the checkpoint does not hold all of them, or holds numbers that are not finite.
+        """
         wanted: dict[str, list[tuple[Fragment, int, int, int]]] = {}  # file -> (fragment, begin, end, offset of begin)
         for fragment in fragments:
             covered = 0
@@ -274,6 +278,7 @@ class OptimizerReader:
                 targets = (fragment.flat, *moments(fragment.flat))
                 for kind, target in zip(KINDS, targets, strict=True):
                     source = tensors[kind].narrow(0, offset, end - begin)
+                    require_finite(storage.join(self.folder, file), {f"{kind} of {fragment.name}": source})
                     target.detach().view(-1).narrow(0, at, end - begin).copy_(source)
 
     def _tensors(self, file: str) -> dict[str, torch.Tensor]:

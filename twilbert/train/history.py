@@ -53,7 +53,7 @@ class Run(ABC):
             raise UsageError(f"{self.path}: no series {series!r}; there are {', '.join(near) or 'none yet'}")
         return self.metrics[series]
 
-    def model(self, name: str | None = None, device: str | None = None) -> Model:
+    def model(self, name: str | None = None, device: str | None = None, trust_remote_code: bool = False) -> Model:
         """The trained model, loaded by `twilbert.load`; UsageError where there is none yet, or `name` must choose."""
         if name is None and len(self.models) == 1:
             (name,) = self.models
@@ -62,7 +62,7 @@ class Run(ABC):
             raise UsageError(f"{self.path}: " + (f"which model? one of {known}" if known else "it has no model yet"))
         from twilbert import inference
 
-        return inference.load(self.models[name], device)
+        return inference.load(self.models[name], device, trust_remote_code=trust_remote_code)
 
     @abstractmethod
     def html(self) -> str:

@@ -73,6 +73,14 @@ def _dimension(path: str, value: Mapping[str, Any]) -> Dimension:
     return Dimension(path, str(kind), tuple(values))
 
 
+def named(settings: Settings, path: str) -> frozenset[str]:
+    """The names that a setting has, or may be drawn to have."""
+    section, _, key = path.partition(".")
+    fixed = [settings[section].get(key)]
+    drawn = [value for dimension in dimensions(settings) if dimension.path == path for value in dimension.values]
+    return frozenset(value for value in (*fixed, *drawn) if isinstance(value, str))
+
+
 def setting_faults(settings: Settings) -> list[str]:
     """Faults of the values and of every choice and end of a range, each alone in its place."""
     faults: dict[str, None] = {}

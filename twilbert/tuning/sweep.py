@@ -65,10 +65,14 @@ def default_out(recipe: TuneRecipe) -> str:
     return storage.absolute(storage.join("tuned", f"{name}-{recipe_file.short_hash(recipe.science())}"))
 
 
-def studies(recipe: TuneRecipe, out: str) -> list[Study]:
-    """Everything checked, read, encoded and drawn; UsageError with the faults of all tasks, before any trial."""
+def studies(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> list[Study]:
+    """Everything checked, read, encoded and drawn; UsageError with the faults of all tasks, before any trial.
+
+    Code that a model's folder brings or names runs only with `trust_remote_code`, or where the recipe names that head.
+    """
     labels = _labels(recipe.models)
-    bases = {model: load_base(model, recipe.runs) for model in recipe.models}
+    trust = trust_remote_code or space.named(recipe.settings(), "head.own")
+    bases = {model: load_base(model, recipe.runs, trust) for model in recipe.models}
     made, faults = [], []
     for task in recipe.tasks:
         for model in recipe.models:
@@ -152,12 +156,12 @@ def claim(recipe: TuneRecipe, out: str) -> None:
     storage.write_bytes_atomic(written, dump_yaml(recipe.science()).encode())
 
 
-def run(recipe: TuneRecipe, out: str) -> dict[str, Any]:
+def run(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> dict[str, Any]:
     """Search and final scoring of a resolved recipe in OUT; returns what OUT/results.json holds.
 
     Interrupted where the user ended it; the same call goes on. TwilbertError where a study came to nothing.
     """
-    made = studies(recipe, out)
+    made = studies(recipe, out, trust_remote_code)
     threads = recipe.cluster.cpus_per_trial
     with kept.held(out):
         claim(recipe, out)
