@@ -88,8 +88,8 @@ BERTS = {
     "vocabulary": (_config(vocab_size=10**10), "vocab_size is 10000000000"),
     "a float": (_config(hidden_size=16.5), "neither a model of ours nor one that transformers can open"),
     "a string": (_config(num_attention_heads="x"), "neither a model of ours nor one that transformers can open"),
-    "a list": (lambda f: (f / "config.json").write_text("[1]"), "neither a model"),
-    "nested": (lambda f: (f / "config.json").write_text("[" * 10**5), "not readable as JSON"),
+    "a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json: input should be an object"),
+    "nested": (lambda f: (f / "config.json").write_text("[" * 10**5), "config.json: invalid JSON"),
     "no kind": (_config(model_type=["bert"]), "neither a model of ours"),
     "nan": (
         _tensors("model.safetensors", lambda t: t["pooler.dense.bias"].fill_(math.nan)),
@@ -102,7 +102,10 @@ BERTS = {
     "length a word": (_edit("tokenizer_config.json", lambda v: v.update(model_max_length="x")), "model"),
     "panic": (CHARSMAP, "neither a model of ours nor one that transformers can open"),
     "head": (_edit("twilbert_classifier.json", lambda v: v.update(head=1)), "not a mapping of fields"),
-    "record": (lambda f: (f / "twilbert_classifier.json").write_text("[1]"), "classification head"),
+    "record": (
+        lambda f: (f / "twilbert_classifier.json").write_text("[1]"),
+        "json: input should be an object",
+    ),
     "text": (_edit("twilbert_classifier.json", lambda v: v.update(text={"remove_rt": 1})), "text.remove_rt must be"),
     "head nan": (
         _tensors("classifier.safetensors", lambda t: t["bias"].fill_(math.inf)),
@@ -140,6 +143,7 @@ def test_a_tokenizer_that_panics_on_a_text_is_one_message(sound, tmp_path: Path,
         folder = tmp_path / kind
         shutil.copytree(sound[kind], folder)
         _regex("(w+)+$")(folder)
+        (folder / "twilbert_tokenizer.json").unlink(missing_ok=True)  # its sum would tell
         _edit("tokenizer_config.json", lambda v: v.update(tokenizer_class="PreTrainedTokenizerFast"))(folder)
         assert predict.main([str(folder), "--text", "w" * 40 + "!"]) == 1
         assert "the tokenizer fails on a text" in capsys.readouterr().err

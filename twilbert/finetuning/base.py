@@ -229,9 +229,7 @@ def load_base(name: str | None, runs: str, trust: Trust = False) -> Base:
     config = read_record(storage.join(folder, CONFIG_NAME), dict[str, Any])
     if config.get("model_type") != TWilBertConfig.model_type:
         if rivals.is_fine_tuned(folder):
-            rivals.fine_tuned_head(
-                folder, trust
-            )  # its head is replaced; one that is code is refused as in a model of ours
+            rivals.fine_tuned_head(folder, trust)  # replaced, and refused where it is code, as in a model of ours
         return _rival(folder, trust)
     if is_classifier(folder):
         config, _, _, model = load_classifier_folder(folder, trust=trust)
