@@ -142,7 +142,8 @@ def test_a_tokenizer_of_another_model_is_refused(pretrained, tmp_path):
     from twilbert.data.wordpiece import save_wordpiece_folder
 
     save_wordpiece_folder(str(tmp_path / "vocab2"), str(tmp_path / "other"))
-    (tmp_path / "model" / "tokenizer.json").write_bytes((tmp_path / "other" / "tokenizer.json").read_bytes())
+    for name in ("tokenizer.json", "twilbert_tokenizer.json"):
+        (tmp_path / "model" / name).write_bytes((tmp_path / "other" / name).read_bytes())
     with pytest.raises(TwilbertError, match="do not belong together"):
         twilbert.load(pretrained)
 
