@@ -8,17 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.read_wandb import records, series
-from twilbert.recipe import Tracking
-from twilbert.train.tracking import Histogram, MetricsFile, Tracker, read_metrics, resolve_mode
+from twilbert.train.tracking import Histogram, MetricsFile, Tracker, read_metrics
+from twilbert.train.wandb_runs import Wandb
+
+
+def tracker_of(folder: Path, run_id: str, mode: str = "auto", **config: object) -> Tracker:
+    return Tracker(str(folder), "run", Wandb("project", mode, print), config, run_id, last_step=0)
 
 
 def test_an_offline_run_and_metrics_jsonl_hold_the_same_series(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    tracker = Tracker(str(tmp_path / "run"), "run", Tracking(), {"training": {"seed": 3}}, "0123abcd", last_step=0)
+    tracker = tracker_of(tmp_path / "run", "0123abcd", training={"seed": 3})
     assert "W&B offline" in tracker.first_line
     assert f"wandb sync {tmp_path}" in tracker.first_line
     expected = [{"step": s, "train/loss": 10 / s, "optim/learning_rate": 1e-5 * s} for s in range(1, 601)]
@@ -36,7 +38,7 @@ def test_an_offline_run_and_metrics_jsonl_hold_the_same_series(tmp_path, monkeyp
 
 def test_a_histogram_is_counts_and_edges_in_both(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    tracker = Tracker(str(tmp_path / "run"), "run", Tracking(), {}, "0123abce", last_step=0)
+    tracker = tracker_of(tmp_path / "run", "0123abce")
     tracker.log(1, {"optim/trust_ratios/heads": Histogram([0.0, 1.0, 2.0], [3, 4])})
     tracker.close()
     (row,) = read_metrics(str(tmp_path / "run" / "metrics.jsonl"))
@@ -72,27 +74,8 @@ def test_a_run_started_anew_forgets_all_rows(tmp_path):
     assert read_metrics(path) == []
 
 
-@pytest.mark.parametrize(
-    ("mode", "environment", "expected"),
-    [
-        ("auto", {}, "offline"),
-        ("auto", {"WANDB_API_KEY": "k"}, "online"),
-        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
-        ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
-        ("disabled", {"WANDB_API_KEY": "k"}, "disabled"),
-        ("offline", {"WANDB_API_KEY": "k"}, "offline"),
-    ],
-)
-def test_mode(mode, environment, expected, monkeypatch):
-    for key in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(key, raising=False)
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    assert resolve_mode(Tracking(mode=mode)) == expected
-
-
 def test_disabled_still_writes_metrics(tmp_path):
-    tracker = Tracker(str(tmp_path), "run", Tracking(mode="disabled"), {}, "0123abcd", last_step=0)
+    tracker = tracker_of(tmp_path, "0123abcd", mode="disabled")
     tracker.log(1, {"train/loss": 2.0})
     tracker.close()
     assert read_metrics(str(tmp_path / "metrics.jsonl")) == [{"step": 1, "train/loss": 2.0}]
@@ -109,9 +92,10 @@ PRIVATE = {
 }
 SCRIPT = """
 import json, sys
-from twilbert.recipe import Tracking
 from twilbert.train.tracking import Tracker
-tracker = Tracker(sys.argv[1], "run", Tracking(), json.loads(sys.argv[2]), "0123abcd", last_step=0)
+from twilbert.train.wandb_runs import Wandb
+config = json.loads(sys.argv[2])
+tracker = Tracker(sys.argv[1], "run", Wandb("project", "auto", print), config, "0123abcd", last_step=0)
 tracker.log(1, {"train/loss": 2.0})
 tracker.close()
 """

@@ -212,6 +212,12 @@ def sha256_of(*parts: Any) -> str:
     return found.hexdigest()
 
 
+def short_name(model: str) -> str:
+    """The last part of a model's path or hub id that says something."""
+    parts = [part for part in model.rstrip("/").split("/") if part not in ("", "model")]
+    return parts[-1] if parts else "model"
+
+
 def load_base(name: str | None, runs: str, trust: Trust = False) -> Base:
     """The encoder that `name` means; None: the newest finished run's, which is announced. UsageError where none is.
 

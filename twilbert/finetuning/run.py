@@ -16,7 +16,7 @@ from twilbert import __version__, cli, finetune_recipe, metrics, storage
 from twilbert.errors import UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
 from twilbert.finetuning import final, kept, page
-from twilbert.finetuning.base import Base, load_base
+from twilbert.finetuning.base import Base, load_base, short_name
 from twilbert.finetuning.data import TaskData, encode_task, task_faults
 from twilbert.finetuning.final import Final, Scores
 from twilbert.finetuning.judged import Judged, row_record, worst_errors
@@ -24,10 +24,10 @@ from twilbert.finetuning.loop import Evaluation, Outcome, build_loss, new_networ
 from twilbert.inference import find_device
 from twilbert.model_card import code, plain
 from twilbert.parsing import read_checked
-from twilbert.recipe import Tracking
 from twilbert.task_check import Findings, require
 from twilbert.tasks import SINGLE, Task, load_task
 from twilbert.train.tracking import Tracker
+from twilbert.train.wandb_runs import Wandb
 
 RESULTS = "results.json"
 REPORT = "report.html"
@@ -124,7 +124,8 @@ def claim(out: str, identity: Mapping[str, Any], *, overwrite: bool) -> None:
 def train_and_score(prepared: Prepared, recipe: FinetuneRecipe, out: str) -> dict[str, Any]:
     """The trainings of a recipe that `prepare` has passed, and their final scoring."""
     storage.write_bytes_atomic(storage.join(out, _RECIPE), finetune_recipe.dump(recipe).encode())
-    outcomes = [_one_seed(prepared, recipe, out, seed) for seed in _seeds(recipe)]
+    wandb = Wandb(recipe.tracking.project, recipe.tracking.mode, cli.say)
+    outcomes = [_one_seed(prepared, recipe, out, seed, wandb) for seed in _seeds(recipe)]
     return score_and_write(prepared, recipe, out, outcomes)
 
 
@@ -144,17 +145,16 @@ def score_and_write(
     return _write(prepared, recipe, out, found)
 
 
-def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int) -> Outcome:
+def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int, wandb: Wandb) -> Outcome:
     task, folder = prepared.task, _seed_folder(out, seed)
     before = kept.read_seed(folder)
     if before is not None:
         cli.say(f"{task.name} seed {seed}: over since an earlier start, dev {task.metric} {before.best.score:.4f}")
         return before
     storage.delete(folder)  # of a process that died in it
-    settings = Tracking(project=recipe.tracking.project, mode=recipe.tracking.mode)
     name = f"{storage.absolute(out).rsplit('/', 1)[-1]}-seed-{seed}"
-    config = recipe.model_dump(mode="json") | {"task": task.name, "model": prepared.base.name, "seed": seed}
-    tracker = Tracker(folder, name, settings, config, f"{_run_id(out)}-{seed}", 0)
+    config = recipe.model_dump(mode="json") | {"task": task.name, "model": short_name(prepared.base.name), "seed": seed}
+    tracker = Tracker(folder, name, wandb, config, f"{_run_id(out)}-{seed}", 0)
     cli.say(tracker.first_line)
 
     def heard(seen: Evaluation) -> None:

@@ -26,6 +26,7 @@ from twilbert.train.measure import evaluate_held_out, step_metrics
 from twilbert.train.saver import CheckpointSaver, Snapshot
 from twilbert.train.shards import Fragment, local_fragments, owned
 from twilbert.train.tracking import Histogram, MetricsFile, Tracker
+from twilbert.train.wandb_runs import Wandb
 from twilbert.train.watchdog import Watchdog
 
 TRACE_FILE = "trace.jsonl"
@@ -118,10 +119,9 @@ class Worker:
 
     def _open_logs(self) -> tuple[Tracker, MetricsFile | None]:
         recipe, run = self.job.recipe, self.job.run
-        # W&B need not know users' folders and hosts.
-        places = {"run": {"storage_path"}, "corpus": {"path", "tokenizer"}, "model": {"init_from"}}
-        config = recipe.model_dump(mode="json", exclude=places | {"cluster": {"address"}})
-        tracker = Tracker(run.path, run.name, recipe.tracking, config, run.id, last_step=self.step)
+        wandb = Wandb(recipe.tracking.project, recipe.tracking.mode, self.say)
+        config = recipe.model_dump(mode="json", exclude={"cluster": {"address"}})  # W&B need not know users' hosts
+        tracker = Tracker(run.path, run.name, wandb, config, run.id, last_step=self.step)
         self.say(tracker.first_line)
         trace = storage.join(run.path, TRACE_FILE) if recipe.tracking.trace_samples else None
         return tracker, MetricsFile(trace, self.step) if trace else None

@@ -14,7 +14,7 @@ from twilbert import __version__, cli, cluster, recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
 from twilbert.finetuning import kept
-from twilbert.finetuning.base import Base, load_base, newest_run
+from twilbert.finetuning.base import Base, load_base, newest_run, short_name
 from twilbert.finetuning.data import task_faults
 from twilbert.finetuning.run import Prepared, prepare
 from twilbert.joining import wait_for_room
@@ -132,10 +132,9 @@ def _labels(models: Sequence[str]) -> dict[str, str]:
     """A short name for each model: the last part of its path that says something."""
     labels: dict[str, str] = {}
     for model in models:
-        parts = [part for part in model.rstrip("/").split("/") if part not in ("", "model")]
-        label = parts[-1] if parts else "model"
-        same = sum(other == label or other.startswith(f"{label}-") for other in labels.values())
-        labels[model] = f"{label}-{same + 1}" if same else label
+        name = short_name(model)
+        same = sum(other == name or other.startswith(f"{name}-") for other in labels.values())
+        labels[model] = f"{name}-{same + 1}" if same else name
     return labels
 
 

@@ -12,14 +12,13 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from twilbert import storage
+from twilbert import cli, storage
 from twilbert.finetune_recipe import Tracking
+from twilbert.finetuning.base import short_name
 from twilbert.finetuning.loop import Evaluation
 from twilbert.parsing import read_record
-from twilbert.recipe import Tracking as RunTracking
-from twilbert.train.tracking import open_run, resolve_mode
+from twilbert.train.wandb_runs import Run, Wandb
 from twilbert.tuning import records
 from twilbert.tuning.records import TrialPlan
 
@@ -30,12 +29,11 @@ class SweepLog:
     """All W&B runs of a sweep. `close` must be called: what is written before may not be on the disk."""
 
     def __init__(self, out: str, settings: Tracking, plans: Sequence[TrialPlan]) -> None:
-        self.mode = resolve_mode(RunTracking(project=settings.project, mode=settings.mode))
-        self._project = settings.project
+        self._wandb = Wandb(settings.project, settings.mode, cli.say)
         self._sweep = out.rsplit("/", 1)[-1]
         self._out = out
         self._folder = storage.join(out, "wandb") if storage.is_local(out) else tempfile.mkdtemp(prefix="twilbert-")
-        self._runs: dict[str, Any] = {}
+        self._runs: dict[str, Run] = {}
         self._steps: dict[str, int] = {}
         done = storage.join(out, _DONE)
         self._done: set[str] = set(read_record(done, list[str])) if storage.exists(done) else set()
@@ -44,10 +42,11 @@ class SweepLog:
     @property
     def first_line(self) -> str:
         """Where the runs go."""
-        if self.mode == "disabled":
-            return "tracking: W&B disabled"
-        upload = f"; to upload later: wandb sync {self._folder}/wandb/offline-run-*" if self.mode == "offline" else ""
-        return f"tracking: W&B {self.mode}, one run a trial, in {self._folder}{upload}"
+        mode = self._wandb.mode
+        if mode == "disabled":
+            return f"tracking: W&B disabled{self._wandb.why}"
+        upload = f"; to upload later: wandb sync {self._folder}/wandb/offline-run-*" if mode == "offline" else ""
+        return f"tracking: W&B {mode}{self._wandb.why}, one run a trial, in {self._folder}{upload}"
 
     def repair(self) -> None:
         """Write the runs of trials that ended before this process, and may not have reached the disk, anew."""
@@ -57,7 +56,7 @@ class SweepLog:
 
     def row(self, plan: TrialPlan, seen: Evaluation) -> None:
         """One look at dev; one that was logged before a trial was started again is not logged twice."""
-        if self.mode == "disabled" or seen.step <= self._steps.get(plan.key, 0):
+        if self._wandb.mode == "disabled" or seen.step <= self._steps.get(plan.key, 0):
             return
         if plan.key not in self._runs:
             self._runs[plan.key] = self._open(plan)
@@ -66,41 +65,36 @@ class SweepLog:
 
     def end(self, plan: TrialPlan) -> None:
         """The trial is over: what was not heard of it, its result, and the run's end."""
-        if self.mode == "disabled":
+        if self._wandb.mode == "disabled":
             return
         state = records.read(plan.folder)
         for seen in state.evaluations:
             self.row(plan, seen)
         run = self._runs.pop(plan.key, None) or self._open(plan)
         best = state.best(plan.metric)
-        run.summary.update({"status": state.status, "starts": state.starts, "best_score": best and best.score})
-        run.finish()
+        run.finish({"status": state.status, "starts": state.starts, "best_score": best and best.score})
         self._done.add(plan.key)
 
     def close(self) -> None:
         """End runs of trials that are not over (they are written anew when they are), and wait for the disk."""
-        if self.mode == "disabled":
-            return
-        import wandb
-
-        for run in self._runs.values():
-            run.finish()
+        self._wandb.close()
         self._runs.clear()
-        # `finish` returns before the last block is on the disk: end W&B's own process, which waits for it.
-        wandb.teardown()
-        storage.write_json_atomic(storage.join(self._out, _DONE), sorted(self._done))
+        if self._done:
+            storage.write_json_atomic(storage.join(self._out, _DONE), sorted(self._done))
 
-    def _open(self, plan: TrialPlan) -> Any:
+    def _open(self, plan: TrialPlan) -> Run:
         run_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._out}/{plan.key}").hex[:12]
-        if self.mode == "offline":  # what an earlier process left of this run
+        if self._wandb.mode == "offline":  # what an earlier process left of this run
             for old in Path(self._folder, "wandb").glob(f"offline-run-*-{run_id}"):
                 shutil.rmtree(old)
         config = {"sweep": self._sweep, "study": plan.study, "trial": plan.number, "task": plan.task}
-        config |= {"drawn": plan.drawn, **plan.recipe.model_dump(mode="json", include=_CONFIG)}
-        return open_run(
-            self._folder, f"{self._sweep}/{plan.key}", self._project, self.mode, config, run_id,
+        config |= {"drawn": plan.drawn, "model": short_name(plan.recipe.model or "")}
+        config |= plan.recipe.model_dump(mode="json", include={"text", "encoder", "head", "loss", "training"})
+        mode = self._wandb.mode
+        run = self._wandb.open(
+            self._folder, f"{self._sweep}/{plan.key}", config, run_id,
             group=f"{plan.task} {self._sweep}", kind="trial", beside_others=True,
         )  # fmt: skip
-
-
-_CONFIG = {"model", "text", "encoder", "head", "loss", "training"}
+        if self._wandb.mode != mode:
+            cli.say(self.first_line)
+        return run

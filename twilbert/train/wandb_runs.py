@@ -1,0 +1,185 @@
+"""Weights & Biases, of which no failure ends the work that it tracks, and no wait is without a bound.
+
+A server that is away or refuses the key makes a command's runs offline ones; whatever fails later is one line, and what
+W&B holds so far stays in its folder, from which `wandb sync` uploads it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_INIT_S, _FINISH_S = 15, 30  # at most, to begin an online run and to upload what is left at its end
+
+
+def resolve_mode(mode: str) -> str:
+    """online, offline or disabled: auto is online where a W&B key is in the environment."""
+    if mode != "auto":
+        return mode
+    wanted = os.environ.get("WANDB_MODE")
+    if wanted in ("online", "offline", "disabled"):
+        return wanted
+    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+
+
+class Wandb:
+    """The W&B runs of one command; `close` must be called: what is written before may not be on the disk."""
+
+    def __init__(self, project: str, mode: str, say: Callable[[str], None]) -> None:
+        self.mode = resolve_mode(mode)
+        self.why = ""  # it is not what was asked for
+        self._project, self._say = project, say
+        self._open: list[Run] = []
+
+    def open(
+        self,
+        folder: str,
+        name: str,
+        config: Mapping[str, Any],
+        run_id: str,
+        *,
+        group: str | None = None,
+        kind: str | None = None,
+        beside_others: bool = False,
+    ) -> Run:
+        """A run whose rows carry their own step; `beside_others` where one process logs several at a time.
+
+        Paths in `config` are left out: they tell the user's name.
+        """
+        wanted = {
+            "project": self._project,
+            "name": name,
+            "group": group,
+            "job_type": kind,
+            "id": run_id,
+            "resume": "allow",
+            "reinit": "create_new" if beside_others else "default",
+            "dir": folder,
+            "config": _without_paths(config),
+        }
+        try:
+            run = self._init(folder, run_id, wanted)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the work that is tracked goes on
+            run, self.mode, self.why = None, "disabled", f" ({_line(error)})"
+        self._open.append(Run(run, self._say))
+        return self._open[-1]
+
+    def _init(self, folder: str, run_id: str, wanted: dict[str, Any]) -> Any:
+        if self.mode == "disabled":
+            return None
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own reports wait for the network at exit
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        inside = Path(folder, "wandb")
+        inside.mkdir(parents=True, exist_ok=True)
+        before = set(inside.iterdir())
+        if self.mode == "online":
+            try:
+                if "WANDB_API_KEY" not in os.environ and not wandb.login(prompt=False, verify=False):
+                    raise ValueError("no WANDB_API_KEY")
+                return _started(wandb.init(mode="online", settings=_settings(), **wanted))
+            except Exception as error:  # noqa: BLE001 - W&B's own, the network's, the server's
+                self.mode, self.why = "offline", f" (not online: {_line(error)})"
+            if any(run.is_open for run in self._open):
+                return None  # W&B's process holds this run's id, and other runs
+            wandb.teardown()
+            for left in set(inside.glob(f"run-*-{run_id}")) - before:
+                shutil.rmtree(left)
+        return _started(wandb.init(mode="offline", settings=_settings(), **wanted))
+
+    def close(self) -> None:
+        """End all runs and wait for the disk."""
+        for run in self._open:
+            run.finish()
+        if self._open and self.mode != "disabled":
+            import wandb
+
+            try:
+                # `finish` returns before the last block is on the disk: end W&B's own process, which waits for it.
+                wandb.teardown()
+            except Exception as error:  # noqa: BLE001 - as above
+                if not any(run.failed for run in self._open):
+                    self._say(f"tracking: W&B did not end in good order ({_line(error)})")
+        self._open.clear()
+
+
+class Run:
+    """One run, or none where W&B is disabled: then nothing happens."""
+
+    def __init__(self, run: Any, say: Callable[[str], None]) -> None:
+        self._run, self._say = run, say
+        self.failed = False
+        self.folder = None if run is None else Path(run.dir).parent
+        self.url = None if run is None else run.url
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it still takes rows."""
+        return self._run is not None
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """One row, which carries its step."""
+        self._try(lambda run: run.log(dict(row)))
+
+    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
+        """End it, with `summary` beside the rows."""
+
+        def end(run: Any) -> None:
+            run.summary.update(dict(summary or {}))
+            run.finish()
+
+        self._try(end)
+        self._run = None
+
+    def _try(self, action: Callable[[Any], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the work that is tracked goes on
+            self._run, self.failed = None, True
+            self._say(f"tracking: W&B failed ({_line(error)}); what it has so far: wandb sync {self.folder}")
+
+
+def _settings() -> Any:
+    import wandb
+
+    # Numbers only: no host, user, command line, packages or source ever leave the run.
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        host="",
+        username="",
+        init_timeout=_INIT_S,
+        finish_timeout=_FINISH_S,
+        finish_timeout_raises=True,
+    )
+
+
+def _started(run: Any) -> Any:
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    # A link to a log in the home folder, whose path tells the user's name; nothing in it is about this run.
+    (Path(run.dir).parent / "logs" / "debug-core.log").unlink(missing_ok=True)
+    return run
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value]
+    return None if isinstance(value, str) and ("/" in value or os.sep in value or value.startswith("~")) else value
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
