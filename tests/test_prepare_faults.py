@@ -40,6 +40,7 @@ def test_wrong_input_is_one_message_and_exit_2(tmp_path: Path, capsys: pytest.Ca
         (file("image.tsv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),): "image.tsv: a binary file",
         (file("cut.parquet", whole.read_bytes()[:-20]),): "cut.parquet: not a readable Parquet file",
         (str(floats),): "column 'orig_id' is double, expected text (floats have lost digits",
+        (file("deep.jsonl", b"[" * 100_000 + b"\n"),): "no JSON object in its first lines",
         (file("list.jsonl", b"[1, 2]\n"),): "no JSON object in its first lines",
         (file("not.tsv.gz", b"\x1f\x8bnot gzip at all"),): "cannot be unpacked as gzip",
         (str(whole), "--valid-share", "1"): "--valid-share 1: expected a share from 0 to below 1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from twilbert.recipe import Recipe
 VOCAB_SIZE = 30_002
 """Entries of the vocabulary where neither a tokenizer nor --vocab-size tells: the released models'."""
 _PLOTS = ("png", "svg")
+_MOST_DEVICES, _LARGEST = 2**13, 2**31 - 1
 
 
 def plan(
@@ -66,9 +68,9 @@ def _check(devices: int, kind: str, flops: float | None, *, measure: bool) -> No
     """UsageError for arguments that make no plan."""
     if kind not in KINDS:
         raise UsageError(f"--kind {kind}: unknown; known are {', '.join(KINDS)}")
-    if devices < 1:
-        raise UsageError(f"--gpus {devices}: expected at least 1 device")
-    if flops is not None and not flops > 0:
+    if not 1 <= devices <= _MOST_DEVICES:
+        raise UsageError(f"--gpus {devices}: expected 1 to {_MOST_DEVICES:,} devices")
+    if flops is not None and not 0 < flops < math.inf:
         raise UsageError(f"--flops {flops:g}: expected FLOP/s of large matrix products, e.g. 850e9")
     if kind == "cpu" and measure == (flops is not None):
         raise UsageError(
@@ -131,8 +133,8 @@ def _command(args: argparse.Namespace) -> str:
     if args.plot and suffix not in _PLOTS:
         raise UsageError(f"--plot {args.plot}: expected a name that ends in .png or .svg")
     for flag, value in (("--vocab-size", args.vocab_size), ("--tweet-tokens", args.tweet_tokens)):
-        if value is not None and value < 1:
-            raise UsageError(f"{flag} {value:g}: expected at least 1")
+        if value is not None and not 1 <= value <= _LARGEST:
+            raise UsageError(f"{flag} {value:g}: expected 1 to {_LARGEST:,}")
     from twilbert.planning import plot, tables
 
     if args.plot:

@@ -78,8 +78,8 @@ def _write(found: Sequence[Pretraining], out: str, watch: float | None) -> None:
 
 
 def _command(args: argparse.Namespace) -> str:
-    if args.watch is not None and not args.watch >= 1:
-        raise UsageError(f"--watch {args.watch:g}: expected 1 second or more")
+    if args.watch is not None and not 1 <= args.watch <= 86_400:
+        raise UsageError(f"--watch {args.watch:g}: expected 1 second to a day")
     alone = args.run[0] if len(args.run) == 1 else None
     if not args.run or (alone and not history.is_run(alone) and _is_storage(alone, args.runs)):
         if args.watch or args.out:

@@ -265,7 +265,23 @@ def test_a_manifest_lists_what_a_checkpoint_needs_and_nothing_outside_it(tmp_pat
     for step, file in enumerate(needed, 2):
         lacking = "optimizer-00000-of-00001.safetensors" if file.startswith("optimizer") else file
         assert rewrite(seal(tmp_path, step), lambda files, file=file: files.pop(file)).endswith(f"not list {lacking}")
-    for step, file in enumerate(["../outside", str(tmp_path / "outside"), "model/../../outside", "..", "", "a/b"], 9):
+    seal(tmp_path, 8).joinpath("model", ".hidden").write_bytes(b"weights" * 100)
+    hidden = lambda files: files.update({"model/.hidden": outside})  # noqa: E731
+    assert rewrite(tmp_path / checkpoint.folder_name(8), hidden) == "None", "a model folder may hold more"
+    for step, file in enumerate(
+        [
+            "../outside",
+            "model/..",
+            "model/.",
+            "model//x",
+            str(tmp_path / "outside"),
+            "model/../../outside",
+            "..",
+            "",
+            "a/b",
+        ],
+        9,
+    ):
         said = rewrite(seal(tmp_path, step), lambda files, file=file: files.update({file: outside}))
         assert said == f"manifest.json lists {file!r}, which is no file of a checkpoint"
 

@@ -203,7 +203,7 @@ def _json_columns(path: str, body: bytes, renamed: dict[str, str]) -> tuple[str 
     for line in body.split(b"\n"):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             names = [str(name) for name in value]

@@ -35,7 +35,7 @@ KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 _MANIFEST = "manifest.json"
 _NEEDED = {"state.json", "recipe.yaml", "model/config.json", "model/model.safetensors"}
-_INSIDE = re.compile(r"(?:model/)?[\w][\w.-]*", re.ASCII)  # what a manifest may list: no way out of the folder
+_INSIDE = re.compile(r"(?:model/)?(?!\.\.?$)[\w.-]+", re.ASCII)  # what a manifest may list: no way out of the folder
 
 
 @dataclass(frozen=True)
