@@ -17,6 +17,8 @@ from twilbert import finetune, pretrain, storage
 from twilbert.finetuning import run as finetuning
 from twilbert.model.transformers_api import load_model_folder
 from twilbert.train import history, run_folder, run_state
+from twilbert.tuning import sweep
+from twilbert.tuning.recipe import load as load_sweep
 
 LOST = 3600.0
 
@@ -66,6 +68,15 @@ def test_killed_in_publishing_and_started_again(ray_local, tmp_path, when, capsy
     assert load_model_folder(str(run / "model"))
     assert storage.read_json(str(run / "state.json"))["state"] == "finished"
     assert not list(run.glob(".*"))
+
+
+def test_a_sweep_says_that_it_is_finished_last(tmp_path, monkeypatch):
+    def killed(path: str, data: bytes) -> None:
+        raise KeyboardInterrupt(path)
+
+    monkeypatch.setattr(storage, "write_bytes_atomic", killed)  # in writing the first of its two files
+    with pytest.raises(KeyboardInterrupt, match=r"report\.html"):
+        sweep._write(load_sweep(), [], {}, str(tmp_path))
 
 
 FINETUNING = """

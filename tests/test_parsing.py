@@ -185,7 +185,7 @@ def faults(values: object, *overrides: str) -> str:
      "training.seed=-1", "model.n_encoders=1000000000", "model.n_heads=1000000000", "model.hidden_size=1000000000",
      "model.max_len=1000000000", "model.pkm_params.memory_size=1000000000", "objective.rop.n_hidden=1000000000",
      "corpus.lanes=1000000000", "cluster.num_workers=[1, 1000000000000]", "training.hang_timeout=1e300",
-     "training.max_steps.x=3", "training.micro_batch_tokens=1e18"],
+     "training.max_steps.x=3", "training.micro_batch_tokens=1e18", "training.global_batch_size=1e9"],
 )  # fmt: skip
 def test_a_value_of_another_type_or_beyond_all_sizes_is_a_fault_that_names_its_key(override):
     assert f"\n  {override.partition('=')[0].removesuffix('.x')}" in faults({}, override)

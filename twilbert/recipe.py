@@ -186,7 +186,7 @@ class Training(Section):
     """Optimiser steps of the whole run."""
     max_time: float | None = Field(default=None, gt=0)
     """Minutes of training after which the run stops with a checkpoint; it resumes when started again."""
-    global_batch_size: Count = 2048
+    global_batch_size: Annotated[Count, Field(le=2**20)] = 2048
     """Samples per optimiser step over all workers; one pair gives two samples."""
     micro_batch_tokens: Count = 8192
     """Padded tokens that one forward pass of one worker aims at; sets the number of accumulations."""
