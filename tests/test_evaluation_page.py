@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.evaluation_world import WORDS, make_world
-from tests.test_report import parsed
+from tests.report.parsing import parsed, shows_texts_as_they_are
+from twilbert.data.objectives import CLS, MASK, SEP
 from twilbert.errors import TwilbertError
+from twilbert.evaluation import page
+from twilbert.evaluation.pairs import Judged, MaskedWord, PairScores, SampleScores
 from twilbert.evaluation.scores import evaluate_pairs, evaluate_texts
 
 
@@ -59,3 +63,38 @@ def test_the_report_of_texts_shows_them_token_by_token(world, tmp_path):
     page = page_file.read_text()
     assert page.count("<article") == 2 and "--shade" in page
     parsed(page)
+
+
+def test_texts_and_tokens_are_shown_as_they_are():
+    """Whatever a text, a token, a path or an order's row holds, in each of the three pages."""
+    words = tuple(
+        MaskedWord(i, 7, shown, ((7, 0.5), (8, 0.25)) if i % 2 else ((8, 0.5),), 0.01, 1 if i % 2 else 30)
+        for i, shown in ((1, MASK), (2, 7), (3, 9))
+    )
+    samples = [Judged(i, (CLS, 7, 7, 7, 8, SEP), words, i % 2, 0.75) for i in (0, 1)]
+    labels, shares = np.array([0, 1]), np.array([0.25, 0.75])
+    arrays = SampleScores(*(np.array([0, 1]) for _ in range(4)), np.ones(2), labels, shares)
+    names = (
+        "mlm_loss mlm_loss_at_mask mlm_perplexity mlm_perplexity_at_mask mlm_accuracy mlm_accuracy_at_mask rop_loss "
+    )
+    names += "rop_accuracy unigram_loss_at_mask context_free_loss log_likelihood_per_token log_likelihood_per_text "
+    names += "pseudo_perplexity original_log_likelihood"
+    counts = "pairs singles n_masked n_at_mask texts tokens empty rop_correct rows"
+    numbers = dict.fromkeys(names.split(), 0.5) | dict.fromkeys(counts.split(), 2)
+
+    def pairs(text: str) -> str:
+        scores = numbers | {"model": text, "data": text, "frequencies": text}
+        evaluation = page.PairEvaluation(scores, PairScores(10, 8), arrays, np.ones(10, np.int64), samples, [])
+        return page.of_pairs(evaluation, lambda token: text)
+
+    def texts(text: str) -> str:
+        line = {"row": 1, "per_token": -2.0, "pieces": [f"▁{text}", text], "log_likelihoods": [-1.0, -30.0]}
+        return page.of_texts(numbers | {"model": text, "data": text}, np.array([-4.0]), np.array([2]), [line], [])
+
+    def orders(text: str) -> str:
+        lines = [{"first": text, "second": text, "label": 1, "reply_second": 0.25}]
+        return page.of_orders(numbers | {"model": text, "data": text}, labels, shares, lines, [])
+
+    shows_texts_as_they_are(pairs, 35)
+    shows_texts_as_they_are(texts, 4)
+    shows_texts_as_they_are(orders, 4)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.make_models import make_pretrained
-from tests.test_report import parsed
+from tests.report.parsing import parsed
 from twilbert import pretrain, recipe_file, tune
 from twilbert.errors import UsageError
 from twilbert.inference import Model
@@ -63,7 +63,7 @@ def test_a_run_has_its_curves_and_model(trained):
     shown = trained._repr_html_()
     assert shown.startswith("<iframe") and "src=" not in shown
     page = html.unescape(shown.partition('srcdoc="')[2].partition('" style="width')[0])
-    assert trained.name in parsed(page).seen
+    assert trained.name in parsed(page).texts
 
 
 @pytest.mark.ray

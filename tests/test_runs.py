@@ -6,18 +6,20 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.test_report import parsed
+from tests.report.parsing import parsed, shows_texts_as_they_are
 from twilbert import recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.recipe import science
 from twilbert.runs import main
 from twilbert.train import history, page, run_folder
-from twilbert.train.run_state import STATE_FILE, Signs
+from twilbert.train.history import Pretraining
+from twilbert.train.run_state import STATE_FILE, Signs, Told
 
 LOST = 3600.0  # seconds without a sign of life after which nobody waits any more
 
@@ -57,13 +59,13 @@ def publish(run: Path, step: int) -> None:
 
 
 def state_of(run: Path) -> str:
-    return history.read(str(run)).state
+    return Pretraining.read(str(run)).state
 
 
 def test_what_the_driver_said_last_is_the_state_and_a_silent_driver_is_dead(tmp_path):
     for state in ("running", "finished", "stopped", "failed"):
         assert state_of(make_run(tmp_path / state, metrics=rows(40), state=state)) == state
-    lost = history.read(str(make_run(tmp_path / "lost", metrics=rows(40), state="running", age=LOST)))
+    lost = Pretraining.read(str(make_run(tmp_path / "lost", metrics=rows(40), state="running", age=LOST)))
     assert lost.state == "failed"
     assert lost.told.why == "its driver was killed or lost: no sign of it for 60 minutes"
     assert state_of(make_run(tmp_path / "old", metrics=rows(40), state="finished", age=LOST)) == "finished"
@@ -104,13 +106,13 @@ def test_a_driver_gives_signs_until_its_end(tmp_path):
     assert state_of(tmp_path / "run") == "finished"
     with Signs(run) as signs:
         signs.end("training.max_time reached")
-    assert history.read(run.path).told.why == "training.max_time reached"
+    assert Pretraining.read(run.path).told.why == "training.max_time reached"
     with pytest.raises(KeyboardInterrupt), Signs(run):
         raise KeyboardInterrupt
     assert state_of(tmp_path / "run") == "stopped"
     with pytest.raises(TwilbertError), Signs(run):
         raise TwilbertError("weights are no longer finite;\nnothing was saved")
-    assert history.read(run.path).told.why == "weights are no longer finite; nothing was saved"
+    assert Pretraining.read(run.path).told.why == "weights are no longer finite; nothing was saved"
     assert state_of(tmp_path / "run") == "failed"
 
 
@@ -138,7 +140,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     run = make_run(tmp_path / "run", metrics=rows(20), state="running")
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 30, "train/lo')
-    assert [step for step, _ in history.read(str(run)).curve("train/loss")] == [10, 20]
+    assert [step for step, _ in Pretraining.read(str(run)).curve("train/loss")] == [10, 20]
 
 
 def test_what_came_after_the_checkpoint_of_a_restart_is_forgotten():
@@ -151,7 +153,7 @@ def test_what_came_after_the_checkpoint_of_a_restart_is_forgotten():
 
 def test_histograms_are_no_curves_and_a_missing_series_names_its_like(tmp_path):
     metrics = [{"step": 1, "train/mlm_loss": 2.0, "optim/trust_ratios/heads": {"edges": [0, 1], "counts": [3]}}]
-    run = history.read(str(make_run(tmp_path / "run", metrics=metrics)))
+    run = Pretraining.read(str(make_run(tmp_path / "run", metrics=metrics)))
     assert run.metrics == {"train/mlm_loss": [(1, 2.0)]}
     with pytest.raises(UsageError, match="no series 'valid/mlm_loss'; there are train/mlm_loss"):
         run.curve("valid/mlm_loss")
@@ -210,7 +212,7 @@ def test_two_runs_are_compared_on_one_page_that_needs_nothing_else(two, capsys):
     assert re.search(r"training\.optimizer +adam +lamb", science_part)
     assert re.search(r"cluster\.num_workers +1 +2", free_part) and "num_workers" not in science_part
     html = out.read_text()
-    text = " ".join(parsed(html).seen)
+    text = " ".join(parsed(html).texts)
     for part in ("adam · lamb", "training.learning_rate", "0.01", "MLM loss, held out", "finished at step 100"):
         assert part in text
     assert "<b>4.700</b>" in html, "the better score is set off"
@@ -228,9 +230,23 @@ def test_runs_of_unlike_batches_are_also_drawn_over_samples(two):
 
 def test_the_page_of_one_run_has_its_settings(two):
     html = page.of_runs([history.find("lamb", str(two))])
-    text = " ".join(parsed(html).seen)
+    text = " ".join(parsed(html).texts)
     assert "training.global_batch_size" in text and "Differences" not in text
     assert "1 min" in text, "40 steps of 2 seconds are left"
+
+
+def test_names_and_settings_of_users_are_shown_as_they_are(two):
+    plain = Pretraining.read(str(two / "adam"))
+
+    def with_text(text: str, n_runs: int) -> str:
+        changes = {"told": Told("failed", text), "recipe": dict(plain.recipe) | {"model.name": text, text: 1}}
+        metrics = dict(plain.metrics) | {text: [(20, 1.0)]}
+        runs = [replace(plain, path=f"{text}/run", metrics=metrics, **changes) for _ in range(n_runs)]
+        runs[-1] = replace(runs[-1], identity=dict(plain.identity) | {f"corpus.{text}": f"{text}{text}"})
+        return page.of_runs(runs)
+
+    shows_texts_as_they_are(lambda text: with_text(text, 1), 7)
+    shows_texts_as_they_are(lambda text: with_text(text, 3), 20)
 
 
 def test_a_watched_page_loads_itself_again_until_the_runs_end(two, monkeypatch, capsys):
@@ -289,7 +305,7 @@ def test_what_is_no_run_is_told(two, tmp_path, capsys):
 @pytest.mark.ray
 def test_a_real_runs_series_all_have_their_place_on_the_page(trained):
     assert trained.state == "finished" and trained.step == 6 and trained.best_step in (3, 6)
-    text = " ".join(parsed(trained.html()).seen)
+    text = " ".join(parsed(trained.html()).texts)
     assert "Further" not in text, "a series that the page does not know"
     for part in ("Trust ratio, median", "pkm/layer_1_used", "Update norm", "Skipped steps", "finished at step 6"):
         assert part in text

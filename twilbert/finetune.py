@@ -24,14 +24,16 @@ def run(
 
 
 def _show(results: Mapping[str, Any]) -> None:
-    from twilbert.finetuning.page import metric_name
-    from twilbert.finetuning.run import spread, told
+    from twilbert.finetuning.page import mean_and_sd, metric_name, score_with_spread
 
-    rows = [[split, metric_name(results), told(results.get(split)), _rows(results, split)] for split in ("dev", "test")]
+    rows = [
+        [split, metric_name(results), score_with_spread(results.get(split)), _rows(results, split)]
+        for split in ("dev", "test")
+    ]
     clean = (results.get("test") or {}).get("without_rows_in_train")
     if clean:
         left = results["test"]["rows"] - results["test"]["rows_also_in_train"]
-        rows.append(["test without texts of train", metric_name(results), spread(clean), f"{left:,}"])
+        rows.append(["test without texts of train", metric_name(results), mean_and_sd(clean), f"{left:,}"])
     cli.table([results["task"], "metric", "score", "rows"], rows)
 
 

@@ -19,7 +19,7 @@ from twilbert.joining import wait_for_room
 from twilbert.recipe import Recipe
 
 if TYPE_CHECKING:
-    from twilbert.train.history import Pretraining
+    from twilbert.train.page import PretrainingRun
 
 # ---- the worker ----------------------------------------------------------------------------------------------------
 
@@ -131,19 +131,19 @@ def _train(worker: Any) -> None:
 # ---- the driver ----------------------------------------------------------------------------------------------------
 
 
-def run(recipe: str | Mapping[str, Any] | Recipe = "base.yaml", **overrides: Any) -> Pretraining:
+def run(recipe: str | Mapping[str, Any] | Recipe = "base.yaml", **overrides: Any) -> PretrainingRun:
     """Pre-train from Python: the run, with its curves and model. `recipe`: a file, a shipped one's name, or values.
 
     Overrides have two underscores for a dot: run("tiny.yaml", training__max_steps=200), or run("tiny.yaml",
     **{"training.max_steps": 200}). As with the command, the same recipe resumes, and an interrupt (Ctrl-C, a notebook's
     stop button) saves a checkpoint; the run that is returned is then "stopped". UsageError, TwilbertError likewise.
     """
-    from twilbert.train import history
+    from twilbert.train.page import PretrainingRun
 
     if isinstance(recipe, str):
-        return history.read(train(recipe_file.load(recipe, recipe_file.as_overrides(overrides)), recipe)["run"])
+        return PretrainingRun.read(train(recipe_file.load(recipe, recipe_file.as_overrides(overrides)), recipe)["run"])
     values = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
-    return history.read(train(recipe_file.build(values, recipe_file.as_overrides(overrides)))["run"])
+    return PretrainingRun.read(train(recipe_file.build(values, recipe_file.as_overrides(overrides)))["run"])
 
 
 def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:

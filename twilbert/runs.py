@@ -18,7 +18,7 @@ def listing(runs: Sequence[Pretraining]) -> tuple[list[str], list[list[object]]]
     return headers, [
         [
             run.name, run.hash, run.state, run.step, run.max_steps, _short(run.last("train/loss")),
-            _short(run.last("valid/loss")), _best(run), page.when(run),
+            _short(run.last("valid/loss")), _best(run), page.written_at(run),
         ]
         for run in runs
     ]  # fmt: skip
@@ -90,7 +90,7 @@ def _command(args: argparse.Namespace) -> str:
     _show(found)
     _write(found, out, args.watch)
     while args.watch and any(run.state == "running" for run in found):
-        cli.say("; ".join(f"{name} {page.told(run)}" for name, run in zip(page.names(found), found, strict=True)))
+        cli.say("; ".join(f"{name} {page.status(run)}" for name, run in zip(page.names(found), found, strict=True)))
         time.sleep(args.watch)
         found = compare(args.run, args.runs)
         _write(found, out, args.watch)

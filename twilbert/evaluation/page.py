@@ -1,4 +1,4 @@
-"""The pages of twilbert-evaluate --report: of pairs, of texts, of orders. Pure: numbers and tokens in, HTML out."""
+"""The pages of twilbert-evaluate --report: of pairs, of texts, of orders."""
 
 from __future__ import annotations
 
@@ -9,171 +9,91 @@ from typing import Any
 
 import numpy as np
 
-from twilbert import __version__, report
-from twilbert.charts import Series, bar_chart, line_chart
 from twilbert.data.objectives import ROP_REPLY_SECOND
 from twilbert.evaluation import cards
-from twilbert.evaluation.cards import ORDER_NAMES
 from twilbert.evaluation.pairs import Judged, PairScores, SampleScores, binned
-from twilbert.report import Html, Tile
+from twilbert.report import html
+from twilbert.report.charts import Chart, Series, bar_chart, line_chart
 
 _DECADES = (0, 1, 10, 100, 1_000, 10_000, 100_000)
 _DECADE_NAMES = ("never", "1–9", "10–99", "100–999", "1k–9k", "10k–99k", "100k+")
 _CALIBRATION_BINS = 10
 _MOST_POSITION_BARS = 9
 
+Rows = Sequence[Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
-class Pairs:
-    """What an evaluation of pairs found."""
+class PairEvaluation:
+    """The results of an evaluation of pairs."""
 
     scores: Mapping[str, Any]
-    gathered: PairScores
+    sums: PairScores
     samples: SampleScores
     counts: np.ndarray  # how often each id occurs in the training data, int64 [V]
-    judged: Sequence[Judged]
-    curves: Sequence[Mapping[str, float]]  # rows of the run's metrics.jsonl
+    examples: Sequence[Judged]
+    curves: Rows  # of the run's metrics.jsonl
 
 
-def of_pairs(seen: Pairs, token: Callable[[int], str]) -> str:
+def of_pairs(evaluation: PairEvaluation, token: Callable[[int], str]) -> str:
     """The page of an evaluation of held-out pairs; `token` names an id."""
-    scores, judged = seen.scores, seen.samples.judged
-    labels, shares = seen.samples.rop_labels[judged], seen.samples.reply_second[judged]
-    sections = [report.tiles(_pair_tiles(scores, labels, shares)), _masked_words(seen)]
-    if len(labels):
-        sections.append(_reply_order(labels, shares, "both orders of each pair, their words masked as in training"))
-    sections += _run_curves(seen.curves)
-    if seen.judged:
-        sections.append(cards.pairs(seen.judged, token))
-    return _page("Held-out pairs", scores, sections)
+    scored = evaluation.samples.judged
+    labels, shares = evaluation.samples.rop_labels[scored], evaluation.samples.reply_second[scored]
+    return html.render(
+        "evaluation/pairs.html.jinja",
+        scores=evaluation.scores,
+        order=_order(labels, shares),
+        words=_masked_words(evaluation),
+        run=_run(evaluation.curves),
+        pairs=cards.pairs(evaluation.examples, token),
+    )
 
 
-def of_texts(
-    scores: Mapping[str, Any],
-    sums: np.ndarray,
-    counts: np.ndarray,
-    lines: Sequence[Mapping[str, Any]],
-    curves: Sequence[Mapping[str, float]],
-) -> str:
+def of_texts(scores: Mapping[str, Any], sums: np.ndarray, counts: np.ndarray, lines: Rows, curves: Rows) -> str:
     """The page of texts' pseudo-log-likelihoods: `sums` nats over `counts` tokens each, and some texts' `lines`."""
-    per_token = f"{scores['log_likelihood_per_token']:.3f}"
-    tiles = [
-        Tile("Pseudo-log-likelihood", per_token, "nats a token, over all tokens"),
-        Tile("Pseudo-perplexity", _big(scores["pseudo_perplexity"]), "its exponential"),
-        Tile("Mean over texts", f"{scores['log_likelihood_per_text']:.3f}", "nats a token, each text counts alike"),
-        Tile(
-            "The original's P(X)", f"{scores['original_log_likelihood']:.3f}", "with [CLS] and [SEP] among the tokens"
-        ),
-        Tile("Texts", f"{scores['texts']:,}", f"{scores['tokens']:,} tokens; {scores['empty']:,} lines without text"),
+    full = counts > 0
+    likelihood = _likelihood(sums[full] / counts[full], counts[full])
+    template = "evaluation/texts.html.jinja"
+    return html.render(template, scores=scores, likelihood=likelihood, run=_run(curves), texts=cards.texts(lines))
+
+
+def of_orders(scores: Mapping[str, Any], labels: np.ndarray, shares: np.ndarray, lines: Rows, curves: Rows) -> str:
+    """The page of pairs in given orders; `shares`: the model's probabilities that the second text replies."""
+    rows = [
+        (line["first"], line["second"], cards.predicted_order(line["label"], line["reply_second"])) for line in lines
     ]
-    said = counts > 0
-    sections = [report.tiles(tiles), _likelihood_charts(sums[said] / counts[said], counts[said])]
-    sections += _run_curves(curves)
-    if lines:
-        sections.append(cards.texts(lines))
-    return _page("Pseudo-log-likelihood of texts", scores, sections)
+    template = "evaluation/orders.html.jinja"
+    return html.render(template, scores=scores, order=_order(labels, shares), run=_run(curves), rows=rows)
 
 
-def of_orders(
-    scores: Mapping[str, Any],
-    labels: np.ndarray,
-    shares: np.ndarray,
-    lines: Sequence[Mapping[str, Any]],
-    curves: Sequence[Mapping[str, float]],
-) -> str:
-    """The page of pairs judged in the order they stand in; `shares`: probabilities that the second text replies."""
-    tiles = [
-        Tile("ROP accuracy", _percent(scores["rop_accuracy"]), f"{scores['rop_correct']} of {scores['rows']}"),
-        Tile("ROP loss", f"{scores['rop_loss']:.3f}", "nats; guessing: 0.693"),
-        Tile("Calibration error", _percent(calibration_error(labels, shares)), "confidence against accuracy"),
-    ]
-    sections = [report.tiles(tiles), _reply_order(labels, shares, "each row in its own order, nothing masked")]
-    sections += _run_curves(curves)
-    if lines:
-        cells = [[line["first"], line["second"], cards.verdict(line["label"], line["reply_second"])] for line in lines]
-        sections.append(report.section("Rows", report.table(["first", "second", "judged"], cells)))
-    return _page("Reply order", scores, sections)
-
-
-def _page(title: str, scores: Mapping[str, Any], sections: Sequence[Html]) -> str:
-    model, data = (report.tag("code", scores[key]) for key in ("model", "data"))
-    subtitle = report.join(["Model ", model, " on ", data])
-    return report.page(f"TWilBERT: {title}", subtitle, sections, f"Made by twilbert-evaluate {__version__}.")
-
-
-def _pair_tiles(scores: Mapping[str, Any], labels: np.ndarray, shares: np.ndarray) -> list[Tile]:
-    unigram, free = scores["unigram_loss_at_mask"], scores["context_free_loss"]
-    made = [
-        Tile("MLM loss at [MASK]", f"{scores['mlm_loss_at_mask']:.3f}", f"nats; word frequencies alone: {unigram:.3f}"),
-        Tile("MLM loss, all masked", f"{scores['mlm_loss']:.3f}", f"nats; without context: {free:.3f}"),
-        Tile(
-            "Perplexity at [MASK]",
-            _big(scores["mlm_perplexity_at_mask"]),
-            f"all masked: {_big(scores['mlm_perplexity'])}",
-        ),
-        Tile(
-            "MLM accuracy at [MASK]",
-            _percent(scores["mlm_accuracy_at_mask"]),
-            f"all masked: {_percent(scores['mlm_accuracy'])}",
-        ),
-    ]
-    if "rop_accuracy" in scores:
-        made += [
-            Tile(
-                "ROP accuracy",
-                _percent(scores["rop_accuracy"]),
-                f"loss {scores['rop_loss']:.3f}; guessing: 50 %, 0.693",
-            ),
-            Tile(
-                "ROP calibration error",
-                _percent(calibration_error(labels, shares)),
-                "confidence against accuracy",
-            ),
-        ]
-    made.append(Tile("Pairs", f"{scores['pairs']:,}", f"and {scores['singles']:,} single tweets"))
-    return [*made, Tile("Words masked", f"{scores['n_masked']:,}", f"{scores['n_at_mask']:,} by [MASK]")]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\u00a0%"
-
-
-def _big(value: float) -> str:
-    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}" if value < 1e9 else f"{value:.1e}"
-
-
-def _masked_words(seen: Pairs) -> Html:
+def _masked_words(evaluation: PairEvaluation) -> list[Chart]:
     """Accuracy at [MASK] by how often the word occurs in training, and by where in the sequence it stands."""
-    frequency = np.zeros(seen.gathered.by_token.shape[1], np.int64)
-    frequency[: len(seen.counts)] = seen.counts
+    sums = evaluation.sums
+    frequency = np.zeros(sums.by_token.shape[1], np.int64)
+    frequency[: len(evaluation.counts)] = evaluation.counts
     decade = np.searchsorted(_DECADES, frequency, side="right") - 1
-    count, right = (np.bincount(decade, weights=row, minlength=len(_DECADES)) for row in seen.gathered.by_token)
-    held = np.flatnonzero(count)
+    count, right = (np.bincount(decade, weights=row, minlength=len(_DECADES)) for row in sums.by_token)
+    nonempty = np.flatnonzero(count)
     by_frequency = bar_chart(
         "By how often the word occurs",
-        [_DECADE_NAMES[i] for i in held],
-        [right[i] / count[i] for i in held],
+        [_DECADE_NAMES[i] for i in nonempty],
+        [100 * right[i] / count[i] for i in nonempty],
         "occurrences of the token",
         "accuracy, %",
-        counts=[int(count[i]) for i in held],
-        as_percent=True,
+        counts=[int(count[i]) for i in nonempty],
     )
-    last = int(np.flatnonzero(seen.gathered.by_position[0]).max(initial=1))
-    width = -(-last // _MOST_POSITION_BARS)
-    edges = [*range(1, last + 1, width), last + 1]
-    count, right = binned(seen.gathered.by_position, edges)
+    last = int(np.flatnonzero(sums.by_position[0]).max(initial=1))
+    edges = [*range(1, last + 1, -(-last // _MOST_POSITION_BARS)), last + 1]
+    count, right = binned(sums.by_position, edges)
     by_position = bar_chart(
         "By position in the sequence",
         [str(low) for low in edges[:-1]],
-        [r / n if n else None for n, r in zip(count, right, strict=True)],
+        [100 * r / n if n else None for n, r in zip(count, right, strict=True)],
         "position, from; [CLS] is 0",
         "accuracy, %",
         counts=count.tolist(),
-        as_percent=True,
     )
-    frequencies = seen.scores["frequencies"]
-    note = f"Accuracy where the model saw [MASK]; hollow: fewer than 30 words. Frequencies: {frequencies}."
-    return report.section("Masked words", report.grid([by_frequency, by_position]), note=note)
+    return [by_frequency, by_position]
 
 
 def calibration_error(labels: np.ndarray, shares: np.ndarray) -> float:
@@ -185,16 +105,18 @@ def calibration_error(labels: np.ndarray, shares: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / max(1, len(labels)))
 
 
-def _reply_order(labels: np.ndarray, shares: np.ndarray, what: str) -> Html:
-    """Calibration and confusion."""
+def _order(labels: np.ndarray, shares: np.ndarray) -> dict[str, Any] | None:
+    """Calibration and confusion of the reply order; None without samples that have one."""
+    if not len(labels):
+        return None
     bins = np.minimum((shares * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
     count = np.bincount(bins, minlength=_CALIBRATION_BINS)
     mean, truth = (np.bincount(bins, weights=w, minlength=_CALIBRATION_BINS) for w in (shares, labels.astype(float)))
-    held = np.flatnonzero(count)
+    nonempty = np.flatnonzero(count)
     calibration = line_chart(
         "Calibration: how often the tweet really is first",
         [
-            Series("samples in ten bins of probability", [(mean[i] / count[i], truth[i] / count[i]) for i in held]),
+            Series("samples in ten bins of probability", [(mean[i] / count[i], truth[i] / count[i]) for i in nonempty]),
             Series("perfect", [(0, 0), (1, 1)], reference=True),
         ],
         "probability given to “tweet first”",
@@ -203,51 +125,52 @@ def _reply_order(labels: np.ndarray, shares: np.ndarray, what: str) -> Html:
         y_range=(0, 1),
     )
     names = [f"{i / 10:.1f}" for i in range(_CALIBRATION_BINS)]
-    spread = bar_chart("How sure it is", names, count.tolist(), "probability given to “tweet first”, from", "samples")
-    judged = (shares > 0.5).astype(int)
-    table = [[int(((labels == i) & (judged == j)).sum()) for j in (1, 0)] for i in (1, 0)]
-    matrix = report.confusion([ORDER_NAMES[1], ORDER_NAMES[0]], table)
-    confusion = report.tag("figure", report.join([report.tag("figcaption", "Confusion"), matrix]))
-    return report.section(
-        "Reply order", report.grid([calibration, spread, confusion]), note=f"{len(labels):,} samples: {what}."
+    confidence = bar_chart(
+        "How sure it is", names, count.tolist(), "probability given to “tweet first”, from", "samples"
     )
+    predicted = (shares > 0.5).astype(int)
+    return {
+        "n": len(labels),
+        "calibration_error": calibration_error(labels, shares),
+        "charts": [calibration, confidence],
+        "labels": cards.ORDER_NAMES[::-1],
+        "confusion": [[int(((labels == i) & (predicted == j)).sum()) for j in (1, 0)] for i in (1, 0)],
+    }
 
 
-def _run_curves(rows: Sequence[Mapping[str, float]]) -> list[Html]:
-    """The run's metrics over its steps; nothing where there are none."""
+def _run(rows: Rows) -> list[Chart]:
+    """The run's metrics over its steps, those that it has."""
 
     def series(name: str, key: str) -> Series:
         return Series(name, [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)])
 
-    def chart(title: str, unit: str, keys: Mapping[str, str]) -> Html | None:
-        made = [series(name, key) for name, key in keys.items()]
-        return line_chart(title, made, "step", unit) if any(s.points for s in made) else None
-
+    split = {"training": "train", "held out": "valid"}
     charts = [
-        chart("MLM loss", "nats", {"training": "train/mlm_loss", "held out": "valid/mlm_loss"}),
-        chart("ROP accuracy", "share", {"training": "train/rop_accuracy", "held out": "valid/rop_accuracy"}),
-        chart("MLM accuracy", "share", {"training": "train/mlm_accuracy", "held out": "valid/mlm_accuracy"}),
-        chart("Learning rate", "", {"learning rate": "optim/learning_rate"}),
+        line_chart(title, [series(name, key) for name, key in keys.items()], "step", unit)
+        for title, unit, keys in (
+            ("MLM loss", "nats", {name: f"{part}/mlm_loss" for name, part in split.items()}),
+            ("ROP accuracy", "share", {name: f"{part}/rop_accuracy" for name, part in split.items()}),
+            ("MLM accuracy", "share", {name: f"{part}/mlm_accuracy" for name, part in split.items()}),
+            ("Learning rate", "", {"learning rate": "optim/learning_rate"}),
+        )
     ]
-    drawn = [one for one in charts if one is not None]
-    return [report.section("The run", report.grid(drawn), note="From the run's metrics.jsonl.")] if drawn else []
+    return [chart for chart in charts if chart.rows]
 
 
-def _likelihood_charts(per_token: np.ndarray, counts: np.ndarray) -> Html:
+def _likelihood(per_token: np.ndarray, counts: np.ndarray) -> list[Chart]:
+    """How likely the texts are, and how that goes with their length."""
     low, high = math.floor(per_token.min()), math.ceil(per_token.max())
     width = max(1, -(-(high - low) // 12))
     edges = np.arange(low, max(high, low + 1) + width, width)
-    spread = np.histogram(per_token, edges)[0]
-    names = [f"{edge}" for edge in edges[:-1]]
-    histogram = bar_chart("Texts by their likelihood", names, spread.tolist(), "nats a token, from", "texts")
+    histogram = np.histogram(per_token, edges)[0].tolist()
     order = np.array_split(np.argsort(counts, kind="stable"), min(8, len(counts)))
-    ranges = [f"{counts[part[0]]}–{counts[part[-1]]}" for part in order]
     by_length = bar_chart(
         "By length of the text",
-        ranges,
+        [f"{counts[part[0]]}–{counts[part[-1]]}" for part in order],
         [float((per_token[part] * counts[part]).sum() / counts[part].sum()) for part in order],
         "tokens of the text (equal numbers of texts)",
         "nats a token",
         counts=[int(counts[part].sum()) for part in order],
     )
-    return report.section("Likelihood", report.grid([histogram, by_length]))
+    names = [f"{edge}" for edge in edges[:-1]]
+    return [bar_chart("Texts by their likelihood", names, histogram, "nats a token, from", "texts"), by_length]

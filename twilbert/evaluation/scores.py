@@ -115,8 +115,8 @@ def evaluate_pairs(
         with storage.new_file(examples) as out:
             _write_pairs(out, heldout.read_pairs(data), samples)
     if report:
-        seen = page.Pairs(scores, gathered, samples, counts, judged, _curves(loaded.folder))
-        _write(report, page.of_pairs(seen, loaded.tokenizer.token))
+        evaluation = page.PairEvaluation(scores, gathered, samples, counts, judged, _curves(loaded.folder))
+        _write(report, page.of_pairs(evaluation, loaded.tokenizer.token))
     return scores
 
 

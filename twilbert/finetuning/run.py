@@ -224,25 +224,6 @@ def _write_lines(path: str, records: list[dict[str, Any]]) -> None:
     storage.write_bytes_atomic(path, data.encode())
 
 
-def told(scores: Mapping[str, Any] | None) -> str:
-    """A split's score: mean ± sd of several seeds, or one with its interval."""
-    if scores is None or scores["mean"] is None:
-        return "–"
-    if scores["n"] > 1:
-        return f"{spread(scores)} (sd of {scores['n']} seeds)"
-    interval = scores["interval"]
-    if interval["low"] is None:
-        return spread(scores)
-    return f"{spread(scores)} [{interval['low']:.4f}, {interval['high']:.4f}]"
-
-
-def spread(scores: Mapping[str, Any]) -> str:
-    """mean, or mean ± sd; – where there is none (a correlation with a constant)."""
-    if scores["mean"] is None:
-        return "–"
-    return f"{scores['mean']:.4f}" + ("" if scores["sd"] is None else f" ± {scores['sd']:.4f}")
-
-
 def _card(results: dict[str, Any]) -> str:
     """The model card."""
     trust = ", trust_remote_code=True" if results["recipe"]["head"]["own"] else ""
@@ -252,8 +233,8 @@ def _card(results: dict[str, Any]) -> str:
         f"---\nlanguage: es\nlibrary_name: twilbert\ntags: [text-classification]\n---\n# {plain(results['task'])}\n\n"
         f"Fine-tuned on {plain(results['title'] or results['task'])} with twilbert {results['twilbert']} from "
         f"{code(str(results['model']).rsplit('/', 1)[-1])}.\n\n"
-        f"| split | {plain(results['metric'])} |\n|---|---|\n| dev | {told(results['dev'])} |\n"
-        f"| test | {told(results.get('test'))} |\n\n"
+        f"| split | {plain(results['metric'])} |\n|---|---|\n| dev | {page.score_with_spread(results['dev'])} |\n"
+        f"| test | {page.score_with_spread(results.get('test'))} |\n\n"
         f"Pooling {head['pooling']}, {training['optimizer']} at {training['learning_rate']}, batches of "
         f"{training['batch_size']}, {training['epochs']} epochs at most; recipe.yaml of the run has all settings.\n\n"
         f'```python\nimport twilbert\n\nmodel = twilbert.load("model"{trust})\nprint(model.predict("…"))\n```\n'

@@ -1,18 +1,14 @@
-"""Runs as their folders tell them, while they go and afterwards: state, curves, scores, model.
-
-`Run` is what twilbert.pretrain.run and twilbert.tune.run return, and what a notebook shows.
-"""
+"""Reads runs from their folders, while they go and afterwards: state, curves, scores, model."""
 
 from __future__ import annotations
 
 import difflib
-import html
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import twilbert
 from twilbert import cli, recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.parsing import read_record, read_rows, read_yaml
@@ -27,11 +23,10 @@ if TYPE_CHECKING:
 Curve = list[tuple[float, float]]
 _NUMBERS = {"training.max_steps": None, "training.global_batch_size": 0, "training.hang_timeout": 30}
 """Settings that are computed with, and what they are where a recipe has none."""
-_FRAME = '<iframe srcdoc="{}" style="width:100%;height:38rem;border:0" sandbox></iframe>'
 
 
 @dataclass(frozen=True)
-class Run(ABC):
+class Run:
     """A training that lies in a folder."""
 
     path: str
@@ -60,16 +55,7 @@ class Run(ABC):
         if name is None or name not in self.models:
             known = ", ".join(self.models)
             raise UsageError(f"{self.path}: " + (f"which model? one of {known}" if known else "it has no model yet"))
-        from twilbert import inference
-
-        return inference.load(self.models[name], device, trust_remote_code=trust_remote_code)
-
-    @abstractmethod
-    def html(self) -> str:
-        """A page about it, which needs no network."""
-
-    def _repr_html_(self) -> str:
-        return _FRAME.format(html.escape(self.html()))
+        return twilbert.load(self.models[name], device, trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -118,34 +104,28 @@ class Pretraining(Run):
         losses = [(value, step) for step, value in self.metrics.get("valid/loss", ()) if value == value]
         return int(min(losses)[1]) if losses else None
 
-    def html(self) -> str:
-        """The page of twilbert-runs."""
-        from twilbert.train import page  # the page draws runs: it knows this module
-
-        return page.of_runs([self])
-
-
-def read(path: str) -> Pretraining:
-    """The run in that folder; UsageError, with what the folder is, where it is none."""
-    path = storage.absolute(path)
-    if not is_run(path):
-        raise UsageError(f"{path}: {what_it_is(path)}")
-    identity = read_record(storage.join(path, IDENTITY), Identity).identity
-    written = storage.join(path, "recipe.yaml")
-    recipe = _read_recipe(written)
-    log = storage.join(path, METRICS_FILE)
-    metrics = curves_of(read_rows(log, cli.say))
-    model = storage.join(path, "model")
-    models = {"model": model} if storage.exists(storage.join(model, "config.json")) else {}
-    last = int(max((curve[-1][0] for curve in metrics.values()), default=0))
-    told = run_state.read(
-        path,
-        last_step=last,
-        max_steps=recipe["training.max_steps"],
-        hang_timeout=recipe["training.hang_timeout"],
-    )
-    changed = storage.modified(log if metrics else written)
-    return Pretraining(path, metrics, models, told, recipe, identity, changed)
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """The run in that folder; UsageError, with what the folder is, where it is none."""
+        path = storage.absolute(path)
+        if not is_run(path):
+            raise UsageError(f"{path}: {what_it_is(path)}")
+        identity = read_record(storage.join(path, IDENTITY), Identity).identity
+        written = storage.join(path, "recipe.yaml")
+        recipe = _read_recipe(written)
+        log = storage.join(path, METRICS_FILE)
+        metrics = curves_of(read_rows(log, cli.say))
+        model = storage.join(path, "model")
+        models = {"model": model} if storage.exists(storage.join(model, "config.json")) else {}
+        last = int(max((curve[-1][0] for curve in metrics.values()), default=0))
+        told = run_state.read(
+            path,
+            last_step=last,
+            max_steps=recipe["training.max_steps"],
+            hang_timeout=recipe["training.hang_timeout"],
+        )
+        changed = storage.modified(log if metrics else written)
+        return cls(path, metrics, models, told, recipe, identity, changed)
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
@@ -167,7 +147,7 @@ def find(name: str, runs: str = "runs") -> Pretraining:
     """The run that `name` means: its folder, or its name under `runs`; UsageError that says what was found instead."""
     for path in (name, storage.join(runs, name)):
         if is_run(path):
-            return read(path)
+            return Pretraining.read(path)
     held = runs_in(runs)
     known = f"runs in {storage.absolute(runs)}: {', '.join(held)}" if held else f"no run in {storage.absolute(runs)}"
     place = storage.absolute(name)
@@ -190,7 +170,7 @@ def all_in(folder: str) -> list[Pretraining]:
     found = []
     for name in runs_in(folder):
         try:
-            found.append(read(storage.join(folder, name)))
+            found.append(Pretraining.read(storage.join(folder, name)))
         except TwilbertError as error:
             cli.say(f"passed over: {error}")
     return sorted(found, key=lambda run: -run.changed)

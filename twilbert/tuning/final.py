@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from twilbert import cli, finetune_recipe, storage
 from twilbert.errors import TwilbertError
 from twilbert.finetuning.loop import Outcome
-from twilbert.finetuning.run import RESULTS, Prepared, read_results, score_and_write, told
+from twilbert.finetuning.page import score_with_spread
+from twilbert.finetuning.run import RESULTS, Prepared, read_results, score_and_write
 from twilbert.task_check import Findings
 from twilbert.tasks import Task
 from twilbert.tuning import records
@@ -59,7 +60,7 @@ def score_all(
     }
     for name, reference in waiting.items():
         found[name] = _fetched(reference)
-        cli.say(f"{name}: test {told(found[name].get('test'))}")
+        cli.say(f"{name}: test {score_with_spread(found[name].get('test'))}")
     return found
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from twilbert import storage
 from twilbert.finetuning.final import Scores
 from twilbert.parsing import read_checked
+from twilbert.report.html import Page
 from twilbert.train.history import Run
 from twilbert.tuning import page
 from twilbert.tuning.records import Status
@@ -59,7 +60,7 @@ def read_results(path: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Sweep(Run):
+class Sweep(Run, Page):
     """A sweep; `metrics` has a curve "STUDY/TRIAL" for each trial, its score on dev over epochs."""
 
     results: Mapping[str, Any]
