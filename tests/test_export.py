@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,8 +39,13 @@ def _run_folder(folder: Path) -> str:
         "training": {"optimizer": "lamb", "learning_rate": 0.002},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    lines = [{"step": step, "valid/mlm_loss": loss, "valid/rop_accuracy": 0.6} for step, loss in ((5, 3.5), (9, 3.25))]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"step": 1}, *lines]))
+    keys = "step", "valid/loss", "valid/mlm_loss", "valid/rop_accuracy"
+    rows = (2, 5.0, 4.5, 0.5), (5, 3.5, 3.3, 0.75), (9, 3.75, 3.25, 0.6), (5, 3.25, 3.0, 0.75), (9, 3.5, 2.75, 0.625)
+    lines = [{"step": 1}, *(dict(zip(keys, row, strict=True)) for row in rows)]  # a restart after step 2
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 10, "va')
+    (folder / "model" / "training.json").write_text(json.dumps({"checkpoint": "checkpoint-000005", "trained_steps": 9}))
+    shutil.copytree(folder / "model", folder / "checkpoint-000009" / "model")
+    (folder / "checkpoint-000009" / "model" / "training.json").unlink()
     corpus = {"lines_read": 1234, "dropped": {"too_short": 7}, "cleaning": {"url": "-> url"}}
     corpus["splits"] = {"train": {"rows": 1200}, "valid": {"rows": 27}}
     (folder / "corpus").mkdir()
@@ -71,10 +78,27 @@ def test_the_card_tells_data_settings_scores_and_limits_and_no_path(tmp_path: Pa
     assert (header["pipeline_tag"], header["library_name"], header["language"]) == ("fill-mask", "transformers", "es")
     assert "1,200 to learn from, 27 held out; of 1,234 lines read, dropped: 7 too short" in card
     assert "learning_rate: 0.002" in card
-    assert "| mlm_loss | 3.2500 |" in card
-    assert "3.5000" not in card
+    assert held_out(card) == {"step": "5", "loss": "3.2500", "mlm_loss": "3.0000", "rop_accuracy": "0.7500"}
     assert "## Limits" in card
     assert str(tmp_path) not in card
+
+
+def held_out(card: str) -> dict[str, str]:
+    """The held-out scores in a pre-trained model's card."""
+    table = card.partition("Held-out pairs")[2].partition("## ")[0]
+    return {score: value for score, value in re.findall(r"\| (\w+) \| ([\d.]+) \|", table)}
+
+
+def test_a_checkpoints_card_has_the_scores_of_its_own_step(tmp_path: Path):
+    """Of the run's model that is the step that was published, though a later one has the lesser MLM loss."""
+    run = Path(_run_folder(tmp_path / "run")).parent
+    assert main([str(run / "checkpoint-000009"), str(tmp_path / "out")]) == 0
+    scores = {"step": "9", "loss": "3.5000", "mlm_loss": "2.7500", "rop_accuracy": "0.6250"}
+    assert held_out((tmp_path / "out" / "README.md").read_text()) == scores
+    (run / "checkpoint-000009").rename(run / "checkpoint-000007")
+    assert main([str(run / "checkpoint-000007"), str(tmp_path / "other")]) == 0
+    card = (tmp_path / "other" / "README.md").read_text()
+    assert held_out(card) == {} and "Not recorded" in card, "step 7 was not evaluated"
 
 
 def test_what_is_not_recorded_is_not_made_up(tmp_path: Path):

@@ -16,7 +16,8 @@ from tests.test_runs import make_run, publish, rows
 from twilbert import finetune, pretrain, storage
 from twilbert.finetuning import run as finetuning
 from twilbert.model.transformers_api import load_model_folder
-from twilbert.train import history, run_folder, run_state
+from twilbert.train import run_folder, run_state
+from twilbert.train.history import Pretraining
 from twilbert.tuning import sweep
 from twilbert.tuning.recipe import load as load_sweep
 
@@ -32,8 +33,8 @@ def left_by_a_killed_driver(folder: Path, published: int) -> Path:
 
 def test_a_run_whose_driver_was_killed_after_publishing_is_finished(tmp_path):
     run = left_by_a_killed_driver(tmp_path / "run", published=100)
-    assert history.read(str(run)).state == "finished"
-    assert history.read(str(left_by_a_killed_driver(tmp_path / "earlier", published=40))).state == "failed"
+    assert Pretraining.read(str(run)).state == "finished"
+    assert Pretraining.read(str(left_by_a_killed_driver(tmp_path / "earlier", published=40))).state == "failed"
     run_state.settle(run_folder.RunFolder(str(run), "run", "01234567", {}))
     assert storage.read_json(str(run / "state.json")) == {"state": "finished", "why": "", "driver": "mine"}
     assert not (run / ".ray").exists()
@@ -58,7 +59,7 @@ def test_killed_in_publishing_and_started_again(ray_local, tmp_path, when, capsy
     assert (run / "model").exists() == (when == "after") and (run / ".ray").exists()
     for file in (run / "state.json", run / "metrics.jsonl", run / "owner.json"):
         os.utime(file, (time.time() - LOST,) * 2)
-    assert history.read(str(run)).state == ("finished" if when == "after" else "failed")
+    assert Pretraining.read(str(run)).state == ("finished" if when == "after" else "failed")
 
     before = storage.sha256_file(str(run / "metrics.jsonl"))
     assert pretrain.main([recipe, "run.name=killed"]) == 0

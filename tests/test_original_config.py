@@ -12,8 +12,13 @@ from tests.model.original_weights import shared
 from tests.model.small import config
 from twilbert import recipe_file
 from twilbert.errors import UsageError
+from twilbert.finetune_recipe import FinetuneRecipe
 from twilbert.model.classifier import MULTI_LABEL, HeadConfig
 from twilbert.original_config import read_original_config, translate
+from twilbert.original_settings import ORIGINAL_SETTINGS
+from twilbert.recipe import Section
+from twilbert.tasks import TaskFile
+from twilbert.tuning.recipe import TuneRecipe
 
 SIZES = config("plain")
 LARGE = {
@@ -138,6 +143,39 @@ def test_what_a_fine_tuned_model_needs_beside():
     assert reverse.head(2)["labels"] == ["a", "b"]
     several = translate(finetuning_json(SIZES, head, multi_label=True, categories={"0": 0, "1": 1}))
     assert several.head(11)["problem"] == MULTI_LABEL and several.head(11)["labels"][10] == "10"
+
+
+def test_settings_of_fine_tuning_name_the_command_or_file_that_has_them_now():
+    content = finetuning_json(SIZES, HeadConfig(("NEG", "POS")))
+    content["finetuning"] |= {"lr": 1e-4, "path_load_weights": "w.hdf5"}
+    content |= {"grid_search": {"lr": [1e-5], "runs": 3}, "dataset": {"aux_header": "B"}}
+    fates = dict(translate(content).fates)
+    assert fates["finetuning.lr"] == "now training.learning_rate of twilbert-finetune"
+    assert fates["finetuning.path_load_weights"] == "now --model of twilbert-finetune"
+    assert fates["grid_search.lr"] == "now training.learning_rate of twilbert-tune"
+    assert fates["dataset.aux_header"].startswith("now columns.text_b of a task file")
+    assert not [fate for fate in fates.values() if "version" in fate]
+
+
+def dotted(section: type[Section]) -> set[str]:
+    """Dotted names of a section's settings."""
+    names = set()
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        is_section = isinstance(inner, type) and issubclass(inner, Section)
+        names |= {f"{name}.{one}" for one in dotted(inner)} if is_section else {name}
+    return names
+
+
+def test_the_settings_of_fine_tuning_that_took_the_places_exist():
+    settings = {
+        "twilbert-finetune": dotted(FinetuneRecipe) | {"--out", "--model"},
+        "twilbert-tune": dotted(TuneRecipe) | dotted(FinetuneRecipe),
+        "a task file, which twilbert-finetune --task takes": dotted(TaskFile),
+    }
+    named = [fate.flag.split(" of ", 1) for fate in ORIGINAL_SETTINGS.values() if fate.flag and " of " in fate.flag]
+    assert len(named) == 30
+    assert not [name for name, place in named if name.partition(":")[0] not in settings[place]]
 
 
 @pytest.mark.parametrize(

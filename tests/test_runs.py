@@ -168,7 +168,7 @@ def test_damaged_lines_are_named_and_left_out(tmp_path, capsys):
         assert main(command) == 0
         said = capsys.readouterr().err
         assert f"{damaged}/metrics.jsonl: line 2 and 5 others damaged, and left out" in said
-    assert [step for step, _ in history.read(str(damaged)).curve("train/loss")] == [10, 20, 30, 40]
+    assert [step for step, _ in Pretraining.read(str(damaged)).curve("train/loss")] == [10, 20, 30, 40]
 
 
 def test_long_curves_are_drawn_from_means_of_neighbours():

@@ -25,6 +25,7 @@ from twilbert.model.heads import PretrainingModel
 from twilbert.onnx_file import TOLERANCE, Checked, check_onnx, write_onnx
 from twilbert.own_code import UntrustedCode
 from twilbert.rivals import is_fine_tuned
+from twilbert.train.history import held_out_scores
 
 ONNX_NAME = "model.onnx"
 TOKENIZER_NAME = "tokenizer.json"
@@ -58,7 +59,7 @@ def export(
     if onnx:
         _require_onnx()
     opened = _open(find_model(model))
-    records = model_card.read_records(opened.folder)
+    records = model_card.read_records(opened.folder, held_out_scores(opened.folder))
     title = title or storage.absolute(out).rsplit("/", 1)[-1]
     with tempfile.TemporaryDirectory() as scratch, storage.new_folder(out, overwrite=overwrite) as target:
         checked = _onnx(opened, scratch) if onnx else None

@@ -6,16 +6,15 @@ Nothing is made up: a section whose record is not there says so. No path of this
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from twilbert import __version__, cli, storage
+from twilbert import __version__, storage
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig, count_parameters
-from twilbert.parsing import dump_yaml, read_checked, read_rows, read_yaml
+from twilbert.parsing import dump_yaml, read_checked, read_yaml
 
 _NOT_RECORDED = "Not recorded beside the model that was exported: to be written by who publishes it."
 _CLASSIFICATION_LIMITS = (
@@ -77,7 +76,7 @@ class Records:
     corpus: dict[str, Any]
     """corpus.json of the corpus it was pre-trained on, where that is still there."""
     held_out: dict[str, float]
-    """The best held-out evaluation of its run (valid/…), and its step."""
+    """The run's held-out evaluation of the very step that the weights are of, and that step."""
     results: dict[str, Any]
     """results.json of a fine-tuning."""
     tokenizer: dict[str, Any]
@@ -85,18 +84,17 @@ class Records:
     """Whether the weights are the original program's."""
 
 
-def read_records(folder: str) -> Records:
-    """What lies beside the model in `folder`: in it, in its run or checkpoint, in its corpus."""
+def read_records(folder: str, held_out: dict[str, float]) -> Records:
+    """What lies beside the model in `folder`: in it, in its run or checkpoint, in its corpus; and `held_out`."""
     above = folder.rsplit("/", 1)[0]
     inside = storage.join(folder, "recipe.yaml")
     recipe = _yaml(inside) or _yaml(storage.join(above, "recipe.yaml"))
     corpus = recipe.get("corpus") or {}
     corpus_path = corpus.get("path") if isinstance(corpus, Mapping) else None
-    metrics = [storage.join(place, "metrics.jsonl") for place in (above, above.rsplit("/", 1)[0])]
     return Records(
         recipe=recipe,
         corpus=_json(storage.join(corpus_path, "corpus.json"), _Corpus) if isinstance(corpus_path, str) else {},
-        held_out=next((found for found in map(_best_held_out, metrics) if found), {}),
+        held_out=held_out,
         results=_json(storage.join(above, "results.json"), _Results),
         tokenizer=_json(storage.join(folder, "twilbert_tokenizer.json"), _Tokenizer),
         converted=storage.exists(inside),
@@ -249,18 +247,6 @@ def _without_paths(value: Any) -> Any:
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str) and "/" in value
-
-
-def _best_held_out(file: str) -> dict[str, float]:
-    """The row of lowest held-out masked-word loss; {} without the file or such a row."""
-    found: dict[str, float] = {}
-    for row in read_rows(file, cli.say):
-        scores: dict[str, float] = {
-            k: v for k, v in row.items() if isinstance(v, int | float) and (k == "step" or k.startswith("valid/"))
-        }
-        if scores.get("valid/mlm_loss", math.inf) < found.get("valid/mlm_loss", math.inf):
-            found = scores
-    return found
 
 
 def _yaml(file: str) -> dict[str, Any]:

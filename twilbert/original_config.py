@@ -218,8 +218,8 @@ def _fate(key: str, value: Any, moved: dict[str, Any]) -> str:
     why = f" ({fate.why})" if fate.why else ""
     if moved:
         return ", ".join(f"{target} = {json.dumps(ours)}" for target, ours in moved.items()) + why
-    if fate.kept:
-        return f"kept in a fine-tuned model's config.json as {fate.kept}{why}"
+    if fate.config:
+        return f"kept in a fine-tuned model's config.json as {fate.config}{why}"
     if fate.flag:
         return f"now {fate.flag}{why}"
     if fate.recipe in _PATHS:

@@ -16,7 +16,7 @@ class Fate(NamedTuple):
     """Dotted path in the recipe."""
     flag: str | None = None
     """The command and argument that take its place."""
-    kept: str | None = None
+    config: str | None = None
     """Field of a converted fine-tuned model's config.json."""
     why: str = ""
     """How the meaning changed, or why there is nothing."""
@@ -26,8 +26,12 @@ def _same(*keys: str, into: str) -> dict[str, Fate]:
     return {key: Fate(recipe=f"{into}.{key.rpartition('.')[2]}") for key in keys}
 
 
+def _now_in(place: str, names: dict[str, str]) -> dict[str, Fate]:
+    """The original's keys with the names that they have in a file or command of fine-tuning."""
+    return {key: Fate(flag=f"{name} of {place}") for key, name in names.items()}
+
+
 _LENGTHS = "texts are sorted by length over the whole global batch, so that no buckets are needed"
-_NO_FINETUNING = "a setting of fine-tuning, which this version does not have yet"
 _ONE_ENGINE = "cluster.use_gpu and cluster.num_workers say what runs where"
 
 ORIGINAL_SETTINGS: dict[str, Fate] = {
@@ -80,33 +84,39 @@ ORIGINAL_SETTINGS: dict[str, Fate] = {
     "representation.max_len_test": Fate(flag="twilbert-evaluate --max-len N", why="ignored by the original"),
     "test.path_load_weights": Fate(flag="twilbert-convert WEIGHTS", why="then twilbert-evaluate MODEL DATA"),
     # fine-tuning, grid search, labelling
-    **{
-        key: Fate(why=_NO_FINETUNING)
-        for key in (
-            "dataset.train_file", "dataset.dev_file", "dataset.id_header", "dataset.text_header", "dataset.aux_header",
-            "dataset.class_header", "dataset.delimiter",
-            "task.class_weights", "task.eval_metric", "task.average_metric", "task.class_metric", "task.stance_f1",
-            "grid_search.batch_size", "grid_search.collapse_mode", "grid_search.lr", "grid_search.runs",
-            "grid_search.monitorize",
-            "finetuning.batch_size", "finetuning.pred_batch_size", "finetuning.epochs", "finetuning.finetune_all",
-            "finetuning.trainable_layers", "finetuning.loss", "finetuning.optimizer", "finetuning.lr",
-            "finetuning.noam_annealing", "finetuning.warmup_steps", "finetuning.accum_iters",
-            "finetuning.path_save_weights", "finetuning.path_load_weights",
-            "finetuning.model_name",
-        )
-    },
+    **_now_in("a task file, which twilbert-finetune --task takes", {
+        "dataset.train_file": "files.train", "dataset.dev_file": "files.dev", "dataset.id_header": "columns.id",
+        "dataset.text_header": "columns.text", "dataset.aux_header": "columns.text_b",
+        "dataset.class_header": "columns.label", "dataset.delimiter": "delimiter", "task.eval_metric": "metric",
+        "task.average_metric": "average", "task.class_metric": "class_metric", "task.stance_f1": "metric: stance_f1",
+        "grid_search.monitorize": "metric",
+    }),
+    **_now_in("twilbert-finetune", {
+        "task.class_weights": "loss.class_weights", "finetuning.batch_size": "training.batch_size",
+        "finetuning.epochs": "training.epochs", "finetuning.finetune_all": "encoder.trainable_layers",
+        "finetuning.trainable_layers": "encoder.trainable_layers", "finetuning.loss": "loss.name",
+        "finetuning.optimizer": "training.optimizer", "finetuning.lr": "training.learning_rate",
+        "finetuning.noam_annealing": "training.schedule", "finetuning.warmup_steps": "training.warmup",
+        "finetuning.accum_iters": "training.accumulation", "finetuning.path_save_weights": "--out",
+        "finetuning.path_load_weights": "--model", "finetuning.model_name": "--out",
+    }),
+    **_now_in("twilbert-tune", {
+        "grid_search.batch_size": "training.batch_size", "grid_search.collapse_mode": "head.pooling",
+        "grid_search.lr": "training.learning_rate", "grid_search.runs": "final.seeds",
+    }),
+    "finetuning.pred_batch_size": Fate(why="predictions are made in batches of near-equal tokens"),
     "finetuning.path_load_finetuned_weights": Fate(flag="twilbert-convert WEIGHTS", why="then the folder is the model"),
-    "task.categories": Fate(kept="head.labels", why="in the order of their numbers"),
-    "task.rev_categories": Fate(kept="head.labels", why="the same the other way round"),
-    "task.multi_label": Fate(kept="head.problem"),
+    "task.categories": Fate(config="head.labels", why="in the order of their numbers"),
+    "task.rev_categories": Fate(config="head.labels", why="the same the other way round"),
+    "task.multi_label": Fate(config="head.problem"),
     "task.regression": Fate(why="ignored by the original"),
-    "finetuning.collapse_mode": Fate(kept="head.pooling"),
-    "finetuning.use_special_tokens": Fate(kept="head.special_tokens", why="always true: ignored by the original"),
-    "finetuning.dropout": Fate(kept="head.dropout"),
-    "finetune_model.dropout": Fate(kept="head.dropout"),
-    "representation.preprocessing": Fate(kept="text.remove_rt", why="links and mentions are always replaced"),
+    "finetuning.collapse_mode": Fate(config="head.pooling"),
+    "finetuning.use_special_tokens": Fate(config="head.special_tokens", why="always true: ignored by the original"),
+    "finetuning.dropout": Fate(config="head.dropout"),
+    "finetune_model.dropout": Fate(config="head.dropout"),
+    "representation.preprocessing": Fate(config="text.remove_rt", why="links and mentions are always replaced"),
     "representation.bucket_min": Fate(why=_LENGTHS),
-    "representation.bucket_max": Fate(kept="text.max_len", why="the longest bucket; 90 cut texts at 85 tokens"),
+    "representation.bucket_max": Fate(config="text.max_len", why="the longest bucket; 90 cut texts at 85 tokens"),
     "finetuning.use_gpu": Fate(why=_ONE_ENGINE),
     "finetuning.multi_gpu": Fate(why=_ONE_ENGINE),
     "finetuning.n_gpus": Fate(why="ignored by the original"),

@@ -32,15 +32,6 @@ class Token:
     """From 0 to 1: how strongly the token is coloured."""
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One of the model's predictions and its probability."""
-
-    label: str
-    share: float
-    is_truth: bool
-
-
 class Pieces:
     """Tokens as a reader knows them, without the marks of word starts (SentencePiece) or continuations (WordPiece)."""
 
@@ -80,10 +71,10 @@ def pairs(samples: Sequence[Judged], token: Callable[[int], str]) -> dict[int, l
 
 
 def _sample(sample: Judged, pieces: Pieces) -> dict[str, Any]:
-    is_scored = sample.reply_second is not None and sample.rop_label != ROP_NONE
+    label, share = sample.rop_label, sample.reply_second
     return {
-        "order": {ROP_NONE: "Tweet", ROP_REPLY_SECOND: "Tweet, then reply"}.get(sample.rop_label, "Reply, then tweet"),
-        "predicted_order": predicted_order(sample.rop_label, sample.reply_second) if is_scored else None,
+        "order": {ROP_NONE: "Tweet", ROP_REPLY_SECOND: "Tweet, then reply"}.get(label, "Reply, then tweet"),
+        "predicted_order": None if share is None or label == ROP_NONE else predicted_order(label, share),
         "words": _words(_tokens(sample, pieces)),
         "masked": [(pieces.name(word.truth), _input(word, pieces), _bars(word, pieces)) for word in sample.words],
     }
@@ -129,11 +120,11 @@ def _input(word: MaskedWord, pieces: Pieces) -> str:
     return {"mask": "[MASK]", "kept": "as it is", "random": f"saw: {pieces.name(word.shown)}"}[_kind(word)]
 
 
-def _bars(word: MaskedWord, pieces: Pieces) -> list[Bar]:
-    """The model's top predictions at one masked position, the truth beside them even when it is not among them."""
-    bars = [Bar(pieces.name(guess), share, guess == word.truth) for guess, share in word.top]
-    if not any(bar.is_truth for bar in bars):
-        bars.append(Bar(f"{pieces.name(word.truth)} #{word.truth_rank:,}", word.truth_probability, True))
+def _bars(word: MaskedWord, pieces: Pieces) -> list[tuple[str, float, bool]]:
+    """(word, probability, whether it is the truth) of the model's top predictions, and of the truth in any case."""
+    bars = [(pieces.name(guess), share, guess == word.truth) for guess, share in word.top]
+    if not any(is_truth for _, _, is_truth in bars):
+        bars.append((f"{pieces.name(word.truth)} #{word.truth_rank:,}", word.truth_probability, True))
     return bars
 
 

@@ -27,9 +27,9 @@ from twilbert import storage
 from twilbert.errors import TwilbertError
 from twilbert.model.tensor_files import require_finite
 from twilbert.parsing import check_record, read_checked, read_record
+from twilbert.train.run_folder import folder_name, step_of
 from twilbert.train.shards import Fragment, numel
 
-_NAME = re.compile(r"^checkpoint-(\d{6,})$")
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 
@@ -76,17 +76,6 @@ class _Place:
     name: str
     start: Annotated[int, Field(ge=0)]
     length: Annotated[int, Field(ge=0)]
-
-
-def folder_name(step: int) -> str:
-    """checkpoint-000500 for step 500."""
-    return f"checkpoint-{step:06d}"
-
-
-def step_of(name: str) -> int | None:
-    """500 for checkpoint-000500; None for other names."""
-    match = _NAME.match(name)
-    return int(match.group(1)) if match else None
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from twilbert import cli, recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.parsing import read_record, read_rows, read_yaml
 from twilbert.train import run_state
-from twilbert.train.run_folder import IDENTITY, Identity
+from twilbert.train.run_folder import IDENTITY, PUBLISHED, Identity, Published, step_of
 from twilbert.train.run_state import Told
 from twilbert.train.tracking import METRICS_FILE
 
@@ -196,6 +196,25 @@ def what_it_is(path: str) -> str:
     if "config.json" in names:
         return "a model folder without its run; twilbert-evaluate scores it"
     return "not a run of pre-training (no identity.json and recipe.yaml)"
+
+
+def held_out_scores(model: str) -> dict[str, float]:
+    """The held-out evaluation of the step whose weights a run's or checkpoint's model folder holds, and that step.
+
+    Empty where the folder lies in no run, or that step was not evaluated.
+    """
+    above = model.rpartition("/")[0]
+    run, _, checkpoint = above.rpartition("/")
+    published = storage.join(model, PUBLISHED)
+    if storage.exists(published):
+        run, checkpoint = above, read_record(published, Published).checkpoint
+    step = step_of(checkpoint)
+    if step is None:
+        return {}
+    curves = curves_of(read_rows(storage.join(run, METRICS_FILE), cli.say))
+    scores = {series: dict(curve).get(step) for series, curve in curves.items() if series.startswith("valid/")}
+    known = {series: value for series, value in scores.items() if value is not None}
+    return {"step": step, **known} if known else {}
 
 
 def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:

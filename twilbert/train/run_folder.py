@@ -6,6 +6,7 @@ STORAGE/NAME/  identity.json  owner.json  recipe.yaml  metrics.jsonl  wandb/  ch
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,8 @@ IDENTITY = "identity.json"
 OWNER = "owner.json"
 RAY_FOLDER = ".ray"  # Ray Train's own files, of no use once it has ended
 _SHOWN = 8  # differences named in a refusal
-_PUBLISHED = "training.json"  # in the model folder: which checkpoint it is, and how far the run had come
+_CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
+PUBLISHED = "training.json"  # in the model folder: which checkpoint it is, and how far the run had come
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class _Published:
+class Published:
     """training.json, as far as it is read."""
 
     trained_steps: int
+    checkpoint: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,21 +76,30 @@ class RunFolder:
     @property
     def trained_steps(self) -> int:
         """How far the run had come when it published its model folder; 0 when it has none."""
-        record = storage.join(self.model, _PUBLISHED)
-        return read_record(record, _Published).trained_steps if storage.exists(record) else 0
+        record = storage.join(self.model, PUBLISHED)
+        return read_record(record, Published).trained_steps if storage.exists(record) else 0
 
     def publish(self, step: int, trained_steps: int) -> str:
         """Copy the model of checkpoint `step` to the model folder, whole or not at all; the checkpoint's name."""
-        from twilbert.train import checkpoint  # brings torch, which a reader of the folder has no use for
-
-        name = checkpoint.folder_name(step)
+        name = folder_name(step)
         source = storage.join(self.path, name, "model")
         record = {"run": self.id, "checkpoint": name, "trained_steps": trained_steps}
         with storage.new_folder(self.model, overwrite=True) as target:
             for file in storage.list_dir(source):
                 storage.write_bytes_atomic(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
-            storage.write_json_atomic(storage.join(target, _PUBLISHED), record)
+            storage.write_json_atomic(storage.join(target, PUBLISHED), record)
         return name
+
+
+def folder_name(step: int) -> str:
+    """checkpoint-000500 for step 500."""
+    return f"checkpoint-{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """500 for checkpoint-000500; None for other names."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def default_name(recipe_path: str, identity: dict[str, Any]) -> str:
