@@ -10,7 +10,7 @@ import torch
 
 from tests.make_tasks import write_rows, write_task
 from twilbert import finetune, finetune_recipe
-from twilbert.finetuning import final, run
+from twilbert.finetuning import final, page
 from twilbert.finetuning.loop import Evaluation, Outcome
 from twilbert.tasks import load_task
 
@@ -83,7 +83,9 @@ def test_without_or_with_nothing_but_copies_there_is_no_second_score(tmp_path, m
 def test_a_second_score_that_is_undefined_is_told_as_none(capsys):
     """A correlation over one row that is left: null in JSON, a dash on the terminal."""
     nothing = {"mean": None, "sd": None, "n": 1}
-    assert run.spread(nothing) == "–" and run.spread({"mean": 0.5, "sd": 0.125, "n": 2}) == "0.5000 ± 0.1250"
+    assert (
+        page.mean_and_sd(nothing) == "–" and page.mean_and_sd({"mean": 0.5, "sd": 0.125, "n": 2}) == "0.5000 ± 0.1250"
+    )
     test = {"mean": 0.5, "sd": None, "n": 1, "rows": 3, "interval": {"low": None, "high": None}}
     test |= {"rows_also_in_train": 2, "without_rows_in_train": nothing}
     results = {"task": "t", "metric": "pearson", "average": None, "class_metric": None, "dev": test, "test": test}
