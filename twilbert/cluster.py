@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from twilbert import local_ray, signals
+from twilbert import credentials, local_ray, signals
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.joining import address_at_hand, require_answer, wait_for_room
 
@@ -22,7 +22,6 @@ from twilbert.joining import address_at_hand, require_answer, wait_for_room
 DATA_CPUS = 2
 _INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in a period ("max": any number), and the period
-_SECRET = ("KEY", "SECRET", "TOKEN", "PASSWORD")
 
 
 def in_ray_job() -> bool:
@@ -35,22 +34,19 @@ def worker_environment() -> dict[str, str]:
 
     They travel in Ray's runtime environment, which Ray writes to its logs.
     """
-    return {"RAY_USAGE_STATS_ENABLED": "0"} | {k: v for k, v in _inherited().items() if not _is_secret(k)}
+    plain = {name: value for name, value in _inherited().items() if credentials.is_plain(name, value)}
+    return {"RAY_USAGE_STATS_ENABLED": "0"} | plain
 
 
 def worker_secrets() -> dict[str, str]:
-    """The secrets among what workers inherit; they travel in an actor's memory alone."""
-    return {key: value for key, value in _inherited().items() if _is_secret(key)}
+    """All else that workers inherit, secrets among it; it travels in an actor's memory alone."""
+    return {name: value for name, value in _inherited().items() if not credentials.is_plain(name, value)}
 
 
 def _inherited() -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if key.startswith(_INHERITED)}
     inherited.pop("WANDB_SERVICE", None)  # the socket of this process's own W&B
     return inherited
-
-
-def _is_secret(key: str) -> bool:
-    return any(part in key for part in _SECRET)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from twilbert import storage
+from twilbert import credentials, storage
 from twilbert.errors import UsageError
 from twilbert.parsing import dump_yaml, parse_value, read_yaml
 from twilbert.recipe import Recipe, science
@@ -121,18 +121,20 @@ def _merge(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, 
                 place[key] = parse_value(text, override)
             except UsageError as error:
                 faults.append(str(error))
-    return merged, faults + _interpolations(merged)
+    return merged, faults + _unfit_texts(merged)
 
 
-def _interpolations(value: Any, path: str = "") -> list[str]:
-    """A fault for every key and value with a ${…}, as other programs fill in."""
+def _unfit_texts(value: Any, path: str = "") -> list[str]:
+    """A fault for every key and value with a ${…}, as other programs fill in, or a password in an address."""
     if isinstance(value, dict):
         inside = [(f"{path}.{key}" if path else str(key), key, item) for key, item in value.items()]
-        return [fault for at, key, item in inside for fault in (*_interpolations(key, at), *_interpolations(item, at))]
+        return [fault for at, key, item in inside for fault in (*_unfit_texts(key, at), *_unfit_texts(item, at))]
     if isinstance(value, list):
-        return [fault for number, item in enumerate(value) for fault in _interpolations(item, f"{path}.{number}")]
+        return [fault for number, item in enumerate(value) for fault in _unfit_texts(item, f"{path}.{number}")]
     if isinstance(value, str) and "${" in value:
         return [f"{path}: holds a ${{…}}, and nothing is filled in here; write the value itself, but no secret"]
+    if isinstance(value, str) and credentials.in_address(value):
+        return [f"{path}: {credentials.IN_ADDRESS}"]
     return []
 
 

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from pyarrow import fs
 
+from twilbert import credentials
 from twilbert.errors import TwilbertError, UsageError
 
 _CHUNK = 8 * 2**20  # bytes read at a time when hashing
@@ -37,8 +38,13 @@ def is_local(path: str) -> bool:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """`path` as an absolute local path, or the URI unchanged; `file://` becomes a plain path."""
+    """`path` as an absolute local path, or the URI unchanged; `file://` becomes a plain path.
+
+    UsageError for a URI with a password in it.
+    """
     text = os.fspath(path)
+    if credentials.in_address(text):
+        raise UsageError(credentials.IN_ADDRESS)
     if text.startswith("file://"):
         text = text[len("file://") :]
     return text.rstrip("/") if is_uri(text) else str(Path(text).expanduser().absolute())
@@ -53,6 +59,7 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow file system that holds `path`, and the path inside it; UsageError for an unknown scheme."""
     if is_local(path):
         return fs.LocalFileSystem(), absolute(path)
+    path = absolute(path)
     try:
         return fs.FileSystem.from_uri(path)
     except (ValueError, OSError) as error:

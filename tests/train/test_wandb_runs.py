@@ -113,6 +113,8 @@ def test_a_sound_server_gets_the_rows(online, tmp_path):
         tracked = Tracked(tmp_path)
     (line,) = tracked.lines
     assert line.startswith("tracking: W&B online in ") and f"127.0.0.1:{server.server_port}" in line
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) > 3 and not [file for file in files if b"0123456789" in file.read_bytes()], "the key"
     assert tracked.end_s < 10
 
 

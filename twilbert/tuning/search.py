@@ -19,6 +19,7 @@ from typing import Any
 from ray import tune
 
 from twilbert import cli
+from twilbert.credentials import unseen_by_ray_tune
 from twilbert.errors import Interrupted, UsageError
 from twilbert.tuning import records
 from twilbert.tuning.recipe import Cluster, TuneRecipe
@@ -82,7 +83,7 @@ def search(plans: Sequence[TrialPlan], shared: Mapping[str, Shared], recipe: Tun
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # with verbose=0: silent
     folder = tempfile.mkdtemp(prefix="twilbert-tune-")
     try:
-        with _sigterm_as_ctrl_c():
+        with _sigterm_as_ctrl_c(), unseen_by_ray_tune():
             _tuner(still, plans, shared, recipe, log, scheduler, folder).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
