@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,6 +275,78 @@ def test_a_folder_of_version_0_2_is_known_by_its_index(world, tmp_path):
         (old / "notes").unlink()
         again(str(old))
         assert (old / outputs.RECORD).exists()
+
+
+def test_a_kill_where_folders_cannot_change_places_is_mended_by_the_next_start(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write(out)
+    monkeypatch.setattr(storage, "_RENAME_EXCHANGE", 1 << 30)  # a flag that no file system knows
+    write(out, "sample", "c", overwrite=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [outputs.RECORD, "c", "out"]
+    real = Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write(out, overwrite=True)
+    assert not out.exists() and [path.suffix for path in tmp_path.iterdir()] == [".old"]
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="already holds something"):
+        write(out)
+    assert (out / "c").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_a_killed_command_left_goes_and_what_another_writes_now_stays(kind, tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from twilbert import storage\n"
+        "with storage.temporary(Path(sys.argv[1]), folder=sys.argv[2] == 'folder') as work:\n"
+        "    print('writing', flush=True); sys.stdin.readline(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "-c", code, str(tmp_path / "out"), kind]
+        started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert started.stdout and started.stdout.readline() == "writing\n"
+        return started
+
+    def hidden() -> int:
+        return sum(storage.is_temporary(path.name) for path in tmp_path.iterdir())
+
+    def again() -> None:
+        if kind == "file":
+            storage.write_bytes_atomic(str(tmp_path / "out"), b"")
+        else:
+            write(tmp_path / "out", overwrite=True)
+
+    (tmp_path / ".out.tmp").write_text("mine"), (tmp_path / ".out.0123456789ab.tmp").write_text("another machine's")
+    first, second = start(), start()
+    again()
+    assert hidden() == 2, "both are alive"
+    first.communicate("die\n")
+    assert hidden() == 2
+    again()
+    assert hidden() == 1, "the killed one's is gone, the other's is not"
+    second.communicate("die\n")
+    again()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.0123456789ab.tmp", ".out.tmp", "out"]
+
+
+@pytest.mark.slow
+def test_a_command_killed_at_any_moment_leaves_the_old_output_or_the_new(world):
+    home = world / "home"
+    (home / "raw2.tsv").write_text("".join((home / "raw.tsv").read_text().splitlines(keepends=True)[:-7]))
+    special = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
+    pieces = [*special, *(f"##p{i}" for i in range(20)), *map(str, range(25))]
+    (home / "data" / "vocab50").write_text("".join(f"{piece}\n" for piece in pieces))
+    command = [sys.executable, str(Path(__file__).with_name("killed_writers.py")), str(home), "60"]
+    results = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    assert len(results) == 6
+    assert all(not found["other"] and not found["left over"] for found in results.values()), results
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{", '{"sample": 3}', '{"vocab": ["a", "below/b"]}'])
