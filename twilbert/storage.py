@@ -230,10 +230,16 @@ def replace_folder(new: Path, target: Path) -> None:
         return
     retired = new.with_suffix(".old")  # a file system that cannot exchange: the next start mends a kill in between
     lock = _lock(target, wait=False)
-    target.rename(retired)
-    new.rename(target)
+    try:
+        target.rename(retired)
+        new.rename(target)
+    except BaseException:
+        if not target.exists():
+            retired.rename(target)
+        raise
+    finally:
+        _unlock(lock)
     _remove(retired)
-    _unlock(lock)
 
 
 def _lock(path: Path, *, wait: bool) -> int | None:
