@@ -36,6 +36,26 @@ def test_the_last_line_is_the_result(capsys):
     assert capsys.readouterr().out == "wrote x\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_end_no_command(closed, tmp_path):
+    code = (
+        "import subprocess; from twilbert import cli\n"
+        "def work(args):\n"
+        "    cli.say('a'); cli.table(['h'], [['c']])\n"
+        f"    with open({str(tmp_path / 'out')!r}, 'wb') as out:\n"
+        "        assert out.fileno() > 2, out.fileno()\n"
+        "        subprocess.run('echo into the file; echo into the file >&2', shell=True, check=True)\n"
+        "    return 'done'\n"
+        "raise SystemExit(cli.run(cli.parser('verb', 'd', 'e'), work, []))"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").read_bytes() == b""
+    assert ("done" in done.stdout) == (closed in ("2>&-", "<&-"))
+
+
 def test_tables_align(capsys):
     cli.table(["name", "n"], [["a", 1], ["bb", 22]])
     assert capsys.readouterr().out == "name   n\n----  --\na      1\nbb    22\n"

@@ -58,6 +58,7 @@ def test_a_hub_folder_holds_all_and_opens(tmp_path: Path, capsys: pytest.Capture
     assert main([model, str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.strip() == f"hub folder in {tmp_path / 'out'}"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".twilbert.json",
         "README.md",
         "config.json",
         "configuration_twilbert.py",
@@ -144,6 +145,7 @@ def test_onnx_alone_with_what_its_users_need(tmp_path: Path, capsys: pytest.Capt
     assert main([model, str(tmp_path / "out"), "--onnx"]) == 0
     assert "largest difference to torch" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".twilbert.json",
         "config.json",
         "model.onnx",
         "tokenizer.json",
@@ -189,8 +191,9 @@ class _Hub:
         self.calls.append((repo, private, exist_ok))
         return f"https://hub/{repo}"
 
-    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
-        self.calls.append((repo_id, sorted(p.name for p in Path(folder_path).iterdir())))
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str, ignore_patterns: str) -> None:
+        names = [p.name for p in Path(folder_path).iterdir() if not p.match(ignore_patterns)]
+        self.calls.append((repo_id, sorted(names)))
 
 
 def test_push_needs_a_token_and_never_shows_it(

@@ -34,30 +34,6 @@ def test_a_file_written_bit_by_bit_appears_whole_or_not_at_all(tmp_path):
     assert storage.list_dir(str(tmp_path / "a")) == ["lines.jsonl"]
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    target = str(tmp_path / "out")
-    with pytest.raises(RuntimeError), storage.new_folder(target) as folder:
-        Path(folder, "half").write_text("x")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with storage.new_folder(target) as folder:
-        Path(folder, "whole").write_text("x")
-    assert storage.list_dir(target) == ["whole"]
-
-
-def test_an_existing_folder_is_kept_unless_overwritten(tmp_path):
-    target = str(tmp_path / "out")
-    for name in ("old", "new"):
-        with storage.new_folder(target, overwrite=name == "new") as folder:
-            Path(folder, name).write_text("x")
-    assert storage.list_dir(target) == ["new"]
-    with pytest.raises(UsageError, match="already holds something"), storage.new_folder(target):
-        pass
-    with pytest.raises(RuntimeError), storage.new_folder(target, overwrite=True):
-        raise RuntimeError
-    assert storage.list_dir(target) == ["new"]
-
-
 @pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "cannot be written")])
 def test_faults_of_the_disk_are_one_message(number, words):
     with pytest.raises(TwilbertError, match=words), storage.explained_write("/data/x"):

@@ -35,7 +35,7 @@ def test_the_folder_holds_a_tokenizer_of_the_size_asked_for(corpus, tmp_path):
         "[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", "▁url", "▁user"
     ]  # fmt: skip
     assert set(files_of(tmp_path / "t")) == {
-        "tokenizer.json", "tokenizer_config.json", "twilbert_tokenizer.json", "spm.model"
+        "tokenizer.json", "tokenizer_config.json", "twilbert_tokenizer.json", "spm.model", ".twilbert.json"
     }  # fmt: skip
     assert tokenizer.settings == settings == json.loads((tmp_path / "t" / "twilbert_tokenizer.json").read_text())
     assert settings["corpus"] == corpus.id and settings["sentences"] == 1500 + 1200
@@ -116,8 +116,12 @@ def test_a_folder_that_holds_something_is_kept_unless_told_otherwise(corpus, tmp
     (tmp_path / "t" / "mine").write_text("x")
     with pytest.raises(UsageError, match="already holds something"):
         vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
-    vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE, overwrite=True)
-    assert not (tmp_path / "t" / "mine").exists()
+    with pytest.raises(UsageError, match=r"twilbert-vocab did not write \(mine\)"):
+        vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE, overwrite=True)
+    (tmp_path / "t" / "mine").unlink()
+    vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
+    vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE + 1, overwrite=True)
+    assert Tokenizer.load(str(tmp_path / "t")).vocab_size == SIZE + 1
 
 
 def test_a_shard_cut_short_is_named_without_a_traceback_or_a_trace(tmp_path, capsys):

@@ -16,6 +16,7 @@ from pathlib import Path
 from twilbert import __version__, signals
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 
+_STREAMS = ("stdin", "stdout", "stderr")  # by their numbers
 _TRAIN_EXTRA = {"deepspeed", "pandas", "ray", "scipy", "sentencepiece", "sklearn", "wandb"}
 
 
@@ -59,6 +60,7 @@ def add_trust(made: argparse.ArgumentParser) -> None:
 
 def run(made: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], str], argv: Sequence[str] | None) -> int:
     """Parse `argv`, call `handler`, print the line it returns; user errors become one message and an exit code."""
+    _open_standard_streams()
     args = made.parse_intermixed_args(argv)  # overrides may stand before and after flags
     try:
         with signals.handled(signals.interrupt):
@@ -82,6 +84,23 @@ def run(made: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], s
         return 1
     print(last_line, flush=True)
     return 0
+
+
+def _open_standard_streams() -> None:
+    """Let closed standard streams (`>&-`) lead nowhere: prints would fail, and the next file get their number."""
+    closed = [number for number, name in enumerate(_STREAMS) if getattr(sys, name) is None]
+    for number in closed:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.fstat(number)  # just opened, or by a library meanwhile
+        except OSError:
+            os.dup2(nowhere, number)
+        if nowhere == number:
+            os.set_inheritable(number, True)
+        else:
+            os.close(nowhere)
+    for number in closed:
+        setattr(sys, _STREAMS[number], Path(os.devnull).open("w" if number else "r"))  # noqa: SIM115 - to the end
 
 
 def say(line: str) -> None:

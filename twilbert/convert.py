@@ -11,7 +11,7 @@ import argparse
 import tempfile
 from typing import Any
 
-from twilbert import cli, storage
+from twilbert import cli, outputs, storage
 from twilbert.data.tokenizer import Tokenizer
 from twilbert.data.wordpiece import save_wordpiece_folder
 from twilbert.errors import TwilbertError, UsageError
@@ -33,17 +33,18 @@ def convert(
     TwilbertError for a damaged one: the tensor, its shape, the one expected.
     """
     original = read_original_config(config)
-    with open_keras(weights) as file, tempfile.TemporaryDirectory() as scratch:
+    new = outputs.new_folder(out, "convert", overwrite=overwrite, inputs=filter(None, [weights, config, vocab]))
+    with open_keras(weights) as file, new as folder, tempfile.TemporaryDirectory() as scratch:
         tokenizer = _tokenizer(vocab, storage.join(scratch, "tokenizer"), file)
         sizes = ModelConfig.from_dict(original.recipe.architecture(vocab_size(file)))
         head = _head(original, file) if is_finetuned(file) else None
         state = load_original(file, sizes, head, untrained_norm=original.untrained_norm)
         extra = {RECIPE_NAME: original.recipe_yaml().encode()}
-        where: dict[str, Any] = {"tokenizer_folder": tokenizer, "overwrite": overwrite, "files": extra}
+        where: dict[str, Any] = {"tokenizer_folder": tokenizer, "files": extra}
         if head is None:
-            save_model_folder(out, sizes, state, **where)
+            save_model_folder(folder, sizes, state, **where)
         else:
-            save_classifier_folder(out, sizes, head, original.text(), state, **where)
+            save_classifier_folder(folder, sizes, head, original.text(), state, **where)
     return original
 
 

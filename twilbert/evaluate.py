@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from twilbert import cli, storage
+from twilbert import cli, inference, outputs, storage
 from twilbert.errors import UsageError
 from twilbert.evaluation import scores as evaluation
 from twilbert.parsing import read_record
@@ -116,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--max-len", type=int, metavar="N", help="cut texts at N tokens (default: the model's max_len)")
     made.add_argument("--seed", type=int, default=0, help="seed of the masks and of what the page shows (default: 0)")
+    made.add_argument("--overwrite", action="store_true", help="replace files of these names that it did not write")
     return made
 
 
@@ -131,6 +131,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--samples {args.samples}: expected 0 or more")
     if args.max_len is not None and args.max_len < 1:
         raise UsageError(f"--max-len {args.max_len}: expected at least 1 token")
+    named = {"--json": args.json, "--examples": args.examples, "--report": args.report}
+    reads = filter(None, [inference.find_model(args.model), args.data, args.train, args.sample])
+    outputs.check_files(named, "evaluate", overwrite=args.overwrite, inputs=reads)
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -156,7 +159,7 @@ def _command(args: argparse.Namespace) -> str:
     if args.sample:
         print(_compare_with_sample(scores, args.sample))
     if args.json:
-        storage.write_bytes_atomic(args.json, (json.dumps(scores, indent=1) + "\n").encode())
+        storage.write_bytes_atomic(args.json, outputs.marked_json(scores, "evaluate"))
     named = (("scores", args.json), ("examples", args.examples), ("report", args.report))
     written = [f"{what} in {storage.absolute(path)}" for what, path in named if path]
     return "; ".join([f"{done} of {scores['data']}", *written])

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from twilbert import cli, model_card, storage
+from twilbert import cli, model_card, outputs, storage
 from twilbert.data.tokenizer_json import with_cleaning
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.inference import find_model
@@ -51,17 +51,21 @@ def export(
     """Write `out`, whole or not at all; returns what was found of the ONNX file, where one was asked for.
 
     With `hub_folder` everything transformers needs, the card under the name `title` (the folder's own when empty), and
-    the ONNX file under onnx/; without it the ONNX file, configuration and tokenizer. UsageError for a wrong wish,
-    TwilbertError where the model is damaged or ONNX computes something else.
+    the ONNX file under onnx/; without it the ONNX file, configuration and tokenizer, or the ONNX file alone into a
+    folder of the same weights. UsageError for a wrong wish, TwilbertError where the model is damaged or ONNX computes
+    something else.
     """
     if not onnx and not hub_folder:
         raise UsageError("nothing to write; ask for a hub folder or for ONNX")
     if onnx:
         _require_onnx()
     opened = _open(find_model(model))
+    if not hub_folder and storage.exists(storage.join(out, folders.WEIGHTS_NAME)):
+        return _add_onnx(opened, out, overwrite=overwrite)
     records = model_card.read_records(opened.folder, held_out_scores(opened.folder))
     title = title or storage.absolute(out).rsplit("/", 1)[-1]
-    with tempfile.TemporaryDirectory() as scratch, storage.new_folder(out, overwrite=overwrite) as target:
+    new = outputs.new_folder(out, "export", overwrite=overwrite, inputs=[model, opened.folder])
+    with tempfile.TemporaryDirectory() as scratch, new as target:
         checked = _onnx(opened, scratch) if onnx else None
         if hub_folder:
             told = None if checked is None else _told(checked)
@@ -106,6 +110,21 @@ def _onnx(opened: _Opened, scratch: str) -> Checked:
     return check_onnx(opened.network, file)
 
 
+def _add_onnx(opened: _Opened, out: str, *, overwrite: bool) -> Checked:
+    """The ONNX file beside the same model's weights; nothing else there is touched."""
+    weights, theirs = (storage.join(folder, folders.WEIGHTS_NAME) for folder in (opened.folder, out))
+    if storage.sha256_file(weights) != storage.sha256_file(theirs):
+        raise UsageError(f"{storage.absolute(out)}: holds another model's weights; choose another folder")
+    if storage.exists(storage.join(out, ONNX_NAME)) and not overwrite:
+        raise UsageError(f"{storage.join(storage.absolute(out), ONNX_NAME)}: already there; --overwrite replaces it")
+    with tempfile.TemporaryDirectory() as scratch:
+        checked, names = _onnx(opened, scratch), storage.list_dir(scratch)
+        _copy(scratch, out, names)
+    outputs.add_to_record(out, "export", names)
+    cli.say(f"{out}: its tokenizer is left as it is, and cleans no texts; one of an export to a folder of its own does")
+    return checked
+
+
 def _told(checked: Checked) -> str:
     onnx, torch = checked.onnx_texts_per_second, checked.torch_texts_per_second
     return (
@@ -118,10 +137,10 @@ def _told(checked: Checked) -> str:
 def _write_model(opened: _Opened, target: str, files: dict[str, bytes]) -> None:
     state = opened.network.state_dict()
     if opened.head is None:
-        folders.save_model_folder(target, opened.config, state, opened.folder, overwrite=True, files=files)
+        folders.save_model_folder(target, opened.config, state, opened.folder, files=files)
     else:
         folders.save_classifier_folder(
-            target, opened.config, opened.head, opened.text, state, opened.folder, overwrite=True, files=files
+            target, opened.config, opened.head, opened.text, state, opened.folder, files=files
         )
 
 
@@ -150,7 +169,9 @@ def push(folder: str, repo: str, token: str) -> str:
     api = HfApi(token=token)
     try:
         address = api.create_repo(repo, private=True, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="twilbert-export")
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="twilbert-export", ignore_patterns=outputs.RECORD
+        )
     except (HfHubHTTPError, OSError) as error:
         said = str(error).replace(token, "…").strip().splitlines()[0]
         raise TwilbertError(
@@ -180,12 +201,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("model", metavar="MODEL", help="model folder, checkpoint, run folder or run name")
     made.add_argument("out", metavar="OUT", help="folder to write")
-    made.add_argument("--onnx", action="store_true", help="an ONNX file, checked against torch; alone: nothing else")
+    made.add_argument("--onnx", action="store_true", help="an ONNX file, checked against torch; OUT may be MODEL")
     made.add_argument("--hub-folder", action="store_true", help="weights, code, tokenizer and card, for transformers")
     made.add_argument(
         "--push", metavar="OWNER/NAME", help=f"upload the hub folder there; the token comes from {_TOKEN}"
     )
-    made.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
+    made.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
     return made
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from twilbert import cli, cluster, recipe_file, storage
+from twilbert import cli, cluster, outputs, recipe_file, storage
 from twilbert.errors import UsageError
 from twilbert.planning.devices import KINDS, device_of
 from twilbert.recipe import Recipe
@@ -123,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--plot", metavar="FILE", help="also draw it there (.png or .svg)")
     made.add_argument("--measure", action="store_true", help="cpu: time this machine on the model's parts first")
     made.add_argument("--flops", type=float, metavar="F", help="cpu: FLOP/s of large matrix products on a worker")
+    made.add_argument("--overwrite", action="store_true", help="replace files of these names that it did not write")
     made.add_argument("--vocab-size", type=int, metavar="V", help="entries (default: the tokenizer's, else 30,002)")
     made.add_argument("--tweet-tokens", type=float, metavar="M", help="median tokens of a tweet where no corpus tells")
     return made
@@ -140,6 +140,13 @@ def _command(args: argparse.Namespace) -> str:
     if args.plot:
         plot.require_matplotlib()
     recipe = recipe_file.load(args.recipe, args.overrides)
+    data, source = recipe.corpus, recipe.model.init_from
+    outputs.check_files(
+        {"--json": args.json, "--plot": args.plot},
+        "plan",
+        overwrite=args.overwrite,
+        inputs=[args.recipe, data.path, data.tokenizer, *([source] if source else [])],
+    )
     made = plan(
         recipe, devices=args.gpus, kind=args.kind, vocab_size=args.vocab_size, tweet_tokens=args.tweet_tokens,
         flops=args.flops, measure=args.measure,
@@ -147,7 +154,7 @@ def _command(args: argparse.Namespace) -> str:
     tables.show(made)
     written = []
     if args.json:
-        storage.write_bytes_atomic(args.json, (json.dumps({"recipe": args.recipe} | made, indent=1) + "\n").encode())
+        storage.write_bytes_atomic(args.json, outputs.marked_json({"recipe": args.recipe} | made, "plan"))
         written.append(f"plan in {storage.absolute(args.json)}")
     if args.plot:
         storage.write_bytes_atomic(args.plot, plot.draw(made, suffix))

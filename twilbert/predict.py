@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from twilbert import bulk, cli, inference, storage
+from twilbert import bulk, cli, inference, outputs, storage
 from twilbert.data import raw_files
 from twilbert.data.table_rows import Chunk
 from twilbert.data.table_writers import TABLES, VECTORS, open_writer
@@ -60,10 +60,11 @@ def predict(
     for a wrong model, column or format; TwilbertError where an input cannot be read to its end. `trust_remote_code`:
     as for `twilbert.load`.
     """
-    kind = _out_format(out, embeddings, overwrite)
-    job = bulk.Job(inference.find_model(model), device, precision, embeddings, prefix, trust_remote_code)
-    _check_model(job)
     paths = list(inputs) if STANDARD_INPUT in inputs else raw_files.find(inputs)
+    job = bulk.Job(inference.find_model(model), device, precision, embeddings, prefix, trust_remote_code)
+    reads = ["/dev/stdin" if path == STANDARD_INPUT else path for path in paths]
+    kind = _out_format(out, embeddings, overwrite, [job.model, *reads])
+    _check_model(job)
     files = _inspected(paths, form, text_column, pair_column)
     _check_columns(files[0], job)
     on_ray = address_at_hand(address) is not None or _many(files)
@@ -73,13 +74,12 @@ def predict(
     return _write(tables, out, kind)
 
 
-def _out_format(out: str, embeddings: str | None, overwrite: bool) -> str:
+def _out_format(out: str, embeddings: str | None, overwrite: bool, reads: Sequence[str]) -> str:
     kind, allowed = out.rpartition(".")[2].lower(), VECTORS if embeddings else TABLES
     if kind not in allowed:
         what = f"embeddings {embeddings}" if embeddings else "labels"
         raise UsageError(f"--out {out}: {what} are written as {', '.join('.' + name for name in allowed)}")
-    if storage.exists(out) and not overwrite:
-        raise UsageError(f"{storage.absolute(out)}: already there; choose another --out, or give --overwrite")
+    outputs.check_files({"--out": out}, "predict", overwrite=overwrite, inputs=reads)
     return kind
 
 
@@ -210,7 +210,7 @@ def _said(args: argparse.Namespace) -> str:
     _check_model(job)
     if args.out is None and args.embeddings:
         raise UsageError("--embeddings needs --out FILE (.parquet or .h5)")
-    kind = _out_format(args.out, args.embeddings, args.overwrite) if args.out else ""
+    kind = _out_format(args.out, args.embeddings, args.overwrite, [job.model]) if args.out else ""
     model = job.load()
     texts = pa.table({"text": pa.array(args.text, pa.large_string())})
     table = bulk.results(model, Chunk(texts, list(args.text), None, [None] * len(args.text)), job)

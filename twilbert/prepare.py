@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from twilbert import checksums, cli, storage
+from twilbert import checksums, cli, outputs, storage
 from twilbert.cluster import ensure_ray, in_ray_job
+from twilbert.data import corpus as corpora
 from twilbert.data import dedup, raw_files, raw_spill
 from twilbert.data.corpus import FORMAT, INDEX_FILE, Shard, corpus_id
 from twilbert.data.text import CLEANING
@@ -66,7 +67,9 @@ def prepare(
     size = sum(file.text_bytes for file in files)
     partitions = max(1, min(_MAX_PARTITIONS, -(-size // PARTITION_BYTES)))
     threshold = raw_spill.valid_threshold(valid_share)
-    with storage.new_folder(target, overwrite=overwrite) as work:
+    reads = [*inputs, *(file.path for file in files)]
+    before = corpora.files_before(target)
+    with outputs.new_folder(target, "prepare", overwrite=overwrite, inputs=reads, before=before) as work:
         spill = storage.join(work, "spill")
         storage.make_dir(spill)
         if runner is not None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from twilbert import encoder_files, storage
+from twilbert import encoder_files, outputs, storage
 from twilbert.data.sequences import Sequences
 from twilbert.data.text import clean
 from twilbert.data.tokenizer import STUCK, explained
@@ -165,7 +165,7 @@ def save(
     if not storage.is_local(path):
         raise UsageError(f"{path}: a transformers model is written to a local or mounted folder; choose one")
     encoder: Any = network.encoder
-    with storage.new_folder(path) as folder:
+    with outputs.new_folder(path, "finetune", overwrite=True, keep=True) as folder:
         encoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         tensors = {name: tensor.detach().contiguous() for name, tensor in network.classifier.state_dict().items()}

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from twilbert import cli, storage
+from twilbert import cli, outputs, storage
 from twilbert.errors import UsageError
 from twilbert.train import history, page
 from twilbert.train.history import Pretraining
@@ -74,7 +74,7 @@ def _show(found: Sequence[Pretraining]) -> None:
 
 def _write(found: Sequence[Pretraining], out: str, watch: float | None) -> None:
     going = watch if any(run.state == "running" for run in found) else None
-    storage.write_bytes_atomic(out, page.of_runs(found, going).encode())
+    storage.write_bytes_atomic(out, outputs.marked_page(page.of_runs(found, going), "runs"))
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -87,6 +87,7 @@ def _command(args: argparse.Namespace) -> str:
         return _list(alone or args.runs)
     out = storage.absolute(args.out or "runs.html")
     found = compare(args.run, args.runs)
+    outputs.check_files({"--out": out}, "runs", overwrite=args.overwrite, inputs=[run.path for run in found])
     _show(found)
     _write(found, out, args.watch)
     while args.watch and any(run.state == "running" for run in found):
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--watch", type=float, metavar="SECONDS", help="write the page anew every so often, until no run is running"
     )
+    made.add_argument("--overwrite", action="store_true", help="replace a file at --out that it did not write")
     return made
 
 

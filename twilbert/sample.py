@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from twilbert import cli, storage
+from twilbert import cli, outputs, storage
 from twilbert.data.generator import Figures, figures
 from twilbert.data.generator_lines import BATCH_LINES, HEADER, draw_lines
 from twilbert.data.generator_tasks import LabelledTexts, draw_labelled
@@ -25,6 +25,7 @@ from twilbert.errors import UsageError
 from twilbert.tasks import DATA_DIR, MULTI, REGRESSION, Task, load_task, registered
 
 FORMAT = 1
+_INFO, _PAIRS = "sample.json", "pairs.tsv"
 
 
 def sample_pairs(out: str, pairs: int = 60_000, seed: int = 0, *, overwrite: bool = False) -> dict[str, Any]:
@@ -38,8 +39,8 @@ def sample_pairs(out: str, pairs: int = 60_000, seed: int = 0, *, overwrite: boo
         raise UsageError(f"--pairs {pairs} --seed {seed}: expected at least one pair and a seed from 0")
     target = storage.absolute(out)
     dropped = dict.fromkeys(("repeated", "too_short", "only_mentions_and_links"), 0)
-    with storage.new_folder(target, overwrite=overwrite) as work:
-        system, inner = storage.filesystem(storage.join(work, "pairs.tsv"))
+    with outputs.new_folder(target, "sample", overwrite=overwrite, before=(_INFO, _PAIRS)) as work:
+        system, inner = storage.filesystem(storage.join(work, _PAIRS))
         last = time.monotonic()
         with storage.explained_write(target), system.open_output_stream(inner) as sink:
             sink.write(HEADER)
@@ -59,7 +60,7 @@ def sample_pairs(out: str, pairs: int = 60_000, seed: int = 0, *, overwrite: boo
             "nats_per_word": asdict(figures()),
             "meaning": inspect.cleandoc(Figures.__doc__ or ""),
         }
-        storage.write_json_atomic(storage.join(work, "sample.json"), info)
+        storage.write_json_atomic(storage.join(work, _INFO), info)
     return info
 
 
@@ -87,15 +88,16 @@ def sample_task(name: str, out: str, rows: int = 1_500, seed: int = 0, *, overwr
     inside = posixpath.commonpath([posixpath.dirname(path) for path in named.values()])
     target = storage.join(task.root, inside) if inside else task.root
     counts = {}
-    with storage.new_folder(target, overwrite=overwrite) as work:
+    files = {split: posixpath.relpath(path, inside or ".") for split, path in named.items()}
+    with outputs.new_folder(target, "sample", overwrite=overwrite, before=(_INFO, *files.values())) as work:
         start = 0
-        for split, path in named.items():
+        for split, file in files.items():
             part = [task.delimiter.join(_header(task)), *lines[start : ends[split]]]
             text = "\n".join(part) + "\n"
-            storage.write_bytes_atomic(storage.join(work, posixpath.relpath(path, inside or ".")), text.encode())
+            storage.write_bytes_atomic(storage.join(work, file), text.encode())
             counts[split], start = ends[split] - start, ends[split]
         info = {"format": FORMAT, "task": name, "rows": counts, "seed": seed, "best_accuracy": round(drawn.best, 4)}
-        storage.write_json_atomic(storage.join(work, "sample.json"), info)
+        storage.write_json_atomic(storage.join(work, _INFO), info)
     return {"folder": target, **info}
 
 
@@ -168,7 +170,7 @@ def _handle_pairs(args: argparse.Namespace) -> str:
         ],
     )
     return (
-        f"wrote {storage.join(storage.absolute(args.out), 'pairs.tsv')}: {info['pairs']:,} pairs, seed {info['seed']}; "
+        f"wrote {storage.join(storage.absolute(args.out), _PAIRS)}: {info['pairs']:,} pairs, seed {info['seed']}; "
         f"best reply order accuracy {nats['best_rop_accuracy']:.3f}; figures in sample.json beside it"
     )
 

@@ -2,16 +2,21 @@
 
 Local writes go to a temporary sibling that is flushed to disk and renamed. Object stores have no rename but write an
 object whole or not at all, so there a single file is written directly, and a folder is complete when the file that
-lists its contents (corpus.json, encoded.json, manifest.json), always written last, is there.
+lists its contents (corpus.json, encoded.json, manifest.json), always written last, is there. What a command may
+replace is the matter of outputs.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 import uuid
@@ -25,6 +30,11 @@ from twilbert import credentials
 from twilbert.errors import TwilbertError, UsageError
 
 _CHUNK = 8 * 2**20  # bytes read at a time when hashing
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:4]  # locks tell of this machine's processes alone
+_TEMPORARY = re.compile(rf"\.(.+)\.{_HOST}[0-9a-f]{{8}}\.(?:tmp|old)", re.DOTALL)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EBUSY, errno.ENAMETOOLONG}
+_UNWRITABLE |= {errno.ENOTEMPTY, errno.EEXIST}  # another command was faster
 
 
 def is_uri(path: str) -> bool:
@@ -162,7 +172,7 @@ def explained_write(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise TwilbertError(f"{path}: no space left to write; free some, or choose another folder") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _UNWRITABLE:
             raise TwilbertError(
                 f"{path}: cannot be written ({os.strerror(error.errno)}); choose another folder"
             ) from error
@@ -178,26 +188,108 @@ def sync_file(path: str) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A new hidden file or folder beside `target`, to be renamed to it; at the end, what bears its name is removed.
+
+    A process holds a lock on what it writes, which ends with the process: so what killed ones left behind for the same
+    target is told from the work of others, and removed first.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    while True:
+        path = target.with_name(f".{target.name}.{_HOST}{uuid.uuid4().hex[:8]}.tmp")
+        path.mkdir() if folder else path.touch(exist_ok=False)
+        lock = _lock(path, wait=True)
+        if path.exists():
+            break
+        _unlock(lock)  # another command took it for a dead one's before it was locked
+    try:
+        yield path
+    finally:
+        _remove(path)
+        _unlock(lock)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left beside `target`; an old folder whose new one is missing gets its name back."""
+    for path in list(target.parent.iterdir()):
+        named = _TEMPORARY.fullmatch(path.name)
+        if not named or named[1] != target.name:
+            continue
+        lock = _lock(path, wait=False)
+        if lock is None:
+            continue
+        if path.suffix == ".old" and not target.exists():
+            path.rename(target)
+        else:
+            _remove(path)
+        _unlock(lock)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's or folder's name is one that `temporary` gives."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Give the folder `new` the name `target`, which always names one of them; the old one is at `new` then."""
+    if not target.exists() or not any(target.iterdir()):
+        new.rename(target)  # takes the place of an empty folder too
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    exchange = getattr(libc, "renameat2", None)  # glibc and musl on Linux
+    if exchange is not None and exchange(_AT_FDCWD, bytes(new), _AT_FDCWD, bytes(target), _RENAME_EXCHANGE) == 0:
+        return
+    retired = new.with_suffix(".old")  # a file system that cannot exchange: the next start mends a kill in between
+    lock = _lock(target, wait=False)
+    try:
+        target.rename(retired)
+        new.rename(target)
+    except BaseException:
+        if not target.exists():
+            retired.rename(target)
+        raise
+    finally:
+        _unlock(lock)
+    _remove(retired)
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the lock on a file or folder; None where another has it, or it cannot be locked."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)  # what cannot be removed now is a leftover of the next command
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_bytes_atomic(path: str, data: bytes) -> None:
     """Write a file whole or not at all; parents are created."""
-    with explained_write(path):
-        if not is_local(path):
-            system, inner = filesystem(path)
-            with system.open_output_stream(inner) as stream:
-                stream.write(data)
-            return
-        target = Path(absolute(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-            sync_file(str(target.parent))
-        finally:
-            temporary.unlink(missing_ok=True)
+    if is_local(path):
+        with new_file(path) as out:
+            out.write(data)
+        return
+    system, inner = filesystem(path)
+    with explained_write(path), system.open_output_stream(inner) as stream:
+        stream.write(data)
 
 
 def write_json_atomic(path: str, value: Any) -> None:
@@ -221,47 +313,13 @@ def new_file(path: str) -> Iterator[IO[bytes]]:
                     shutil.copyfileobj(stream, out, _CHUNK)
             return
         target = Path(absolute(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with temporary.open("wb") as stream:
+        with temporary(target) as work:
+            with work.open("w+b") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.replace(target)
+            work.replace(target)
             sync_file(str(target.parent))
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def new_folder(path: str, *, overwrite: bool = False) -> Iterator[str]:
-    """A folder that appears whole or not at all: yields where to write, renames it to `path` on a clean exit.
-
-    On an object store the place to write is `path` itself. An existing folder that holds something is refused with
-    UsageError unless `overwrite`; after a fault nothing new is left behind and the old folder is untouched.
-    """
-    if exists(path) and list_dir(path) and not overwrite:
-        raise UsageError(f"{path}: already holds something; choose another folder, or --overwrite it")
-    if not is_local(path):
-        yield path
-        return
-    target = Path(absolute(path))
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with explained_write(path):
-        try:
-            temporary.mkdir(parents=True)
-            yield str(temporary)
-            if target.exists():
-                retired = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
-                target.rename(retired)
-                temporary.rename(target)
-                shutil.rmtree(retired)
-            else:
-                temporary.rename(target)
-            sync_file(str(target.parent))
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def probe_write(path: str) -> None:

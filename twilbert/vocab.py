@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from twilbert import cli, storage
+from twilbert import cli, outputs, storage
 from twilbert.data import tokenizer as runtime
 from twilbert.data import tokenizer_json
 from twilbert.data.corpus import Corpus, read_shard
@@ -33,6 +33,8 @@ DEFAULT_MAX_SENTENCES = 5_000_000
 DEFAULT_COVERAGE = 0.99995
 CHECKED_TEXTS = 50_000  # of the training texts: encoded by sentencepiece and by the converted tokenizer
 _THREADS = 2  # fixed: unigram's sums depend on how many threads share them
+_MODEL_FILE = "spm.model"
+_FILES = (runtime.SETTINGS_FILE, runtime.TOKENIZER_FILE, runtime.CONFIG_FILE, _MODEL_FILE)
 _SAMPLE_KEY, _CHECK_KEY = np.array([0x5EED_0001, 0x5EED_0002], np.uint64)
 
 
@@ -56,9 +58,8 @@ def vocab(
     """
     _check_flags(vocab_size, model_type, max_sentences, character_coverage)
     corpus = Corpus.open(corpus_path)
-    out = storage.absolute(out)
-    if storage.exists(out) and storage.list_dir(out) and not overwrite:
-        raise UsageError(f"{out}: already holds something; choose another --out, or give --overwrite")
+    replacing: dict[str, Any] = {"overwrite": overwrite, "inputs": [corpus.path], "before": _FILES}
+    outputs.check_folder(out, "vocab", **replacing)
     normaliser = tokenizer_json.text_normaliser(lowercase=lowercase, strip_accents=strip_accents)
     sample = _Sample(corpus, normaliser, max_sentences)
     cli.say(f"training {model_type} with {vocab_size:,} entries on {corpus.path}")
@@ -89,8 +90,8 @@ def vocab(
         "sentencepiece": _sentencepiece_version(),
         runtime.SUM: hashlib.sha256(content).hexdigest(),
     }
-    with storage.new_folder(out, overwrite=overwrite) as folder:
-        files = {runtime.TOKENIZER_FILE: content, "spm.model": model}
+    with outputs.new_folder(out, "vocab", **replacing) as folder:
+        files = {runtime.TOKENIZER_FILE: content, _MODEL_FILE: model}
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(folder, name), data)
         storage.write_json_atomic(storage.join(folder, runtime.CONFIG_FILE), tokenizer_json.TOKENIZER_CONFIG)

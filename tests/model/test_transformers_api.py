@@ -33,8 +33,8 @@ def test_a_folder_loads_as_it_was_saved(switch: str, tmp_path: Path):
     for norm in model.modules():
         if isinstance(norm, QueryNorm):
             norm.running_mean.uniform_(-1, 1)
-    save_model_folder(str(tmp_path / "model"), model.config, model.state_dict(), overwrite=True)
-    loaded_config, loaded = load_model_folder(str(tmp_path / "model"))
+    save_model_folder(str(tmp_path / "again"), model.config, model.state_dict())
+    loaded_config, loaded = load_model_folder(str(tmp_path / "again"))
     assert loaded_config == model.config == loaded.config
     state = loaded.state_dict()
     assert state.keys() == model.state_dict().keys()
@@ -76,6 +76,7 @@ def test_tokenizer_files_come_along(tmp_path: Path):
     model = PretrainingModel(config("plain"))
     save_model_folder(str(tmp_path / "model"), model.config, model.state_dict(), str(tokenizer))
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        ".twilbert.json",
         "config.json",
         "configuration_twilbert.py",
         "model.safetensors",

@@ -47,6 +47,16 @@ class Split:
     shards: tuple[Shard, ...]
 
 
+def files_before(path: str) -> list[str]:
+    """The files of a corpus that 0.2 wrote, corpus.json first; none where there is no corpus."""
+    try:
+        corpus = Corpus.open(path)
+    except TwilbertError:
+        return []
+    shards = [shard.file for split in corpus.splits.values() for shard in split.shards]
+    return ["corpus.json", "rejects.jsonl", *(f"{split}/" for split in SPLITS), *shards]
+
+
 def corpus_id(shards: Iterable[Shard]) -> str:
     """16 hex digits that change when any byte of any shard does: SHA-256 over the shards' own."""
     return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]

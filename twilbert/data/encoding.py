@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from twilbert import storage
+from twilbert import outputs, storage
+from twilbert.data import corpus as corpora
 from twilbert.data import encoded as layout
 from twilbert.data.corpus import Corpus, Shard, read_shard
 from twilbert.data.encoded import EncodedCorpus
@@ -51,7 +52,8 @@ def encode_corpus(
     from ray.exceptions import RayError
 
     target = folder(corpus, tokenizer, max_len)
-    with storage.new_folder(target, overwrite=True) as out:
+    before = (layout.INDEX_FILE, *corpora.files_before(corpus.path)[1:])
+    with outputs.new_folder(target, "encode", overwrite=True, before=before) as out:
         for split in corpus.splits:
             storage.make_dir(storage.join(out, split))
         jobs = [

@@ -6,13 +6,12 @@ the results. The first chunk fixes the columns of a TSV, CSV or Parquet file.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-import shutil
-import tempfile
-from pathlib import Path
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from twilbert.data.tables import JSON_LINE
 from twilbert.errors import TwilbertError, UsageError
 
+T = TypeVar("T")
 TABLES = ("tsv", "csv", "jsonl", "parquet")
 VECTORS = ("parquet", "h5", "hdf5")
 _FAULTY = "\0line"
@@ -182,14 +182,16 @@ class Hdf5Writer:
         except ImportError as error:
             raise UsageError("HDF5 needs h5py: pip install h5py; or write .parquet") from error
         self._h5py: Any = h5py
-        self._stream = stream
-        self._folder = tempfile.TemporaryDirectory(prefix="twilbert-")
-        self._path = Path(self._folder.name, "embeddings.h5")
-        self._file: Any = h5py.File(self._path, "w")
+        self._disk = _Disk(stream)
+        self._file: Any = h5py.File(self._disk, "w")
         self._row = 0
         self._faulty: list[tuple[int, str]] = []
 
     def write(self, table: pa.Table) -> None:
+        with self._disk.faults():
+            self._write(table)
+
+    def _write(self, table: pa.Table) -> None:
         errors = table.column(table.num_columns - 1).to_pylist()  # the results end with it
         column = table.column(table.num_columns - 2)
         if pa.types.is_list(column.type):
@@ -219,11 +221,44 @@ class Hdf5Writer:
         stored[self._row :] = vectors
 
     def close(self) -> None:
-        if self._faulty:
-            rows, reasons = zip(*self._faulty, strict=True)
-            self._file["errors/row"] = np.array(rows, np.int64)
-            self._file.create_dataset("errors/reason", data=list(reasons), dtype=self._h5py.string_dtype())
-        self._file.close()
-        with self._path.open("rb") as made:
-            shutil.copyfileobj(made, self._stream, 2**20)
-        self._folder.cleanup()
+        with self._disk.faults():
+            if self._faulty:
+                rows, reasons = zip(*self._faulty, strict=True)
+                self._file["errors/row"] = np.array(rows, np.int64)
+                self._file.create_dataset("errors/reason", data=list(reasons), dtype=self._h5py.string_dtype())
+            self._file.close()
+
+
+class _Disk:
+    """The stream as the HDF5 library sees it: a write that fails is remembered, for the library crashes over one."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._fault: Exception | None = None
+        self.seek, self.tell, self.readinto = stream.seek, stream.tell, cast(Any, stream).readinto
+
+    def write(self, data: bytes) -> int:
+        return self._attempt(lambda: self._stream.write(data), len(data))
+
+    def truncate(self, size: int) -> int:
+        return self._attempt(lambda: self._stream.truncate(size), size)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush, None)
+
+    def _attempt(self, work: Callable[[], T], otherwise: T) -> T:
+        if self._fault is None:
+            try:
+                return work()
+            except (OSError, ValueError) as error:  # ValueError: it is closed, after a fault elsewhere
+                self._fault = error
+        return otherwise
+
+    @contextlib.contextmanager
+    def faults(self) -> Iterator[None]:
+        """Raises the first write that failed, in place of what the library says of it."""
+        try:
+            yield
+        finally:
+            if self._fault is not None:
+                raise self._fault

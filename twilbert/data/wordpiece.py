@@ -14,7 +14,7 @@ import hashlib
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from twilbert import storage
+from twilbert import outputs, storage
 from twilbert.data import tokenizer as runtime
 from twilbert.data.text import CLEANING
 from twilbert.data.tokenizer_json import SPECIAL_TOKENS, TOKENIZER_CONFIG
@@ -76,10 +76,10 @@ def from_vocabulary(entries: list[str]) -> Tokenizer:
     return made
 
 
-def save_wordpiece_folder(vocab_file: str, out: str, *, overwrite: bool = False) -> runtime.Tokenizer:
+def save_wordpiece_folder(vocab_file: str, out: str) -> runtime.Tokenizer:
     """Write the tokenizer folder of a BERT vocabulary file, whole or not at all, and return its tokenizer.
 
-    UsageError when the file is no such vocabulary, or `out` holds something and not `overwrite`.
+    UsageError when the file is no such vocabulary, or `out` holds something.
     """
     entries = read_vocabulary(vocab_file)
     content = from_vocabulary(entries).to_str(pretty=False).encode()
@@ -93,7 +93,7 @@ def save_wordpiece_folder(vocab_file: str, out: str, *, overwrite: bool = False)
         "cleaning": CLEANING,
         runtime.SUM: hashlib.sha256(content).hexdigest(),
     }
-    with storage.new_folder(out, overwrite=overwrite) as folder:
+    with outputs.new_folder(out, "convert") as folder:
         storage.write_bytes_atomic(storage.join(folder, runtime.TOKENIZER_FILE), content)
         storage.write_json_atomic(storage.join(folder, runtime.CONFIG_FILE), TOKENIZER_CONFIG)
         storage.write_json_atomic(storage.join(folder, runtime.SETTINGS_FILE), settings)

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 import numpy as np
 import torch
 
-from twilbert import cli, inference, scoring, storage
+from twilbert import cli, inference, outputs, scoring, storage
 from twilbert.data import heldout, sequences
 from twilbert.data.encoded import EncodedCorpus
 from twilbert.data.objectives import ROP_NONE, MaskingSettings
@@ -292,4 +292,4 @@ def _write_line(out: IO[bytes], line: dict[str, Any]) -> None:
 
 
 def _write(path: str, html: str) -> None:
-    storage.write_bytes_atomic(path, html.encode())
+    storage.write_bytes_atomic(path, outputs.marked_page(html, "evaluate"))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from twilbert import cli, rivals, storage
+from twilbert import cli, outputs, rivals, storage
 from twilbert.data import sequences
 from twilbert.data.sequences import Sequences
 from twilbert.data.tokenizer import Tokenizer
@@ -124,10 +124,8 @@ class OwnBase:
 
     def save(self, path: str, network: nn.Module, text: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         assert isinstance(network, ClassificationModel)
-        with storage.new_folder(path) as folder:
-            save_classifier_folder(
-                folder, network.config, network.head, text, network.state_dict(), overwrite=True, files=files
-            )
+        with outputs.new_folder(path, "finetune", overwrite=True, keep=True) as folder:
+            save_classifier_folder(folder, network.config, network.head, text, network.state_dict(), files=files)
             self.tokenizer.save(folder)
 
     def digest(self) -> str:

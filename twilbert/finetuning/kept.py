@@ -14,7 +14,8 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from twilbert import __version__, checksums, cli, storage
+from twilbert import __version__, checksums, cli, outputs, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
 from twilbert.finetuning.base import Base, sha256_of
@@ -37,9 +38,18 @@ from twilbert.parsing import read_record
 from twilbert.tasks import Task
 
 STARTED = "started.json"
+NEW = ".new"  # of the folder beside OUT that replaces it
 WEIGHTS, _ENDED = "best.safetensors", "ended.json"
 _SUM = "sha256"
 _PROBABILITIES = "dev/probabilities"  # beside the weights: both or neither are of the best evaluation
+_OURS = re.compile(
+    r"(started|results)\.json|recipe\.yaml|report\.html|(predictions|errors)-(dev|test)\.jsonl|"
+    r"confusion-(dev|test)\.tsv|seed-\d+/(metrics\.jsonl|best\.safetensors|ended\.json|(wandb/.*)?)|model/.*"
+)
+_MODEL_BEFORE = (
+    "config.json", "model.safetensors", "README.md", "configuration_twilbert.py", "modeling_twilbert.py",
+    "tokenizer.json", "tokenizer_config.json", "twilbert_tokenizer.json",
+)  # fmt: skip
 _OF_TASK = {"problem", "labels", "metric", "average", "class_metric", "remove_rt", "files", "root"}
 
 
@@ -68,21 +78,68 @@ def identity(recipe: FinetuneRecipe, task: Task, base: Base, data: TaskData) -> 
     }
 
 
-def start(out: str, now: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def place(out: str, now: Mapping[str, Any], reads: Sequence[str], *, overwrite: bool) -> Iterator[str]:
+    """Where the fine-tuning of identity `now` works, for it alone: OUT, or OUT.new, which takes its place at the end.
+
+    UsageError where OUT holds something else and not `overwrite`, or something that may not be replaced: not written
+    by a fine-tuning, or with one of `reads` in it.
+    """
+    work = out
+    if overwrite and storage.is_folder(out) and storage.list_dir(out):
+        _check_replaceable(out, reads)
+        work = out + NEW if storage.is_local(out) else out
+    with held(work):
+        if overwrite and storage.exists(storage.join(work, STARTED)) and (work == out or _other(work, now)):
+            _check_replaceable(work, reads)
+            for name in sorted(storage.list_dir(work), key=lambda name: name == STARTED):
+                storage.delete(storage.join(work, name))
+        storage.probe_write(work)
+        start(work, now, reads)
+        yield work
+        if work != out:
+            _check_replaceable(out, reads)
+            target = Path(out).resolve()
+            with storage.temporary(target, folder=True) as new:
+                Path(work).rename(new)
+                storage.replace_folder(new, target)
+
+
+def _check_replaceable(out: str, reads: Sequence[str]) -> None:
+    """UsageError where OUT is no fine-tuning's folder, or replacing it would lose more than that."""
+    outputs.refuse_inputs(out, reads)
+    model = storage.join(out, "model")
+    strangers = [name for name in outputs.strangers_in(out, "finetune") if not _OURS.fullmatch(name)]
+    if storage.exists(model):
+        strangers += [f"model/{name}" for name in outputs.strangers_in(model, "finetune", _MODEL_BEFORE)]
+    if strangers or not storage.exists(storage.join(out, STARTED)):
+        named = f" ({outputs.shown(strangers)})" if strangers else ""
+        raise UsageError(f"{out}: holds something that finetune did not write{named}; choose another --out")
+
+
+def _other(out: str, now: Mapping[str, Any]) -> bool:
+    before = read_record(storage.join(out, STARTED), dict[str, Any])
+    return any(before.get(key) != now[key] for key in now)
+
+
+def start(out: str, now: Mapping[str, Any], reads: Sequence[str] = ()) -> None:
     """Write down what decides the results in OUT; UsageError where something else is being made, or was made, there."""
     path = storage.join(out, STARTED)
     if not storage.exists(path):
         if storage.list_dir(out):
-            raise UsageError(f"{out}: already holds something; choose another --out, or --overwrite it")
+            raise UsageError(f"{out}: already holds something; choose another --out")
         storage.write_json_atomic(path, now)
         return
     before = read_record(path, dict[str, Any])
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         told = "; ".join(_change(key, before.get(key), now[key]) for key in changed)
-        raise UsageError(
-            f"{out}: holds a fine-tuning with other settings ({told:.600}); choose another --out, or --overwrite it"
-        )
+        remedy = "choose another --out, or --overwrite it"
+        try:
+            _check_replaceable(out, reads)
+        except UsageError:
+            remedy = "choose another --out"
+        raise UsageError(f"{out}: holds a fine-tuning with other settings ({told:.600}); {remedy}")
 
 
 def _change(key: str, before: Any, now: Any) -> str:
@@ -116,9 +173,9 @@ def read_seed(folder: str) -> Outcome | None:
     return Outcome(ended.seed, ended.history[ended.best], ended.history, probabilities, state, ended.stopped_early)
 
 
-def drop_seed(folder: str) -> None:
-    """Remove what `write_seed` kept; the logs stay."""
-    for name in (_ENDED, WEIGHTS):  # in this order: without ended.json it is no seed
+def drop_seed(folder: str, *, logs: bool = False) -> None:
+    """Remove what `write_seed` kept; the logs stay, or go too."""
+    for name in (_ENDED, WEIGHTS, *(("metrics.jsonl", "wandb") if logs else ())):  # first what makes it a seed
         storage.delete(storage.join(folder, name))
 
 
@@ -154,6 +211,8 @@ def held(out: str) -> Iterator[None]:
     On object stores, and mounts that know no locks, nothing is held. A folder that was made for a command is removed
     when that is interrupted before any training has looked at dev.
     """
+    if storage.exists(out) and not storage.is_folder(out):
+        raise UsageError(f"{out}: a file; choose another --out")
     if not storage.is_local(out):
         yield
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,9 @@ def finetune(
     """
     prepared = prepare(recipe, trust_remote_code=trust_remote_code)
     now = kept.identity(recipe, prepared.task, prepared.base, prepared.data)
-    with kept.held(out):
-        claim(out, now, overwrite=overwrite)
+    task = prepared.task
+    reads = filter(None, [recipe.task, prepared.base.name, *map(task.path, ("train", "dev", "test"))])
+    with kept.place(out, now, list(reads), overwrite=overwrite) as out:
         if storage.exists(storage.join(out, RESULTS)):
             cli.say(f"{out}: this fine-tuning is finished; these are its results")
             results = read_results(out)
@@ -106,19 +107,6 @@ class _Results:
 def read_results(out: str) -> dict[str, Any]:
     """What OUT/results.json holds; TwilbertError where it is of another shape."""
     return read_checked(storage.join(out, RESULTS), _Results)
-
-
-def claim(out: str, identity: Mapping[str, Any], *, overwrite: bool) -> None:
-    """A folder that is empty or holds this fine-tuning; UsageError when it holds something else and not `overwrite`."""
-    storage.probe_write(out)
-    names = storage.list_dir(out)
-    if overwrite and names:
-        if kept.STARTED not in names:
-            raise UsageError(f"{out}: holds something that finetune did not write; choose another --out")
-        # The results first: without them it is not finished; what makes it a fine-tuning's folder last.
-        for name in sorted(names, key=lambda name: (name != RESULTS, name == kept.STARTED)):
-            storage.delete(storage.join(out, name))
-    kept.start(out, identity)
 
 
 def train_and_score(prepared: Prepared, recipe: FinetuneRecipe, out: str) -> dict[str, Any]:
@@ -151,8 +139,8 @@ def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int, w
     if before is not None:
         cli.say(f"{task.name} seed {seed}: over since an earlier start, dev {task.metric} {before.best.score:.4f}")
         return before
-    storage.delete(folder)  # of a process that died in it
-    name = f"{storage.absolute(out).rsplit('/', 1)[-1]}-seed-{seed}"
+    kept.drop_seed(folder, logs=True)  # of a process that died in it
+    name = f"{storage.absolute(out).rsplit('/', 1)[-1].removesuffix(kept.NEW)}-seed-{seed}"
     config = recipe.model_dump(mode="json") | {"task": task.name, "model": short_name(prepared.base.name), "seed": seed}
     tracker = Tracker(folder, name, wandb, config, f"{_run_id(out)}-{seed}", 0)
     cli.say(tracker.first_line)
@@ -196,7 +184,6 @@ def _write(prepared: Prepared, recipe: FinetuneRecipe, out: str, found: Final) -
     network = new_network(base, recipe, task, found.chosen.seed)
     network.load_state_dict(found.chosen.state)
     text = {"remove_rt": task.remove_rt, "max_len": prepared.data.max_len}
-    storage.delete(storage.join(out, "model"))  # of a process that died before it had written all
     base.save(storage.join(out, "model"), network, text, {"README.md": _card(results).encode()})
     html = page.of_run(task, results, found.judged)
     storage.write_bytes_atomic(storage.join(out, REPORT), html.encode())

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from twilbert import storage
+from twilbert import outputs, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.model import remote_code
 from twilbert.model.classifier import ClassificationModel, HeadConfig
@@ -61,18 +61,16 @@ def save_model_folder(
     state_dict: Mapping[str, Tensor],
     tokenizer_folder: str | None = None,
     *,
-    overwrite: bool = False,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a pre-trained model's folder, whole or not at all; tensors keep their type.
 
     `tokenizer_folder`: its files are copied in, so that the folder loads alone; `files`: others to write, by name.
-    TwilbertError when `state_dict` is not that of a model of `config`; UsageError when `path` holds something and not
-    `overwrite`.
+    TwilbertError when `state_dict` is not that of a model of `config`; UsageError when `path` holds something.
     """
     _check_state(empty_model(config), state_dict)
     settings = TWilBertConfig.from_model_config(config, architectures=[PRETRAINED])
-    _save(path, settings, state_dict, tokenizer_folder, overwrite, files or {})
+    _save(path, settings, state_dict, tokenizer_folder, files or {})
 
 
 def save_classifier_folder(
@@ -83,7 +81,6 @@ def save_classifier_folder(
     state_dict: Mapping[str, Tensor],
     tokenizer_folder: str | None = None,
     *,
-    overwrite: bool = False,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a fine-tuned model's folder, whole or not at all; `text` has the keys of TEXT_SETTINGS.
@@ -101,7 +98,7 @@ def save_classifier_folder(
         head=head.to_dict(),
         text=dict(text),
     )
-    _save(path, settings, state_dict, tokenizer_folder, overwrite, files or {})
+    _save(path, settings, state_dict, tokenizer_folder, files or {})
 
 
 def _check_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -113,11 +110,10 @@ def _save(
     settings: TWilBertConfig,
     state_dict: Mapping[str, Tensor],
     tokenizer_folder: str | None,
-    overwrite: bool,
     files: Mapping[str, bytes],
 ) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in state_dict.items()}
-    with storage.new_folder(path, overwrite=overwrite) as folder:
+    with outputs.new_folder(path, "model") as folder:
         if tokenizer_folder is not None:
             _copy_files(tokenizer_folder, folder)
             _limit_tokenizer(storage.join(folder, TOKENIZER_CONFIG_NAME), settings)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from twilbert import recipe_file, storage
+from twilbert import outputs, recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.parsing import read_record
 from twilbert.recipe import Recipe
@@ -84,8 +84,11 @@ class RunFolder:
         name = folder_name(step)
         source = storage.join(self.path, name, "model")
         record = {"run": self.id, "checkpoint": name, "trained_steps": trained_steps}
-        with storage.new_folder(self.model, overwrite=True) as target:
-            for file in storage.list_dir(source):
+        files = storage.list_dir(source)
+        with outputs.new_folder(
+            self.model, "pretrain", overwrite=True, before=(_PUBLISHED, *files), keep=True
+        ) as target:
+            for file in files:
                 storage.write_bytes_atomic(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
             storage.write_json_atomic(storage.join(target, PUBLISHED), record)
         return name
@@ -130,6 +133,10 @@ def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder:
     run = find(recipe, name, identity)
     if run is None:
         run = RunFolder(storage.join(recipe.run.storage_path, name), name, uuid.uuid4().hex[:8], identity)
+        there = storage.list_dir(run.path) if storage.is_folder(run.path) else [name] * storage.exists(run.path)
+        if strangers := [file for file in there if not storage.is_temporary(file)]:
+            what = f"already holds something that is no run ({outputs.shown(strangers)})"
+            raise UsageError(f"{run.path}: {what}; start it under another name with run.name=NAME")
         storage.write_json_atomic(storage.join(run.path, IDENTITY), {"id": run.id, "identity": identity})
     run = replace(run, token=uuid.uuid4().hex)
     storage.write_json_atomic(storage.join(run.path, OWNER), {"token": run.token})

@@ -1,0 +1,237 @@
+"""What a command may replace: only what the same command wrote, and never what it reads.
+
+A folder says so itself: its .twilbert.json (RECORD), written with it, lists its files under the command that wrote
+them. With --overwrite a folder is replaced where that list names all it holds; a stranger's file in it, another
+command's folder, an input, a folder that holds an input or the working directory are refused, whatever flags are given.
+The new folder stands whole beside the old one before they change places.
+
+A single file is replaced with --overwrite. Without it only where the same command wrote it, which pages, JSON and
+pictures say in their first bytes (`marks`). An input is never replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from twilbert import storage
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.parsing import read_record
+
+RECORD = ".twilbert.json"
+_SHOWN = 3  # strangers' files that a refusal names
+_HEAD = 4096  # bytes of a file in which its mark stands
+
+
+@contextlib.contextmanager
+def new_folder(
+    path: str,
+    by: str,
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[str] = (),
+    before: Collection[str] = (),
+    keep: bool = False,
+) -> Iterator[str]:
+    """A folder that appears whole or not at all: yields where to write, gives it its name on a clean exit.
+
+    `by`: the command that writes. `inputs`: files and folders that it reads. `before`: where there is no record, the
+    files that version 0.2 of the command wrote, the first one there. With `keep` strangers' files are no reason to
+    refuse: they move to the new folder with their names, where it has not such a file itself. On an object store the
+    place to write is `path` itself. UsageError where there is something that may not be replaced, before and after the
+    work; after any fault the old folder is untouched.
+    """
+    path, inputs = storage.absolute(path), list(inputs)
+    check_folder(path, by, overwrite=overwrite, inputs=inputs, before=before, keep=keep)
+    if not storage.is_local(path):
+        yield path
+        _write_record(path, by)
+        return
+    target = Path(os.path.realpath(path))
+    with storage.explained_write(path), storage.temporary(target, folder=True) as work:
+        yield str(work)
+        strangers = check_folder(path, by, overwrite=overwrite, inputs=inputs, before=before, keep=keep)
+        _write_record(str(work), by)
+        for name in strangers:
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            if name.endswith("/"):
+                (work / name).mkdir(exist_ok=True)
+            elif not os.path.lexists(work / name):
+                shutil.copy2(target / name, work / name, follow_symlinks=False)
+        storage.replace_folder(work, target)
+        storage.sync_file(str(target.parent))
+
+
+def check_folder(
+    path: str,
+    by: str,
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[str] = (),
+    before: Collection[str] = (),
+    keep: bool = False,
+) -> list[str]:
+    """UsageError where `new_folder` would refuse; what strangers have there (of interest with `keep`)."""
+    if not storage.exists(path):
+        return []
+    if not storage.is_folder(path):
+        raise UsageError(f"{path}: a file; choose another folder")
+    if not keep and storage.is_local(path) and _holds(path, "."):
+        raise UsageError(f"{path}: holds the working directory; choose another folder")
+    refuse_inputs(path, inputs)
+    strangers = strangers_in(path, by, before)
+    if strangers and not keep:
+        raise UsageError(
+            f"{path}: already holds something that twilbert-{by} did not write ({shown(strangers)}); choose another "
+            "folder, or move that away"
+        )
+    if not overwrite and _names_in(path):
+        raise UsageError(f"{path}: already holds something; choose another folder, or --overwrite it")
+    return strangers
+
+
+def refuse_inputs(path: str, inputs: Iterable[str]) -> None:
+    """UsageError where the folder `path` is one of `inputs`, or holds one."""
+    for given in inputs:
+        if _holds(path, given):
+            raise UsageError(
+                f"{path}: holds {storage.absolute(given)}, which this command reads; choose another folder"
+            )
+
+
+def strangers_in(path: str, by: str, before: Collection[str] = ()) -> list[str]:
+    """The files (and empty folders, with a slash) in the folder `path` that its record does not name under `by`."""
+    names = _names_in(path)
+    ours = set(recorded(path).get(by, ()))
+    if RECORD not in names and before and next(iter(before)) in names:
+        ours = set(before)
+    return [name for name in names if name not in ours and name != RECORD]
+
+
+def recorded(path: str) -> dict[str, list[str]]:
+    """A folder's record: command → its files; empty where there is none that can be read."""
+    file = storage.join(path, RECORD)
+    if not storage.exists(file):
+        return {}
+    try:
+        return read_record(file, dict[str, list[str]])
+    except TwilbertError:
+        return {}  # a damaged record names nothing: all that is there counts as strangers'
+
+
+def _write_record(path: str, by: str) -> None:
+    names = [name for name in _names_in(path) if name != RECORD]
+    storage.write_json_atomic(storage.join(path, RECORD), {by: names})
+
+
+def add_to_record(path: str, by: str, names: Collection[str]) -> None:
+    """Name files that `by` has added to the folder `path`, where that has a record."""
+    if record := recorded(path):
+        record[by] = sorted({*record.get(by, ()), *names})
+        storage.write_json_atomic(storage.join(path, RECORD), record)
+
+
+def _names_in(path: str) -> list[str]:
+    """Every file under a folder, and every empty folder (with a slash), by its path in it; links are not followed.
+
+    What is just being written, or was when its command was killed, does not count.
+    """
+    if not storage.is_local(path):
+        system, inner = storage.filesystem(path)
+        found = system.get_file_info(fs.FileSelector(inner, recursive=True))
+        return sorted(one.path[len(inner) :].strip("/") for one in found if one.type == fs.FileType.File)
+    names, root = [], Path(storage.absolute(path))
+    for folder, folders, files in os.walk(root):
+        here = Path(folder)
+        folders[:] = [name for name in folders if not storage.is_temporary(name)]
+        files = [name for name in files if not storage.is_temporary(name)]
+        links = [name for name in folders if (here / name).is_symlink()]
+        names += [str((here / name).relative_to(root)) for name in [*files, *links]]
+        if not folders and not files and here != root:
+            names.append(f"{here.relative_to(root)}/")
+    return sorted(names)
+
+
+def _holds(folder: str, path: str) -> bool:
+    """Whether `path` is `folder` or lies in it, whatever links and dots lead there."""
+    folder, path = storage.absolute(folder), storage.absolute(path)
+    if storage.is_uri(folder) or storage.is_uri(path):
+        return f"{os.path.normpath(path)}/".startswith(f"{os.path.normpath(folder)}/")
+    here, real = Path(folder).stat(), Path(os.path.realpath(path))
+    return any(one.exists() and os.path.samestat(here, one.stat()) for one in (real, *real.parents))
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+# ---- single files --------------------------------------------------------------------------------------------------
+
+
+def marks(by: str) -> dict[bytes, bytes]:
+    """How a file of the command `by` begins (HTML, JSON, PNG, SVG) → what else stands in its first bytes."""
+    return {
+        b"<!doctype html>": f'<meta name="generator" content="twilbert-{by}">'.encode(),
+        b"{": f'"written_by": "twilbert-{by}"'.encode(),
+        b"\x89PNG": f"Software\0twilbert-{by}".encode(),
+        b"<?xml": f"<dc:title>twilbert-{by}</dc:title>".encode(),
+    }
+
+
+def check_files(named: Mapping[str, str | None], by: str, *, overwrite: bool, inputs: Iterable[str]) -> None:
+    """UsageError where a file that a flag names (flag → path) may not be written."""
+    inputs = list(inputs)
+    given = {flag: path for flag, path in named.items() if path is not None}
+    seen: dict[str, str] = {}
+    for flag, path in given.items():
+        path = storage.absolute(path)
+        same = os.path.normpath(path) if storage.is_uri(path) else os.path.realpath(path)
+        if same in seen:
+            raise UsageError(f"{flag} {path}: the file of {seen[same]} too; name two files")
+        seen[same] = flag
+        if storage.is_folder(path):
+            raise UsageError(f"{flag} {path}: a folder; name a file")
+        if not storage.exists(path):
+            continue
+        if storage.is_local(path) and not stat.S_ISREG(Path(path).stat().st_mode):
+            raise UsageError(f"{flag} {path}: not a regular file; name another")
+        own = _bears_mark(path, by)
+        if any(_holds_file(one, path, own=own) for one in inputs):
+            raise UsageError(f"{flag} {path}: this command reads it; name another file")
+        if not own and not overwrite:
+            raise UsageError(
+                f"{flag} {path}: already there, and not known as a file of twilbert-{by}; name another, or give "
+                "--overwrite to replace it"
+            )
+
+
+def _holds_file(given: str, path: str, *, own: bool) -> bool:
+    """Whether the file `path` is the input `given`, or is in that folder (where it may have been written by us)."""
+    return storage.exists(given) and not (own and storage.is_folder(given)) and _holds(given, path)
+
+
+def _bears_mark(path: str, by: str) -> bool:
+    system, inner = storage.filesystem(path)
+    with system.open_input_stream(inner) as stream:
+        head = stream.read(_HEAD)
+    return any(head.startswith(start) and mark in head for start, mark in marks(by).items())
+
+
+def marked_json(value: Mapping[str, Any], by: str) -> bytes:
+    """A JSON file that says which command wrote it."""
+    return (json.dumps({"written_by": f"twilbert-{by}", **value}, indent=1) + "\n").encode()
+
+
+def marked_page(html: str, by: str) -> bytes:
+    """An HTML page that says which command wrote it."""
+    return html.replace("<head>\n", f"<head>\n{marks(by)[b'<!doctype html>'].decode()}\n", 1).encode()
