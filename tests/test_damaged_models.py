@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import twilbert
 from tests.make_models import make_bert_classifier, make_classifier
-from twilbert import predict, rivals
+from twilbert import encoder_files, predict, rivals
 from twilbert.errors import TwilbertError
 from twilbert.finetuning.base import load_base
 from twilbert.model.classifier import HeadConfig
@@ -170,6 +171,13 @@ def test_a_hub_id_without_network_is_refused_at_once_or_taken_from_the_cache(sou
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(TwilbertError, match=r"somebody/bert: no model folder.*not fetched from the hub"):
         load_base("somebody/bert", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(encoder_files, "_SECONDS", 0.2)
+        with pytest.raises(TwilbertError, match=r"not fetched from the hub \(timed out\)"):
+            load_base("somebody/bert", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     snapshot = tmp_path / "models--somebody--bert" / "snapshots" / ("0" * 40)
     (snapshot.parents[1] / "refs").mkdir(parents=True)
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)

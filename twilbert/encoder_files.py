@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from twilbert import storage
+from twilbert import cli, storage
 from twilbert.errors import TwilbertError, UsageError, is_panic
 from twilbert.model.tensor_files import shapes_of
 from twilbert.own_code import UntrustedCode
@@ -19,6 +19,7 @@ from twilbert.parsing import read_record
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _NEVER = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.gguf", "*.tflite"]  # weights of other programs
 _CODE = ["*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*/*"]
+_SECONDS = 5.0  # for the hub's first answer
 _MOST_LAYERS, _MOST = 1_000, 2**24
 _REPEATED = ("layer", "block", "group", "expert")
 """Parts of the names of settings that say how often something is built."""
@@ -27,14 +28,21 @@ _REPEATED = ("layer", "block", "group", "expert")
 def download(name: str, trust_remote_code: bool) -> str:
     """The folder of a hub id in the cache, where it need not be fetched; UsageError where the hub does not give it.
 
-    Without network one attempt is made, and what was fetched earlier is used.
+    The hub is asked once, for seconds; where it is not to be reached, what was fetched earlier is used.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    patterns = _NEVER + ([] if trust_remote_code else _CODE)
     try:
-        return snapshot_download(name, etag_timeout=5, ignore_patterns=_NEVER + ([] if trust_remote_code else _CODE))
+        HfApi().model_info(name, timeout=_SECONDS)
+        return snapshot_download(name, ignore_patterns=patterns)
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        with contextlib.suppress(LocalEntryNotFoundError):
+            folder = snapshot_download(name, local_files_only=True, ignore_patterns=patterns)
+            cli.say(f"{name}: the hub does not answer ({said}); what was fetched earlier is used: {folder}")
+            return folder
         raise UsageError(
             f"{name}: no model folder, checkpoint or run here, and not fetched from the hub ({said}); check the name "
             "and the network, or give a folder. What was fetched once is found without network (HF_HOME); "

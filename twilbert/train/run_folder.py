@@ -86,7 +86,7 @@ class RunFolder:
         record = {"run": self.id, "checkpoint": name, "trained_steps": trained_steps}
         files = storage.list_dir(source)
         with outputs.new_folder(
-            self.model, "pretrain", overwrite=True, before=(_PUBLISHED, *files), keep=True
+            self.model, "pretrain", overwrite=True, before=(PUBLISHED, *files), keep=True
         ) as target:
             for file in files:
                 storage.write_bytes_atomic(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
