@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from tests.read_wandb import series
 from tests.small_world import STEPS, make_world
@@ -136,6 +138,19 @@ def test_a_model_of_another_architecture_is_refused_before_anything_starts(finis
     assert pretrain(world, f"model.init_from={finished / 'model'}", "model.n_encoders=3", "run.name=initial") == 2
     assert "model.n_encoders: 3 in the recipe, 2 in the model" in capsys.readouterr().err
     assert not (world / "runs" / "initial").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_model_whose_weights_are_not_finite_is_refused_by_tensor_at_the_first_start(finished, world, capsys):
+    shutil.copytree(finished / "model", world / "broken")
+    tensors = load_file(world / "broken" / "model.safetensors")
+    tensors["masked_lm.decoder.bias"][3] = float("nan")
+    save_file(tensors, world / "broken" / "model.safetensors")
+    assert pretrain(world, f"model.init_from={world / 'broken'}", "run.name=from-broken") == 1
+    message = capsys.readouterr().err
+    assert "tensor masked_lm.decoder.bias: 1 of" in message and message.count("error: ") == 1
+    assert "died" not in message
 
 
 @pytest.mark.ray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -329,6 +330,20 @@ def test_only_listed_optimizer_files_of_their_own_shape_are_read(tmp_path):
         with pytest.raises(TwilbertError, match="optimizer-00000-of-00001"):
             checkpoint.OptimizerReader(str(tmp_path)).restore([Fragment("a", (6,), 0, 6, read, 0)], moments)
             raise AssertionError(what)
+
+
+def test_moments_that_are_not_finite_are_refused_by_tensor(tmp_path):
+    flat = torch.arange(6.0)
+    places = checkpoint.places_of([Fragment("a.weight", (6,), 0, 6, flat, 0)])
+    flats = {kind: flat.clone() for kind in checkpoint.KINDS}
+    flats["exp_avg_sq"][2] = math.inf
+    written = checkpoint.write_file(
+        str(tmp_path), checkpoint.optimizer_file(0, 1), checkpoint.optimizer_bytes(places, flats)
+    )
+    checkpoint.write_manifest(str(tmp_path), "0123abcd", 1, [written])
+    with pytest.raises(TwilbertError, match=r"00001.safetensors: tensor exp_avg_sq of a.weight: 1 of 6 numbers"):
+        fragment = Fragment("a.weight", (6,), 0, 6, torch.zeros(6), 0)
+        checkpoint.OptimizerReader(str(tmp_path)).restore([fragment], lambda p: (torch.zeros(6), torch.zeros(6)))
 
 
 def test_resume_takes_the_newest_that_verifies_and_says_what_it_passed_over(tmp_path):

@@ -21,7 +21,6 @@ from twilbert.errors import UsageError
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig, layer_blocks
 from twilbert.model.original_hdf5 import KerasFile, StoredLayer
-from twilbert.model.tensor_files import require_finite
 from twilbert.model.transformers_api import empty_model
 
 _POOLING_LAYERS = {
@@ -183,12 +182,11 @@ def load_original(
 
     `untrained_norm`: the memory's queries went through the original's fresh batch normalisation; its factor is taken
     into their weights. UsageError for the first tensor that is not the one `config` asks: which, its shape, the one
-    expected. All shapes are compared before any number is read. TwilbertError for numbers that are not finite.
+    expected. All shapes are compared before any number is read.
     """
     order = _in_order(file, config, head)
     readers = [tensor.read for layer, stored in order for tensor in _matched(file, layer, stored)]
     state = assemble(config, readers, head)
-    require_finite(file.path, state)
     if untrained_norm:
         for name, tensor in state.items():
             if ".memory.query." in name:
