@@ -17,7 +17,7 @@ from twilbert.data.objectives import N_SPECIAL, MaskingSettings
 from twilbert.data.stream import evaluation_batches
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.evaluation.frequencies import Frequencies
-from twilbert.evaluation.pairs import PairScores, judge
+from twilbert.evaluation.pairs import PairScores, predict_masked
 from twilbert.evaluation.scores import evaluate_orders, evaluate_pairs, evaluate_texts
 from twilbert.model.transformers_api import load_model_folder
 
@@ -148,7 +148,7 @@ def test_scores_one_by_one_add_up_to_trainings_sums(encoded):
     named = dict(zip(scoring._SUMS, sums, strict=True))
     assert samples.masked.sum() == named["n_masked"] and samples.correct.sum() == named["mlm_correct"]
     assert samples.mlm_loss_sum.sum() == pytest.approx(named["mlm_loss_sum"], rel=1e-5)
-    assert samples.judged.sum() == named["n_rop"] > 0
+    assert samples.is_scored.sum() == named["n_rop"] > 0
     assert (np.diff(samples.ids) > 0).all()
     for counts in (gathered.by_token, gathered.by_position):
         assert counts.sum(1).tolist() == [named["n_at_mask"], named["mlm_correct_at_mask"]]
@@ -165,10 +165,10 @@ def test_chosen_samples_are_masked_as_in_the_evaluation(encoded):
             shown = batch.input_ids[i, position[mine]]
             evaluated[sample] = list(zip(position[mine], batch.masked_labels[mine], shown, strict=True))
     rows = [0, 7, 41, 79]
-    judged = judge(network, chosen_samples(pairs, "valid", rows, MaskingSettings(), 3), torch.device("cpu"))
-    assert {one.sample_id // 2 for one in judged} == set(rows)
-    assert [one.sample_id for one in judged] == sorted(one.sample_id for one in judged)
-    for one in judged:
+    scored = predict_masked(network, chosen_samples(pairs, "valid", rows, MaskingSettings(), 3), torch.device("cpu"))
+    assert {one.sample_id // 2 for one in scored} == set(rows)
+    assert [one.sample_id for one in scored] == sorted(one.sample_id for one in scored)
+    for one in scored:
         assert [(w.position, w.truth, w.shown) for w in one.words] == evaluated[one.sample_id]
         for word in one.words:
             assert one.ids[word.position] == word.truth
@@ -195,8 +195,8 @@ def test_examples_of_pairs_hold_every_sample_with_its_texts(world, tmp_path):
     assert sum(line["masked"] for line in lines) == scores["n_masked"]
     loss = sum(line["mlm_loss"] * line["masked"] for line in lines) / scores["n_masked"]
     assert loss == pytest.approx(scores["mlm_loss"])
-    judged = [line["rop_correct"] for line in lines if line["rop_correct"] is not None]
-    assert np.mean(judged) == pytest.approx(scores["rop_accuracy"])
+    scored = [line["rop_correct"] for line in lines if line["rop_correct"] is not None]
+    assert np.mean(scored) == pytest.approx(scores["rop_accuracy"])
 
 
 def test_a_model_without_a_reply_head_is_scored_on_words_alone(world, tmp_path):

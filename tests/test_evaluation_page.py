@@ -11,7 +11,7 @@ from tests.evaluation_world import WORDS, make_world
 from tests.report.parsing import parsed, shows_texts_as_they_are
 from twilbert.data.objectives import CLS, MASK, SEP
 from twilbert.evaluation import page
-from twilbert.evaluation.pairs import Judged, MaskedWord, PairScores, SampleScores
+from twilbert.evaluation.pairs import MaskedWord, PairScores, SamplePredictions, SampleScores
 from twilbert.evaluation.scores import evaluate_pairs, evaluate_texts
 
 
@@ -71,7 +71,7 @@ def test_texts_and_tokens_are_shown_as_they_are():
         MaskedWord(i, 7, shown, ((7, 0.5), (8, 0.25)) if i % 2 else ((8, 0.5),), 0.01, 1 if i % 2 else 30)
         for i, shown in ((1, MASK), (2, 7), (3, 9))
     )
-    samples = [Judged(i, (CLS, 7, 7, 7, 8, SEP), words, i % 2, 0.75) for i in (0, 1)]
+    samples = [SamplePredictions(i, (CLS, 7, 7, 7, 8, SEP), words, i % 2, 0.75) for i in (0, 1)]
     labels, shares = np.array([0, 1]), np.array([0.25, 0.75])
     arrays = SampleScores(*(np.array([0, 1]) for _ in range(4)), np.ones(2), labels, shares)
     names = (

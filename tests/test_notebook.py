@@ -103,7 +103,7 @@ def test_a_sweep_has_the_trials_curves_and_the_best_model(tmp_path):
 def test_tune_run_takes_recipe_and_overrides_as_the_command_does(monkeypatch, tmp_path):
     seen = []
 
-    def search(recipe: tune_recipes.TuneRecipe, out: str | None) -> dict[str, Any]:
+    def search(recipe: tune_recipes.TuneRecipe, out: str | None, trust_remote_code: bool) -> dict[str, Any]:
         seen.append(recipe)
         return results_of("mine") | {"out": out}
 

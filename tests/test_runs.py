@@ -19,7 +19,7 @@ from twilbert.recipe import science
 from twilbert.runs import main
 from twilbert.train import history, page, run_folder
 from twilbert.train.history import Pretraining
-from twilbert.train.run_state import STATE_FILE, Signs, Told
+from twilbert.train.run_state import STATE_FILE, Signs, Status
 
 LOST = 3600.0  # seconds without a sign of life after which nobody waits any more
 
@@ -67,7 +67,7 @@ def test_what_the_driver_said_last_is_the_state_and_a_silent_driver_is_dead(tmp_
         assert state_of(make_run(tmp_path / state, metrics=rows(40), state=state)) == state
     lost = Pretraining.read(str(make_run(tmp_path / "lost", metrics=rows(40), state="running", age=LOST)))
     assert lost.state == "failed"
-    assert lost.told.why == "its driver was killed or lost: no sign of it for 60 minutes"
+    assert lost.status.why == "its driver was killed or lost: no sign of it for 60 minutes"
     assert state_of(make_run(tmp_path / "old", metrics=rows(40), state="finished", age=LOST)) == "finished"
 
 
@@ -106,13 +106,13 @@ def test_a_driver_gives_signs_until_its_end(tmp_path):
     assert state_of(tmp_path / "run") == "finished"
     with Signs(run) as signs:
         signs.end("training.max_time reached")
-    assert Pretraining.read(run.path).told.why == "training.max_time reached"
+    assert Pretraining.read(run.path).status.why == "training.max_time reached"
     with pytest.raises(KeyboardInterrupt), Signs(run):
         raise KeyboardInterrupt
     assert state_of(tmp_path / "run") == "stopped"
     with pytest.raises(TwilbertError), Signs(run):
         raise TwilbertError("weights are no longer finite;\nnothing was saved")
-    assert Pretraining.read(run.path).told.why == "weights are no longer finite; nothing was saved"
+    assert Pretraining.read(run.path).status.why == "weights are no longer finite; nothing was saved"
     assert state_of(tmp_path / "run") == "failed"
 
 
@@ -239,7 +239,7 @@ def test_names_and_settings_of_users_are_shown_as_they_are(two):
     plain = Pretraining.read(str(two / "adam"))
 
     def with_text(text: str, n_runs: int) -> str:
-        changes = {"told": Told("failed", text), "recipe": dict(plain.recipe) | {"model.name": text, text: 1}}
+        changes = {"status": Status("failed", text), "recipe": dict(plain.recipe) | {"model.name": text, text: 1}}
         metrics = dict(plain.metrics) | {text: [(20, 1.0)]}
         runs = [replace(plain, path=f"{text}/run", metrics=metrics, **changes) for _ in range(n_runs)]
         runs[-1] = replace(runs[-1], identity=dict(plain.identity) | {f"corpus.{text}": f"{text}{text}"})

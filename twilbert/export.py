@@ -68,8 +68,8 @@ def export(
     with tempfile.TemporaryDirectory() as scratch, new as target:
         checked = _onnx(opened, scratch) if onnx else None
         if hub_folder:
-            told = None if checked is None else _told(checked)
-            card = model_card.model_card(title, opened.config, opened.head, records, told)
+            onnx_text = None if checked is None else _onnx_text(checked)
+            card = model_card.model_card(title, opened.config, opened.head, records, onnx_text)
             _write_model(opened, target, {folders.CARD_NAME: card.encode()})
         else:
             _copy(opened.folder, target, (folders.CONFIG_NAME, folders.TOKENIZER_CONFIG_NAME))
@@ -125,7 +125,7 @@ def _add_onnx(opened: _Opened, out: str, *, overwrite: bool) -> Checked:
     return checked
 
 
-def _told(checked: Checked) -> str:
+def _onnx_text(checked: Checked) -> str:
     onnx, torch = checked.onnx_texts_per_second, checked.torch_texts_per_second
     return (
         f"`onnx/{ONNX_NAME}`: inputs input_ids, attention_mask, token_type_ids, batch and positions free, fp32. "
@@ -173,9 +173,9 @@ def push(folder: str, repo: str, token: str) -> str:
             repo_id=repo, folder_path=folder, commit_message="twilbert-export", ignore_patterns=outputs.RECORD
         )
     except (HfHubHTTPError, OSError) as error:
-        said = str(error).replace(token, "…").strip().splitlines()[0]
+        reason = str(error).replace(token, "…").strip().splitlines()[0]
         raise TwilbertError(
-            f"{repo}: the hub refused ({said}); {folder} is written, and can be pushed again"
+            f"{repo}: the hub refused ({reason}); {folder} is written, and can be pushed again"
         ) from error
     return str(address)
 
@@ -193,21 +193,21 @@ def _token(repo: str, out: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         "export",
         "Write a model for other programs: a hub folder with its card (the default), ONNX, or both.",
         "twilbert-export runs/base-1a2b3c4d twilbert-base --onnx --hub-folder\n"
         "  HF_TOKEN=… twilbert-export runs/irony irony --push me/twilbert-irony",
     )
-    made.add_argument("model", metavar="MODEL", help="model folder, checkpoint, run folder or run name")
-    made.add_argument("out", metavar="OUT", help="folder to write")
-    made.add_argument("--onnx", action="store_true", help="an ONNX file, checked against torch; OUT may be MODEL")
-    made.add_argument("--hub-folder", action="store_true", help="weights, code, tokenizer and card, for transformers")
-    made.add_argument(
+    parser.add_argument("model", metavar="MODEL", help="model folder, checkpoint, run folder or run name")
+    parser.add_argument("out", metavar="OUT", help="folder to write")
+    parser.add_argument("--onnx", action="store_true", help="an ONNX file, checked against torch; OUT may be MODEL")
+    parser.add_argument("--hub-folder", action="store_true", help="weights, code, tokenizer and card, for transformers")
+    parser.add_argument(
         "--push", metavar="OWNER/NAME", help=f"upload the hub folder there; the token comes from {_TOKEN}"
     )
-    made.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
-    return made
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
+    return parser
 
 
 def _command(args: argparse.Namespace) -> str:

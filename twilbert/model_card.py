@@ -143,10 +143,10 @@ def _section(title: str, text: str) -> str:
 
 def _about(head: HeadConfig | None, records: Records) -> str:
     if head is None:
-        made = "converted from the original program's weights" if records.converted else "pre-trained"
+        origin = "converted from the original program's weights" if records.converted else "pre-trained"
         return (
             "TWilBERT: an encoder of Spanish Twitter conversations that predicts masked words and reply order, "
-            f"{made} with twilbert {__version__}."
+            f"{origin} with twilbert {__version__}."
         )
     name = records.results.get("title") or records.results.get("task")
     of = f" for {plain(name)}" if name else ""
@@ -206,10 +206,12 @@ def _data(records: Records) -> str:
 
 def _settings(records: Records) -> str:
     recipe = records.results.get("recipe") or records.recipe
-    kept = {key: value for key, value in recipe.items() if key in ("objective", "training", "encoder", "head", "seeds")}
-    if not kept:
+    settings = {
+        key: value for key, value in recipe.items() if key in ("objective", "training", "encoder", "head", "seeds")
+    }
+    if not settings:
         return _NOT_RECORDED
-    return _fence(_without_paths(kept))
+    return _fence(_without_paths(settings))
 
 
 def _scores(records: Records) -> str:

@@ -135,14 +135,14 @@ def translate(content: dict[str, Any], file: str = "configuration") -> OriginalC
 
 
 def _flat(value: dict[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, item in value.items():
         dotted = f"{path}{key}"
         if isinstance(item, dict) and dotted not in _WHOLE:
-            found |= _flat(item, f"{dotted}.")
+            settings |= _flat(item, f"{dotted}.")
         else:
-            found[dotted] = item
-    return found
+            settings[dotted] = item
+    return settings
 
 
 _NEEDED = ("hidden_size", "embedding_size", "n_encoders", "n_heads", "factorize_embeddings", "cross_sharing", "pkm")
@@ -238,12 +238,12 @@ def _lengths(values: dict[str, Any]) -> dict[str, Any]:
 def _longest_bucket(values: dict[str, Any], keys: tuple[str, ...]) -> int | None:
     """The longest text, in tokens, that the original's buckets hold: the last below their end."""
     step = values.get("representation.bucket_steps")
-    found = []
+    lengths = []
     for key in keys:
         start, end = values.get(key.replace("_max", "_min")), values.get(key)
         if step and start and end and end > start:
-            found.append(range(start, end, step)[-1])
-    return max(found, default=None)
+            lengths.append(range(start, end, step)[-1])
+    return max(lengths, default=None)
 
 
 def _batch(values: dict[str, Any]) -> int:

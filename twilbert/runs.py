@@ -36,45 +36,45 @@ def compare(named: Sequence[str], runs: str = "runs") -> list[Pretraining]:
     """The runs of those names or folders, as they are now; UsageError for what is no run, or for too many."""
     if len(named) > page.MOST_RUNS:
         raise UsageError(f"{len(named)} runs; a page tells {page.MOST_RUNS} apart: name fewer")
-    found = [history.find(name, runs) for name in named]
-    if len({run.path for run in found}) < len(found):
+    known = [history.find(name, runs) for name in named]
+    if len({run.path for run in known}) < len(known):
         raise UsageError("a run is named twice; name each once")
-    return found
+    return known
 
 
 def _list(folder: str) -> str:
     if not storage.is_folder(folder):
         raise UsageError(f"{storage.absolute(folder)}: no such folder; name the storage of your runs, or a run")
-    found = history.all_in(folder)
-    if not found:
+    runs = history.all_in(folder)
+    if not runs:
         raise UsageError(f"{storage.absolute(folder)}: holds no run; {history.what_it_is(storage.absolute(folder))}")
-    cli.table(*listing(found))
-    for run in found:
-        if run.told.why:
-            cli.say(f"{run.name}: {run.state}: {run.told.why}")
-    count = "1 run" if len(found) == 1 else f"{len(found)} runs"
+    cli.table(*listing(runs))
+    for run in runs:
+        if run.status.why:
+            cli.say(f"{run.name}: {run.state}: {run.status.why}")
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     return f"{count} in {storage.absolute(folder)}; twilbert-runs RUN… shows one, or some side by side"
 
 
-def _show(found: Sequence[Pretraining]) -> None:
-    names = page.names(found)
-    science, rest = page.difference_rows(found)
+def _show(runs: Sequence[Pretraining]) -> None:
+    names = page.names(runs)
+    science, rest = page.difference_rows(runs)
     rows = [
-        ["state", *(f"{run.state}, step {run.step:,}" for run in found)],
-        *([name, *values] for name, values, _ in page.score_rows(found)),
+        ["state", *(f"{run.state}, step {run.step:,}" for run in runs)],
+        *([name, *values] for name, values, _ in page.score_rows(runs)),
     ]
     cli.table(["held out, at the best step", *names], rows)
-    if len(found) > 1:
+    if len(runs) > 1:
         print()
-        cli.table(["setting", *names], science or [["the same science", *("" for _ in found)]])
+        cli.table(["setting", *names], science or [["the same science", *("" for _ in runs)]])
         if rest:
             print()
             cli.table(["setting that changes no result", *names], rest)
 
 
-def _write(found: Sequence[Pretraining], out: str, watch: float | None) -> None:
-    going = watch if any(run.state == "running" for run in found) else None
-    storage.write_bytes_atomic(out, outputs.marked_page(page.of_runs(found, going), "runs"))
+def _write(runs: Sequence[Pretraining], out: str, watch: float | None) -> None:
+    going = watch if any(run.state == "running" for run in runs) else None
+    storage.write_bytes_atomic(out, outputs.marked_page(page.of_runs(runs, going), "runs"))
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -86,16 +86,16 @@ def _command(args: argparse.Namespace) -> str:
             raise UsageError("--out and --watch are of a page; name the runs that it shows")
         return _list(alone or args.runs)
     out = storage.absolute(args.out or "runs.html")
-    found = compare(args.run, args.runs)
-    outputs.check_files({"--out": out}, "runs", overwrite=args.overwrite, inputs=[run.path for run in found])
-    _show(found)
-    _write(found, out, args.watch)
-    while args.watch and any(run.state == "running" for run in found):
-        cli.say("; ".join(f"{name} {page.status(run)}" for name, run in zip(page.names(found), found, strict=True)))
+    runs = compare(args.run, args.runs)
+    outputs.check_files({"--out": out}, "runs", overwrite=args.overwrite, inputs=[run.path for run in runs])
+    _show(runs)
+    _write(runs, out, args.watch)
+    while args.watch and any(run.state == "running" for run in runs):
+        cli.say("; ".join(f"{name} {page.status(run)}" for name, run in zip(page.names(runs), runs, strict=True)))
         time.sleep(args.watch)
-        found = compare(args.run, args.runs)
-        _write(found, out, args.watch)
-    return f"page of {len(found)} runs in {out}" if len(found) > 1 else f"page of {found[0].name} in {out}"
+        runs = compare(args.run, args.runs)
+        _write(runs, out, args.watch)
+    return f"page of {len(runs)} runs in {out}" if len(runs) > 1 else f"page of {runs[0].name} in {out}"
 
 
 def _is_storage(path: str, runs: str) -> bool:
@@ -104,7 +104,7 @@ def _is_storage(path: str, runs: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         "runs",
         "List the runs in a folder; of named runs, compare scores and recipes and write a page with their curves.",
         "twilbert-runs\n"
@@ -112,14 +112,14 @@ def _parser() -> argparse.ArgumentParser:
         "  twilbert-runs base-1a2b3c4d base-5e6f7a8b --out compared.html\n"
         "  twilbert-runs base-1a2b3c4d --watch 30",
     )
-    made.add_argument("run", nargs="*", metavar="RUN", help="run folders or names; or one folder of runs, to list it")
-    made.add_argument("--runs", metavar="DIR", default="runs", help="where names are looked for (default: runs)")
-    made.add_argument("--out", metavar="FILE", help="the page (default: runs.html); one HTML file, needs no network")
-    made.add_argument(
+    parser.add_argument("run", nargs="*", metavar="RUN", help="run folders or names; or one folder of runs, to list it")
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="where names are looked for (default: runs)")
+    parser.add_argument("--out", metavar="FILE", help="the page (default: runs.html); one HTML file, needs no network")
+    parser.add_argument(
         "--watch", type=float, metavar="SECONDS", help="write the page anew every so often, until no run is running"
     )
-    made.add_argument("--overwrite", action="store_true", help="replace a file at --out that it did not write")
-    return made
+    parser.add_argument("--overwrite", action="store_true", help="replace a file at --out that it did not write")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twilbert.data.objectives import MASK, N_SPECIAL, ROP_NONE, ROP_REPLY_SECOND
-from twilbert.evaluation.pairs import Judged, MaskedWord
+from twilbert.evaluation.pairs import MaskedWord, SamplePredictions
 from twilbert.report.html import percent
 
 _WORD_START, _CONTINUATION = "▁", "##"
@@ -35,7 +35,7 @@ class Token:
 class Pieces:
     """Tokens as a reader knows them, without the marks of word starts (SentencePiece) or continuations (WordPiece)."""
 
-    def __init__(self, token: Callable[[int], str], samples: Sequence[Judged]) -> None:
+    def __init__(self, token: Callable[[int], str], samples: Sequence[SamplePredictions]) -> None:
         self._token = token
         ids = {i for sample in samples for i in sample.ids} | {i for s in samples for w in s.words for i, _ in w.top}
         self._marks_starts = any(token(i).startswith(_WORD_START) for i in ids if i >= N_SPECIAL)
@@ -61,7 +61,7 @@ def piece_of(token: str, marks_starts: bool) -> tuple[str, bool]:
     return token, not marks_starts
 
 
-def pairs(samples: Sequence[Judged], token: Callable[[int], str]) -> dict[int, list[dict[str, Any]]]:
+def pairs(samples: Sequence[SamplePredictions], token: Callable[[int], str]) -> dict[int, list[dict[str, Any]]]:
     """Number of a pair → its samples, one for each order; `token` names an id."""
     pieces = Pieces(token, samples)
     by_row: dict[int, list[dict[str, Any]]] = {}
@@ -70,7 +70,7 @@ def pairs(samples: Sequence[Judged], token: Callable[[int], str]) -> dict[int, l
     return by_row
 
 
-def _sample(sample: Judged, pieces: Pieces) -> dict[str, Any]:
+def _sample(sample: SamplePredictions, pieces: Pieces) -> dict[str, Any]:
     label, share = sample.rop_label, sample.reply_second
     return {
         "order": {ROP_NONE: "Tweet", ROP_REPLY_SECOND: "Tweet, then reply"}.get(label, "Reply, then tweet"),
@@ -96,7 +96,7 @@ def _words(tokens: Iterable[Token]) -> list[list[Token]]:
     return words
 
 
-def _tokens(sample: Judged, pieces: Pieces) -> list[Token]:
+def _tokens(sample: SamplePredictions, pieces: Pieces) -> list[Token]:
     words = {word.position: word for word in sample.words}
     tokens = []
     for position, token_id in enumerate(sample.ids):

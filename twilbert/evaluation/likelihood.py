@@ -87,8 +87,8 @@ def means(sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
     mean over texts of PLL/tokens; `original_log_likelihood`: the same with [CLS] and [SEP] among the tokens;
     `mean_pll`: of PLL itself. All nats but the perplexity.
     """
-    said = counts > 0
-    sums, counts = sums[said], counts[said]
+    full = counts > 0
+    sums, counts = sums[full], counts[full]
     per_token = float(sums.sum() / counts.sum())
     return {
         "mean_pll": float(sums.mean()),

@@ -11,7 +11,7 @@ import numpy as np
 
 from twilbert.data.objectives import ROP_REPLY_SECOND
 from twilbert.evaluation import cards
-from twilbert.evaluation.pairs import Judged, PairScores, SampleScores, binned
+from twilbert.evaluation.pairs import PairScores, SamplePredictions, SampleScores, binned
 from twilbert.report import html
 from twilbert.report.charts import Chart, Series, bar_chart, line_chart
 
@@ -31,13 +31,13 @@ class PairEvaluation:
     sums: PairScores
     samples: SampleScores
     counts: np.ndarray  # how often each id occurs in the training data, int64 [V]
-    examples: Sequence[Judged]
+    examples: Sequence[SamplePredictions]
     curves: Rows  # of the run's metrics.jsonl
 
 
 def of_pairs(evaluation: PairEvaluation, token: Callable[[int], str]) -> str:
     """The page of an evaluation of held-out pairs; `token` names an id."""
-    scored = evaluation.samples.judged
+    scored = evaluation.samples.is_scored
     labels, shares = evaluation.samples.rop_labels[scored], evaluation.samples.reply_second[scored]
     return html.render(
         "evaluation/pairs.html.jinja",

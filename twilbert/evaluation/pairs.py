@@ -1,7 +1,7 @@
 """What a model makes of held-out pairs, finer than the sums of scoring.py: by sample, by word, by position.
 
     micro-batches ─ network.score ─▶ PairScores.add ─▶ sums · samples · by_frequency · by_position
-    a few samples ─ judge ─▶ Judged: every masked word with the model's top predictions beside the truth
+    a few samples ─ predict_masked ─▶ SamplePredictions: the masked words, top predictions beside the truth
 
 Letters as in model/heads.py: B samples, T positions, V vocabulary, K masked positions.
 """
@@ -37,8 +37,8 @@ class SampleScores:
     reply_second: np.ndarray  # float64: the model's probability that the second text is the reply; NaN without a head
 
     @property
-    def judged(self) -> np.ndarray:
-        """Which samples have a reply order and a judgement of it, bool [n]."""
+    def is_scored(self) -> np.ndarray:
+        """Which samples have a reply order and a prediction of it, bool [n]."""
         return (self.rop_labels != ROP_NONE) & ~np.isnan(self.reply_second)
 
 
@@ -57,7 +57,7 @@ class PairScores:
 
     @torch.no_grad()
     def run(self, network: PretrainingModel, batches: Iterable[MicroBatch], device: torch.device) -> PairScores:
-        """Add every one of `batches`, as `network`, in eval mode on `device`, judges it."""
+        """Add every one of `batches`, as `network`, in eval mode on `device`, scores it."""
         for batch in batches:
             self._add(batch, network, device)
         return self
@@ -91,8 +91,8 @@ class PairScores:
     def _add_sums(
         self, batch: MicroBatch, nll: np.ndarray, correct: np.ndarray, at_mask: np.ndarray, log_probs: np.ndarray | None
     ) -> None:
-        judged = np.flatnonzero(batch.rop_labels != ROP_NONE) if log_probs is not None else np.zeros(0, np.int64)
-        labels = batch.rop_labels[judged]
+        scored = np.flatnonzero(batch.rop_labels != ROP_NONE) if log_probs is not None else np.zeros(0, np.int64)
+        labels = batch.rop_labels[scored]
         added = {
             "mlm_loss_sum": nll.sum(),
             "mlm_correct": correct.sum(),
@@ -100,14 +100,14 @@ class PairScores:
             "mlm_loss_sum_at_mask": nll[at_mask].sum(),
             "mlm_correct_at_mask": correct[at_mask].sum(),
             "n_at_mask": at_mask.sum(),
-            "n_rop": len(judged),
+            "n_rop": len(scored),
             "real_tokens": batch.real_tokens,
             "padded_tokens": batch.padded_tokens,
             "samples": len(batch.lengths),
         }
         if log_probs is not None:
-            added["rop_loss_sum"] = -log_probs[judged, labels].sum()
-            added["rop_correct"] = (log_probs[judged].argmax(-1) == labels).sum()
+            added["rop_loss_sum"] = -log_probs[scored, labels].sum()
+            added["rop_correct"] = (log_probs[scored].argmax(-1) == labels).sum()
         for name, value in added.items():
             self._sums[name] += float(value)
 
@@ -136,8 +136,8 @@ class MaskedWord:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One sample as the model saw and judged it."""
+class SamplePredictions:
+    """One sample as the model saw it, and its predictions."""
 
     sample_id: int
     ids: tuple[int, ...]  # before masking, special tokens counted
@@ -147,7 +147,9 @@ class Judged:
 
 
 @torch.no_grad()
-def judge(network: PretrainingModel, batch: MicroBatch, device: torch.device, top: int = 5) -> list[Judged]:
+def predict_masked(
+    network: PretrainingModel, batch: MicroBatch, device: torch.device, top: int = 5
+) -> list[SamplePredictions]:
     """Every sample of `batch` with its masked words and `top` predictions for each, in order of the sample ids."""
     ids, segments, lengths, index, labels, _ = scoring.tensors(batch, device)
     assert ids is not None and segments is not None and index is not None and labels is not None
@@ -172,7 +174,7 @@ def judge(network: PretrainingModel, batch: MicroBatch, device: torch.device, to
         pairs = tuple(zip(guesses, shares, strict=True))
         words[at // width].append(MaskedWord(at % width, truth, saw, pairs, probability, rank))
     return [
-        Judged(
+        SamplePredictions(
             sample_id=int(batch.sample_ids[i]),
             ids=tuple(original[i * width : i * width + int(batch.lengths[i])].tolist()),
             words=tuple(words[i]),
@@ -190,7 +192,7 @@ def reply_second(network: PretrainingModel, texts: Sequences, device: torch.devi
     TwilbertError for a model without a reply-order head.
     """
     if network.reply_order is None:
-        raise TwilbertError("this model has no reply-order head; only models trained with rop.use_rop judge the order")
+        raise TwilbertError("this model has no reply-order head; models trained with rop.use_rop have one")
     out = np.zeros(len(texts.lengths))
     for batch in sequences.batches(texts, batch_tokens):
         ids, segments = (torch.as_tensor(array, device=device) for array in (batch.input_ids, batch.segment_ids))

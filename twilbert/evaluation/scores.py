@@ -43,7 +43,7 @@ _ORDERS = ("tweet, reply", "reply, tweet")
 
 @dataclass(frozen=True)
 class _Model:
-    """A model ready to judge: in eval mode on `device`."""
+    """A model ready to evaluate: in eval mode on `device`."""
 
     folder: str
     config: ModelConfig
@@ -95,7 +95,7 @@ def evaluate_pairs(
         gathered = pairs.PairScores(len(counts), loaded.config.n_positions)
         gathered.run(loaded.network, reference.seen(batches), loaded.device)
         samples = gathered.samples()
-        judged = _judge(loaded, encoded, samples, settings, seed, n_samples) if report else []
+        predictions = _examples(loaded, encoded, samples, settings, seed, n_samples) if report else []
     sums = gathered.sums
     means = scoring.scores_of(sums)
     scores = {
@@ -115,24 +115,24 @@ def evaluate_pairs(
         with storage.new_file(examples) as out:
             _write_pairs(out, heldout.read_pairs(data), samples)
     if report:
-        evaluation = page.PairEvaluation(scores, gathered, samples, counts, judged, _curves(loaded.folder))
+        evaluation = page.PairEvaluation(scores, gathered, samples, counts, predictions, _curves(loaded.folder))
         _write(report, page.of_pairs(evaluation, loaded.tokenizer.token))
     return scores
 
 
-def _judge(
+def _examples(
     loaded: _Model,
     encoded: EncodedCorpus,
     samples: pairs.SampleScores,
     settings: MaskingSettings,
     seed: int,
     count: int,
-) -> list[pairs.Judged]:
+) -> list[pairs.SamplePredictions]:
     rows = pairs.choose_rows(samples, count, seed)
     if not rows:
         return []
     batch = heldout.chosen_samples(encoded, "valid", rows, settings, seed)
-    return pairs.judge(loaded.network, batch, loaded.device)
+    return pairs.predict_masked(loaded.network, batch, loaded.device)
 
 
 def _write_pairs(out: IO[bytes], texts: Iterator[heldout.Texts], samples: pairs.SampleScores) -> None:
@@ -143,7 +143,7 @@ def _write_pairs(out: IO[bytes], texts: Iterator[heldout.Texts], samples: pairs.
     for i, sample_id in enumerate(s.ids.tolist()):
         if sample_id // 2 != row:
             row, pair = row + 1, next(rows)
-        single, judged = s.rop_labels[i] == ROP_NONE, bool(s.judged[i])
+        single, scored = s.rop_labels[i] == ROP_NONE, bool(s.is_scored[i])
         tweet, reply = pair
         line = {
             "row": row + 1,
@@ -154,8 +154,8 @@ def _write_pairs(out: IO[bytes], texts: Iterator[heldout.Texts], samples: pairs.
             "masked": int(s.masked[i]),
             "correct": int(s.correct[i]),
             "mlm_loss": float(s.mlm_loss_sum[i] / s.masked[i]) if s.masked[i] else None,
-            "reply_second": float(s.reply_second[i]) if judged else None,
-            "rop_correct": bool((s.reply_second[i] > 0.5) == (s.rop_labels[i] == 1)) if judged else None,
+            "reply_second": float(s.reply_second[i]) if scored else None,
+            "rop_correct": bool((s.reply_second[i] > 0.5) == (s.rop_labels[i] == 1)) if scored else None,
         }
         _write_line(out, line)
 
@@ -179,7 +179,7 @@ def evaluate_texts(
     model's). `cleaning` "original": `text.clean_as_original`, which its printed figures need.
     """
     loaded = _Model.load(model, device)
-    rng, kept, sums, counts = np.random.default_rng(seed), [], [], []
+    rng, sampled, sums, counts = np.random.default_rng(seed), [], [], []
     with ExitStack() as stack:
         out = stack.enter_context(storage.new_file(examples)) if examples else None
         for texts in heldout.read_texts(data, _CLEANING[cleaning]):
@@ -190,8 +190,10 @@ def evaluate_texts(
             if out:
                 for line in scored:
                     _write_line(out, line)
-            kept += [(key, line) for key, line in zip(rng.random(len(scored)), scored, strict=True) if line["tokens"]]
-            kept = sorted(kept, key=lambda one: one[0])[:n_samples]
+            sampled += [
+                (key, line) for key, line in zip(rng.random(len(scored)), scored, strict=True) if line["tokens"]
+            ]
+            sampled = sorted(sampled, key=lambda one: one[0])[:n_samples]
             sums.append(np.array([line["pll"] for line in scored]))
             counts.append(np.diff(offsets))
             cli.say(f"{done + len(texts):,} texts")
@@ -207,7 +209,7 @@ def evaluate_texts(
         **likelihood.means(all_sums, all_counts),
     }
     if report:
-        shown = [line for _, line in sorted(kept, key=lambda one: one[1]["row"])]
+        shown = [line for _, line in sorted(sampled, key=lambda one: one[1]["row"])]
         _write(report, page.of_texts(scores, all_sums, all_counts, shown, _curves(loaded.folder)))
     return scores
 
@@ -245,7 +247,7 @@ def evaluate_orders(
     report: str | None = None,
     n_samples: int = SAMPLES,
 ) -> dict[str, Any]:
-    """Reply order of pairs whose file says it (FIRST, SECOND, 1 or 0): each judged as it stands, nothing masked."""
+    """Reply order of pairs whose file says it (FIRST, SECOND, 1 or 0): each scored as it stands, nothing masked."""
     loaded = _Model.load(model, device)
     rows = heldout.read_ordered(data, _CLEANING[cleaning])
     cut_at = max_len or loaded.config.max_len

@@ -14,7 +14,7 @@ from twilbert.errors import TwilbertError, UsageError
 from twilbert.parsing import read_record, read_rows, read_yaml
 from twilbert.train import run_state
 from twilbert.train.run_folder import IDENTITY, PUBLISHED, Identity, Published, step_of
-from twilbert.train.run_state import Told
+from twilbert.train.run_state import Status
 from twilbert.train.tracking import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Run:
 class Pretraining(Run):
     """A run of twilbert-pretrain."""
 
-    told: Told
+    status: Status
     recipe: Mapping[str, Any]
     """Dotted path → value, as it was last started."""
     identity: Mapping[str, Any]
@@ -78,7 +78,7 @@ class Pretraining(Run):
     @property
     def state(self) -> str:
         """running, finished, stopped or failed."""
-        return self.told.state
+        return self.status.state
 
     @cached_property
     def step(self) -> int:
@@ -118,14 +118,14 @@ class Pretraining(Run):
         model = storage.join(path, "model")
         models = {"model": model} if storage.exists(storage.join(model, "config.json")) else {}
         last = int(max((curve[-1][0] for curve in metrics.values()), default=0))
-        told = run_state.read(
+        status = run_state.read(
             path,
             last_step=last,
             max_steps=recipe["training.max_steps"],
             hang_timeout=recipe["training.hang_timeout"],
         )
         changed = storage.modified(log if metrics else written)
-        return cls(path, metrics, models, told, recipe, identity, changed)
+        return cls(path, metrics, models, status, recipe, identity, changed)
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
@@ -156,24 +156,24 @@ def find(name: str, runs: str = "runs") -> Pretraining:
 
 def runs_in(folder: str) -> list[str]:
     """Names of the runs in a folder; none where it is no folder."""
-    found = []
+    names = []
     for name in storage.list_dir(folder) if storage.is_folder(folder) else []:
         try:
-            found += [name] if is_run(storage.join(folder, name)) else []
+            names += [name] if is_run(storage.join(folder, name)) else []
         except OSError as error:
             cli.say(f"passed over: {error}")
-    return found
+    return names
 
 
 def all_in(folder: str) -> list[Pretraining]:
-    """The runs in a folder of runs, the one that wrote last first; a damaged one is told of and passed over."""
-    found = []
+    """The runs in a folder of runs, the one that wrote last first; a damaged one is reported and skipped."""
+    runs = []
     for name in runs_in(folder):
         try:
-            found.append(Pretraining.read(storage.join(folder, name)))
+            runs.append(Pretraining.read(storage.join(folder, name)))
         except TwilbertError as error:
             cli.say(f"passed over: {error}")
-    return sorted(found, key=lambda run: -run.changed)
+    return sorted(runs, key=lambda run: -run.changed)
 
 
 def what_it_is(path: str) -> str:
@@ -223,24 +223,24 @@ def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     A row of an earlier step than the one before it is a restart from a checkpoint: what came after that is forgotten,
     so that no step stands twice.
     """
-    found: dict[str, dict[float, float]] = {}
+    curves: dict[str, dict[float, float]] = {}
     last = -1.0
     for row in rows:
         step = row["step"]
         if step < last:
-            for points in found.values():
+            for points in curves.values():
                 for later in [s for s in points if s >= step]:
                     del points[later]
         last = step
         for key, value in row.items():
             if key != "step" and isinstance(value, int | float):
-                found.setdefault(key, {})[step] = value
-    return {key: list(points.items()) for key, points in found.items() if points}
+                curves.setdefault(key, {})[step] = value
+    return {key: list(points.items()) for key, points in curves.items() if points}
 
 
 def flattened(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Nested settings as dotted path → value."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flattened(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return found
+        settings |= flattened(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return settings

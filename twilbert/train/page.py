@@ -101,7 +101,7 @@ def names(runs: Sequence[Pretraining]) -> list[str]:
 def status(run: Pretraining) -> str:
     """running at step 320 of 2,900 · failed at step 12 of 100: why."""
     at = f"at step {run.step:,}" + (f" of {run.max_steps:,}" if run.step < run.max_steps else "")
-    return f"{run.state} {at}" + (f": {run.told.why}" if run.told.why else "")
+    return f"{run.state} {at}" + (f": {run.status.why}" if run.status.why else "")
 
 
 def best_loss(run: Pretraining) -> str:

@@ -24,7 +24,7 @@ _SILENT_S = 5 * _BEAT_S  # a full disk queue or a short loss of the network is n
 
 
 @dataclass(frozen=True)
-class Told:
+class Status:
     """What is known of a run."""
 
     state: State
@@ -48,40 +48,40 @@ class Signs:
     def __init__(self, run: RunFolder, every: float = _BEAT_S) -> None:
         self._run, self._every = run, every
         self._over = threading.Event()
-        self._end: Told | None = None
+        self._end: Status | None = None
         self._thread = threading.Thread(target=self._beat, name="signs", daemon=True)
 
     def __enter__(self) -> Signs:
-        self._write(Told("running"))
+        self._write(Status("running"))
         self._thread.start()
         return self
 
     def end(self, stopped: str) -> None:
         """The training came to its end, or was stopped for that reason."""
-        self._end = Told("stopped", stopped) if stopped else Told("finished")
+        self._end = Status("stopped", stopped) if stopped else Status("finished")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._over.set()
         self._thread.join()
         if isinstance(error, KeyboardInterrupt):
-            self._end = Told("stopped", "interrupted, and left at once")
+            self._end = Status("stopped", "interrupted, and left at once")
         elif error is not None or self._end is None:
-            self._end = Told("failed", " ".join(str(error).split())[:500])
+            self._end = Status("failed", " ".join(str(error).split())[:500])
         self._write(self._end)
 
     def _beat(self) -> None:
         while not self._over.wait(self._every):
-            self._write(Told("running"))
+            self._write(Status("running"))
 
-    def _write(self, told: Told) -> None:
-        _write(self._run, told)
+    def _write(self, status: Status) -> None:
+        _write(self._run, status)
 
 
-def _write(run: RunFolder, told: Told) -> None:
-    """Unless another driver has taken the run over. A sign that cannot be written is told, and ends nothing."""
+def _write(run: RunFolder, status: Status) -> None:
+    """Unless another driver has taken the run over. A sign that cannot be written is reported, and ends nothing."""
     try:
         if run.is_ours():
-            record = asdict(_Record(told.state, told.why, run.token))
+            record = asdict(_Record(status.state, status.why, run.token))
             storage.write_json_atomic(storage.join(run.path, STATE_FILE), record)
     except (OSError, TwilbertError) as error:
         cli.say(f"the run's {STATE_FILE} could not be written: {error}")
@@ -95,10 +95,10 @@ def settle(run: RunFolder) -> None:
     except (OSError, TwilbertError) as error:
         cli.say(f"what the run's last driver left is not all mended: {error}")
         return
-    _write(replace(run, token=token), Told("finished"))
+    _write(replace(run, token=token), Status("finished"))
 
 
-def read(path: str, *, last_step: int, max_steps: int, hang_timeout: float) -> Told:
+def read(path: str, *, last_step: int, max_steps: int, hang_timeout: float) -> Status:
     """What the run at `path` is doing.
 
     `last_step` of its metrics, `max_steps` of its recipe and `hang_timeout` (minutes) decide for folders without a
@@ -109,26 +109,26 @@ def read(path: str, *, last_step: int, max_steps: int, hang_timeout: float) -> T
     if storage.exists(record):
         held = read_record(record, _Record)
         if not storage.exists(owner) or read_record(owner, Owner).token == held.driver:
-            told = _of_record(held.state, held.why, _age(record))
-            if told.state == "failed" and RunFolder(path, "", "", {}).trained_steps >= max_steps:
-                return Told("finished")  # killed between publishing its model and saying so
-            return told
+            status = _of_record(held.state, held.why, _age(record))
+            if status.state == "failed" and RunFolder(path, "", "", {}).trained_steps >= max_steps:
+                return Status("finished")  # killed between publishing its model and saying so
+            return status
     signs = [storage.join(path, name) for name in ("metrics.jsonl", OWNER, IDENTITY)]
     age = min([_age(sign) for sign in signs if storage.exists(sign)], default=float("inf"))
     if storage.exists(storage.join(path, RAY_FOLDER)) and age < hang_timeout * 60:
-        return Told("running")
+        return Status("running")
     trained = max(last_step, RunFolder(path, "", "", {}).trained_steps)
     if trained >= max_steps:
-        return Told("finished")
+        return Status("finished")
     if storage.exists(storage.join(path, "model")):  # published where a run leaves of its own accord
-        return Told("stopped", f"before step {max_steps:,}")
-    return Told("running") if age < _SILENT_S else Told("failed", "it ended without a word: killed, or crashed")
+        return Status("stopped", f"before step {max_steps:,}")
+    return Status("running") if age < _SILENT_S else Status("failed", "it ended without a word: killed, or crashed")
 
 
-def _of_record(state: State, why: str, age: float) -> Told:
+def _of_record(state: State, why: str, age: float) -> Status:
     if state != "running" or age < _SILENT_S:
-        return Told(state, why)
-    return Told("failed", f"its driver was killed or lost: no sign of it for {_span(age)}")
+        return Status(state, why)
+    return Status("failed", f"its driver was killed or lost: no sign of it for {_span(age)}")
 
 
 def _age(path: str) -> float:

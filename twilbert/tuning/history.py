@@ -76,8 +76,8 @@ def of_results(out: str, results: Mapping[str, Any]) -> Sweep:
     curves = {}
     for study in results["studies"]:
         for trial in study["trials"]:
-            seen = [(epoch, score) for epoch, score in trial["evaluations"] if score is not None]
-            curves |= {f"{study['study']}/{trial['trial']:03d}": seen} if seen else {}
+            points = [(epoch, score) for epoch, score in trial["evaluations"] if score is not None]
+            curves |= {f"{study['study']}/{trial['trial']:03d}": points} if points else {}
     places = {study["study"]: storage.join(out, study["study"], "model") for study in results["studies"]}
     models = {study: place for study, place in places.items() if storage.exists(place)}
     return Sweep(out, curves, models, results)
