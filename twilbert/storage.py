@@ -214,13 +214,15 @@ def temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
 def remove_leftovers(target: Path) -> None:
     """Remove what killed processes left beside `target`; an old folder whose new one is missing gets its name back."""
     for path in list(target.parent.iterdir()):
-        named = _TEMPORARY.fullmatch(path.name)
-        if not named or named[1] != target.name:
+        whose, depth = path.name, 0
+        while named := _TEMPORARY.fullmatch(whose):  # a folder's work may be the target of another's
+            whose, depth = named[1], depth + 1
+        if not depth or whose != target.name:
             continue
         lock = _lock(path, wait=False)
         if lock is None:
             continue
-        if path.suffix == ".old" and not target.exists():
+        if path.suffix == ".old" and depth == 1 and not target.exists():
             path.rename(target)
         else:
             _remove(path)

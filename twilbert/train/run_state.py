@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -91,6 +92,8 @@ def settle(run: RunFolder) -> None:
     """Say in the folder of a published run that it is finished, and remove what a killed driver left there."""
     try:
         storage.delete(storage.join(run.path, RAY_FOLDER))
+        if storage.is_local(run.path):
+            storage.remove_leftovers(Path(run.model))
         token = read_record(storage.join(run.path, OWNER), Owner).token
     except (OSError, TwilbertError) as error:
         cli.say(f"what the run's last driver left is not all mended: {error}")
