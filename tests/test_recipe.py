@@ -158,7 +158,7 @@ def test_max_steps_is_science_only_where_the_schedule_depends_on_it():
 def test_every_original_setting_has_a_fate_that_exists():
     known = set(recipe_file.known_paths(Recipe))
     for key, fate in ORIGINAL_SETTINGS.items():
-        assert fate.recipe or fate.flag or fate.kept or fate.why, key
+        assert fate.recipe or fate.flag or fate.config or fate.why, key
         if fate.recipe:
             assert fate.recipe in known, (key, fate.recipe)
 
