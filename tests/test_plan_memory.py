@@ -51,7 +51,7 @@ SIZES = {
     "shared, memory": Size("xlarge.yaml", 20000, (
         *SMALL, "model.embedding_size=64", "model.n_encoders=6", "model.pkm_params.memory_size=128",
         "model.pkm_params.in_layers=[4]", "model.pkm_params.k_dim=128")),
-    "Base": Size("base.yaml", 30002, ("training.global_batch_size=256", "training.micro_batch_tokens=8192")),
+    "Base": Size("base.yaml", 30002, ("training.global_batch_size=128", "training.micro_batch_tokens=4096")),
 }  # fmt: skip
 NOTHING = Size("tiny.yaml", 200, (
     "model.hidden_size=32", "model.embedding_size=32", "model.n_heads=2", "training.global_batch_size=32"))  # fmt: skip
