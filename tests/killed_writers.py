@@ -46,7 +46,7 @@ def works(home: Path) -> dict[str, Work]:
 
     data = home / "data"
     return {
-        "sample": lambda i, out: sample.sample_pairs(out, 3000, seed=i, overwrite=True),
+        "sample": lambda i, out: sample.sample_pairs(out, 100, seed=i, overwrite=True),
         "prepare": lambda i, out: prepare_verb.prepare(
             [raws[i]], out, valid_share=0.2, overwrite=True, runner=prepare_verb.run_here
         ),

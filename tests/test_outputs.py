@@ -344,7 +344,7 @@ def test_a_command_killed_at_any_moment_leaves_the_old_output_or_the_new(world):
     special = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
     pieces = [*special, *(f"##p{i}" for i in range(20)), *map(str, range(25))]
     (home / "data" / "vocab50").write_text("".join(f"{piece}\n" for piece in pieces))
-    command = [sys.executable, str(Path(__file__).with_name("killed_writers.py")), str(home), "60"]
+    command = [sys.executable, str(Path(__file__).with_name("killed_writers.py")), str(home), "40"]
     results = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     assert len(results) == 6
     assert all(not found["other"] and not found["left over"] for found in results.values()), results

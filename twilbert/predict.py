@@ -8,6 +8,7 @@ Input rows are output rows, in the same order: one without a usable text is kept
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import time
 from collections.abc import Iterator, Sequence
@@ -121,8 +122,7 @@ def _many(files: list[TableFile]) -> bool:
 
 def _write(tables: Iterator[pa.Table], out: str, kind: str) -> Summary:
     summary, began, said = Summary(), time.monotonic(), time.monotonic()
-    with storage.new_file(out) as stream:
-        writer = open_writer(kind, stream)
+    with storage.new_file(out) as stream, contextlib.closing(open_writer(kind, stream)) as writer:
         for table in tables:
             _count(summary, table)
             writer.write(table)
@@ -131,7 +131,6 @@ def _write(tables: Iterator[pa.Table], out: str, kind: str) -> Summary:
                 cli.say(f"{summary.rows:,} rows, {summary.rows / (said - began):,.0f} a second")
         if not summary.rows:
             raise UsageError("the input has no rows, only a header; nothing was written")
-        writer.close()
     return summary
 
 

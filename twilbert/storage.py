@@ -33,8 +33,8 @@ _CHUNK = 8 * 2**20  # bytes read at a time when hashing
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:4]  # locks tell of this machine's processes alone
 _TEMPORARY = re.compile(rf"\.(.+)\.{_HOST}[0-9a-f]{{8}}\.(?:tmp|old)", re.DOTALL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
-_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EBUSY, errno.ENAMETOOLONG}
-_UNWRITABLE |= {errno.ENOTEMPTY, errno.EEXIST}  # another command was faster
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EBUSY, errno.EFBIG}
+_UNWRITABLE |= {errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.EEXIST}  # another command was faster
 
 
 def is_uri(path: str) -> bool:

@@ -30,7 +30,7 @@ _NO_BREAKS = str.maketrans("\t\r\n", "   ")
 
 
 class Writer(Protocol):
-    """What a format's writer can do; `close` writes what is left."""
+    """What a format's writer can do; `close` writes what is left, and is called after a fault too."""
 
     def write(self, table: pa.Table) -> None:
         """Add the rows of a chunk."""
@@ -222,11 +222,13 @@ class Hdf5Writer:
 
     def close(self) -> None:
         with self._disk.faults():
-            if self._faulty:
-                rows, reasons = zip(*self._faulty, strict=True)
-                self._file["errors/row"] = np.array(rows, np.int64)
-                self._file.create_dataset("errors/reason", data=list(reasons), dtype=self._h5py.string_dtype())
-            self._file.close()
+            try:
+                if self._faulty:
+                    rows, reasons = zip(*self._faulty, strict=True)
+                    self._file["errors/row"] = np.array(rows, np.int64)
+                    self._file.create_dataset("errors/reason", data=list(reasons), dtype=self._h5py.string_dtype())
+            finally:
+                self._file.close()
 
 
 class _Disk:
@@ -235,7 +237,8 @@ class _Disk:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._fault: Exception | None = None
-        self.seek, self.tell, self.readinto = stream.seek, stream.tell, cast(Any, stream).readinto
+        self.seek, self.tell = stream.seek, stream.tell
+        self.read, self.readinto = stream.read, cast(Any, stream).readinto
 
     def write(self, data: bytes) -> int:
         return self._attempt(lambda: self._stream.write(data), len(data))
