@@ -80,6 +80,10 @@ OURS = {
     "regex": (_regex("("), "tokenizer.json: not a readable tokenizer"),
     "nested": (lambda f: (f / "tokenizer.json").write_text("[" * 10**5), "tokenizer.json: not a readable tokenizer"),
     "vocabulary": (_config(vocab_size=53), "do not belong together"),
+    "ids with gaps": (
+        _edit("tokenizer.json", lambda v: v["model"]["vocab"].update(w39=10**6)),
+        "its ids do not go from 0 to 53",
+    ),
 }
 BERTS = {
     "a billion layers": (_config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
@@ -132,6 +136,7 @@ def test_what_is_damaged_is_one_message(kind: str, fault: str, sound, tmp_path: 
     folder = tmp_path / "model"
     shutil.copytree(sound[kind], folder)
     harm(folder)
+    (folder / "twilbert_tokenizer.json").unlink(missing_ok=True)  # its sum would tell of another tokenizer.json
     with pytest.raises(TwilbertError, match=message) as caught:
         twilbert.load(str(folder), precision="fp32")
     assert str(folder) in str(caught.value)

@@ -231,6 +231,7 @@ def test_auto_classes_load_a_head_of_ones_own_when_told_to_trust(opened, capsys)
     assert type(loaded.classifier).__name__ == "Head" and marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened", [custom_code], indirect=True)
 def test_an_encoder_of_its_own_code_is_fine_tuned_where_the_user_says_so(opened, made, capsys):
     model, marker = opened
@@ -239,3 +240,5 @@ def test_an_encoder_of_its_own_code_is_fine_tuned_where_the_user_says_so(opened,
     assert finetune.main([*given, *quick, "--out", "out"]) == 0
     assert marker.exists()
     assert predict.main(["out/model", "in.txt", "--out", "out.tsv", "--trust-remote-code"]) == 0
+    assert tune.main([*given, "--dry-run"]) == 2  # in processes of Ray
+    assert "its own code is not found" in capsys.readouterr().err

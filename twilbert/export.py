@@ -7,14 +7,17 @@ MODEL ─ find ─▶ hub folder: weights, code, tokenizer that cleans, card ─
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import os
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from twilbert import cli, model_card, outputs, storage
+from twilbert.data.tokenizer import SETTINGS_FILE, SUM, Tokenizer
 from twilbert.data.tokenizer_json import with_cleaning
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.inference import find_model
@@ -24,6 +27,7 @@ from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.onnx_file import TOLERANCE, Checked, check_onnx, write_onnx
 from twilbert.own_code import UntrustedCode
+from twilbert.parsing import read_record
 from twilbert.rivals import is_fine_tuned
 from twilbert.train.history import held_out_scores
 
@@ -150,8 +154,13 @@ def _write_tokenizer(opened: _Opened, target: str) -> None:
     if not storage.exists(source):
         cli.say(f"{opened.folder} has no tokenizer: what is written takes token ids and no texts")
         return
+    Tokenizer.of_model(opened.folder, opened.config.vocab_size)
     content = with_cleaning(storage.read_bytes(source), remove_rt=bool(opened.text.get("remove_rt")))
     storage.write_bytes_atomic(storage.join(target, TOKENIZER_NAME), content)
+    settings = storage.join(target, SETTINGS_FILE)
+    if storage.exists(settings):  # they tell the sum of the tokenizer that was
+        written = read_record(settings, dict[str, Any]) | {SUM: hashlib.sha256(content).hexdigest()}
+        storage.write_json_atomic(settings, written)
 
 
 def _copy(source: str, target: str, names: list[str] | tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from twilbert import rivals, storage
 from twilbert.data import sequences
 from twilbert.data.text import clean
 from twilbert.data.tokenizer import CLS, MASK, SEP, Tokenizer
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import UsageError
 from twilbert.model.classifier import MULTI_LABEL, POOLINGS, REGRESSION, ClassificationModel, HeadConfig, pool
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.transformers_api import (
@@ -114,12 +114,7 @@ class Model:
         self.precision = precision
         self._trust = trust
         self.config = load_model_config(folder)
-        self.tokenizer = Tokenizer.load(folder)
-        if self.tokenizer.vocab_size != self.config.vocab_size:
-            raise TwilbertError(
-                f"{folder}: its tokenizer has {self.tokenizer.vocab_size:,} entries, its model "
-                f"{self.config.vocab_size:,}; they do not belong together: copy the folder again"
-            )
+        self.tokenizer = Tokenizer.of_model(folder, self.config.vocab_size)
         self.head: HeadConfig | None = None
         self.max_len, self.remove_rt = self.config.max_len, False
         self._networks: dict[torch.dtype, PretrainingModel | ClassificationModel] = {}

@@ -61,6 +61,8 @@ class Tokenizer:
             )
         if tuple(backend.id_to_token(i) for i in range(N_SPECIAL)) != SPECIAL_TOKENS:
             raise UsageError(f"{where}: its first five tokens are not {' '.join(SPECIAL_TOKENS)}; use twilbert-vocab")
+        if max(backend.get_vocab().values()) >= self.vocab_size:
+            raise UsageError(f"{where}: its ids do not go from 0 to {self.vocab_size - 1}; use twilbert-vocab")
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise UsageError(f"{where}: {self.vocab_size} tokens, at most {MAX_VOCAB_SIZE} can be stored")
 
@@ -78,6 +80,17 @@ class Tokenizer:
             )
             raise UsageError(f"{path}: {what}; make one with twilbert-vocab CORPUS --out {path}")
         return cls(files, where=storage.join(path, TOKENIZER_FILE))
+
+    @classmethod
+    def of_model(cls, folder: str, entries: int) -> Tokenizer:
+        """The tokenizer in the folder of a model of so many `entries`; TwilbertError where it has other ones."""
+        tokenizer = cls.load(folder)
+        if tokenizer.vocab_size != entries:
+            raise TwilbertError(
+                f"{folder}: its tokenizer has {tokenizer.vocab_size:,} entries, its model {entries:,}; they do not "
+                "belong together: copy the folder again"
+            )
+        return tokenizer
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self._files, self._where)

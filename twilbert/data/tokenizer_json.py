@@ -106,9 +106,8 @@ def with_cleaning(content: bytes, *, remove_rt: bool = False) -> bytes:
     For programs that know nothing of data/text.py; `remove_rt`: the word RT goes too, as in fine-tuning.
     """
     spec = json.loads(content)
-    steps = [spec["normalizer"]]
-    if spec["normalizer"]["type"] == "Sequence":
-        steps = spec["normalizer"]["normalizers"]
+    normalizer = spec.get("normalizer") or {"type": "Sequence", "normalizers": []}
+    steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
     ours = _as_json(_cleaning())
     if steps[: len(ours)] != ours:  # word pieces: ▁ is a character like any other there,
         # and control characters would join their neighbours.

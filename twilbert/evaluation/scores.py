@@ -56,7 +56,8 @@ class _Model:
         folder = inference.find_model(name)
         config, network = load_model_folder(folder)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(folder, config, network.to(where).eval(), Tokenizer.load(folder), where)
+        tokenizer = Tokenizer.of_model(folder, config.vocab_size)
+        return cls(folder, config, network.to(where).eval(), tokenizer, where)
 
 
 def evaluate_pairs(

@@ -185,6 +185,11 @@ class RivalBase:
         assert isinstance(network, rivals.RivalClassifier)
         rivals.save(path, network, self.tokenizer, text, files)
 
+    @property
+    def own_code(self) -> bool:
+        """Whether it is made by modules of its own folder, which other processes do not have."""
+        return any(type(part).__module__.startswith("transformers_modules") for part in (self.config, self.tokenizer))
+
     def digest(self) -> str:
         return sha256_of(self.config.to_json_string(), *itertools.chain(*self.weights.items()))
 
@@ -240,13 +245,7 @@ def load_base(name: str | None, runs: str, trust: Trust = False) -> Base:
         cli.say(f"model: {folder} is a fine-tuned model; its encoder goes on, its head is replaced")
     else:
         config, model = load_model_folder(folder)
-    tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise TwilbertError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} entries, its model {config.vocab_size:,}; they do "
-            "not belong together: copy the folder again"
-        )
-    return OwnBase(folder, config, _arrays(model.encoder), tokenizer)
+    return OwnBase(folder, config, _arrays(model.encoder), Tokenizer.of_model(folder, config.vocab_size))
 
 
 def _rival(name: str, trust: Trust) -> RivalBase:

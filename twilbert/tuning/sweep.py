@@ -14,7 +14,7 @@ from twilbert import __version__, cli, cluster, recipe_file, storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetune_recipe import FinetuneRecipe
 from twilbert.finetuning import kept
-from twilbert.finetuning.base import Base, load_base, newest_run, short_name
+from twilbert.finetuning.base import Base, RivalBase, load_base, newest_run, short_name
 from twilbert.finetuning.data import task_faults
 from twilbert.finetuning.run import Prepared, prepare
 from twilbert.joining import wait_for_room
@@ -73,6 +73,9 @@ def studies(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> li
     labels = _labels(recipe.models)
     trust = trust_remote_code or space.named(recipe.settings(), "head.own")
     bases = {model: load_base(model, recipe.runs, trust) for model in recipe.models}
+    for model, base in bases.items():
+        if isinstance(base, RivalBase) and base.own_code:
+            raise UsageError(f"{model}: its own code is not found by the processes of a sweep; use twilbert-finetune")
     made, faults = [], []
     for task in recipe.tasks:
         for model in recipe.models:
