@@ -66,6 +66,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, message, told):
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the other tests' Ray goes on
     monkeypatch.setattr(cluster.local_ray, "start", lambda *_: contextlib.nullcontext("an address"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(TwilbertError) as found, cluster.ensure_ray():
