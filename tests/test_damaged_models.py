@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -182,6 +183,13 @@ def test_a_hub_id_without_network_is_refused_at_once_or_taken_from_the_cache(sou
         monkeypatch.setattr(encoder_files, "_SECONDS", 0.2)
         with pytest.raises(TwilbertError, match=r"not fetched from the hub \(timed out\)"):
             load_base("somebody/bert", str(tmp_path))
+
+    def unwritable(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/nowhere/.cache")
+
+    with monkeypatch.context() as patched, pytest.raises(TwilbertError, match=r"/nowhere/\.cache: .*HF_HOME=DIR"):
+        patched.setattr("huggingface_hub.HfApi.model_info", unwritable)
+        load_base("somebody/bert", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     snapshot = tmp_path / "models--somebody--bert" / "snapshots" / ("0" * 40)
     (snapshot.parents[1] / "refs").mkdir(parents=True)

@@ -346,7 +346,7 @@ def test_a_command_killed_at_any_moment_leaves_the_old_output_or_the_new(world):
     (home / "data" / "vocab50").write_text("".join(f"{piece}\n" for piece in pieces))
     command = [sys.executable, str(Path(__file__).with_name("killed_writers.py")), str(home), "40"]
     results = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    assert len(results) == 6
+    assert len(results) == 7
     assert all(not found["other"] and not found["left over"] for found in results.values()), results
 
 

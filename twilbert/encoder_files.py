@@ -43,6 +43,11 @@ def download(name: str, trust_remote_code: bool) -> str:
             folder = snapshot_download(name, local_files_only=True, ignore_patterns=patterns)
             cli.say(f"{name}: the hub does not answer ({said}); what was fetched earlier is used: {folder}")
             return folder
+        if isinstance(error, OSError) and error.filename is not None:
+            raise UsageError(
+                f"{error.filename}: cannot be written ({error.strerror}), but what the hub gives is kept there; name "
+                "another folder: HF_HOME=DIR"
+            ) from error
         raise UsageError(
             f"{name}: no model folder, checkpoint or run here, and not fetched from the hub ({said}); check the name "
             "and the network, or give a folder. What was fetched once is found without network (HF_HOME); "

@@ -149,6 +149,25 @@ def test_nothing_goes_on_beside_other_settings_data_or_weights(world, tmp_path, 
         finetune.run(recipe(world), str(out))
 
 
+def test_a_fine_tuning_is_replaced_when_the_new_one_stands_and_only_where_all_in_it_is_ours(world, tmp_path, trainings):
+    out, new = tmp_path / "out", tmp_path / "out.new"
+    trainings.of(recipe(world, "seeds=1"), out)
+    old = scores(out)
+    other = recipe(world, "seeds=2", "training.learning_rate=0.02")
+    assert trainings.of(other, out, dies=1, overwrite=True) == [0, 1] and scores(out) == old and new.exists()
+    assert trainings.of(other, out, overwrite=True) == [1] and scores(out) != old
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for place in (out, out / "model", out / "seed-0"):
+        (place / "notes").write_text("mine")
+        with pytest.raises(UsageError, match=r"did not write \(.*notes\); choose another --out$"):
+            finetune.run(recipe(world), str(out), overwrite=True)
+        with pytest.raises(UsageError, match=r"other settings .*; choose another --out$"):
+            finetune.run(recipe(world), str(out))
+        (place / "notes").unlink()
+    with pytest.raises(UsageError, match="which this command reads"):
+        finetune.run(recipe((world[0], str(out / "model"))), str(out), overwrite=True)
+
+
 def _redraw(folder: str) -> None:
     """Other weights in a model's folder."""
     from safetensors.numpy import load_file, save_file

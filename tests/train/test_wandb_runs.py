@@ -38,6 +38,16 @@ def test_mode(mode, environment, expected, monkeypatch):
     assert resolve_mode(mode) == expected
 
 
+def test_a_home_that_cannot_be_written_is_told_with_the_remedy(tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "read-only"))
+    monkeypatch.setattr(wandb_runs.os, "access", lambda path, mode: path != tmp_path)
+    wandb = Wandb("project", "offline", lines.append)
+    wandb.open(str(tmp_path / "run"), "run", {}, "0123abcd")
+    wandb.close()
+    assert len(lines) == 1 and "XDG_CACHE_HOME=DIR" in lines[0]
+
+
 @pytest.fixture
 def online(monkeypatch) -> Callable[[int], None]:
     """A key, and a server at that port of this machine."""

@@ -74,6 +74,12 @@ class Wandb:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - there may be no home
+        there = next(path for path in (cache, *cache.parents) if path.exists())
+        if not os.access(there, os.W_OK) and not self._open:
+            self._say(
+                f"{cache}: cannot be written, so that W&B's own log comes here; name another folder: XDG_CACHE_HOME=DIR"
+            )
         inside = Path(folder, "wandb")
         inside.mkdir(parents=True, exist_ok=True)
         before = set(inside.iterdir())
