@@ -23,7 +23,7 @@ ragged = pa.ListArray.from_arrays(pa.array(range(0, 201, 10), pa.int32()), flat)
 for vectors in (flat, ragged):
     reasons = ["empty", *[None] * (len(vectors) - 1)]
     table = pa.table({"embedding": vectors, "error": pa.array(reasons, pa.string())})
-    for limit in (0, 100, 3_000, 50_000, 270_000, 500_000, 900_000, 1_500_000):
+    for limit in (0, 100, 3_000, 50_000, *range(270_000, 1_500_000, 37_333)):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
             with storage.new_file(sys.argv[1]) as stream, contextlib.closing(open_writer("h5", stream)) as writer:
@@ -39,5 +39,5 @@ def test_embeddings_on_a_full_disk_are_a_message_and_leave_nothing(tmp_path: Pat
     out = tmp_path / "new" / "vectors.h5"
     done = subprocess.run([sys.executable, "-c", CODE, str(out)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"{out}: cannot be written (File too large); choose another folder"] * 16
+    assert done.stdout.splitlines() == [f"{out}: cannot be written (File too large); choose another folder"] * 74
     assert list(out.parent.iterdir()) == []

@@ -232,13 +232,23 @@ class Hdf5Writer:
 
 
 class _Disk:
-    """The stream as the HDF5 library sees it: a write that fails is remembered, for the library crashes over one."""
+    """The stream as the HDF5 library sees it: what fails is remembered, for the library crashes over an exception."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._fault: Exception | None = None
-        self.seek, self.tell = stream.seek, stream.tell
-        self.read, self.readinto = stream.read, cast(Any, stream).readinto
+        self._fault: BaseException | None = None
+
+    def tell(self) -> int:
+        return self._attempt(self._stream.tell, 0)
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        return self._attempt(lambda: self._stream.seek(position, whence), position)  # writes what is buffered
+
+    def read(self, size: int = -1) -> bytes:
+        return self._attempt(lambda: self._stream.read(size), b"")
+
+    def readinto(self, place: Any) -> int:
+        return self._attempt(lambda: cast(Any, self._stream).readinto(place), 0)
 
     def write(self, data: bytes) -> int:
         return self._attempt(lambda: self._stream.write(data), len(data))
@@ -253,13 +263,13 @@ class _Disk:
         if self._fault is None:
             try:
                 return work()
-            except (OSError, ValueError) as error:  # ValueError: it is closed, after a fault elsewhere
+            except BaseException as error:  # noqa: BLE001 - Ctrl-C too; `faults` raises it
                 self._fault = error
         return otherwise
 
     @contextlib.contextmanager
     def faults(self) -> Iterator[None]:
-        """Raises the first write that failed, in place of what the library says of it."""
+        """Raises the first exception, in place of what the library says of it."""
         try:
             yield
         finally:
