@@ -220,7 +220,7 @@ def test_everything_wrong_is_told_before_anything_is_written(model, task, tmp_pa
     assert "binary_cross_entropy does not fit" in message and "give one for each" in message and "7 is none" in message
     assert "12" in refused(capsys, "--task", task, *out, "text.max_len=99")
     none = str(_no_model(tmp_path))
-    assert "neither a model of ours" in refused(capsys, "--task", task, "--model", none, "--out", "o")
+    assert "has no model.safetensors" in refused(capsys, "--task", task, "--model", none, "--out", "o")
     broken = write_marked_task(tmp_path / "broken", labels=["N", "Q"])
     assert "label 'P' on line" in refused(capsys, "--task", broken, *out)
     Path("out").mkdir()
