@@ -138,7 +138,10 @@ class Run:
         flats = checkpoint.copy_to_host(fragments, self.optimizer.moments)
         data = checkpoint.optimizer_bytes(checkpoint.places_of(fragments), flats)
         checkpoint.write_file(folder, checkpoint.optimizer_file(self.rank, self.place.world), data)
+        dist.barrier()
         if self.rank == 0:
+            names = [checkpoint.optimizer_file(rank, self.place.world) for rank in range(self.place.world)]
+            checkpoint.write_manifest(folder, "lamb", 0, [checkpoint.describe_file(folder, name) for name in names])
             torch.save(dict(self.engine.module.named_buffers()), f"{folder}/buffers.pt")
         dist.barrier()
 
