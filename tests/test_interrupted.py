@@ -27,6 +27,7 @@ MOMENTS = 10
 def commands(tmp_path_factory) -> dict[str, list[str]]:
     """Each verb's arguments; OUT stands for what it writes."""
     base = tmp_path_factory.mktemp("interrupted")
+    (base / "base").mkdir()
     world, model, task = make_world(base), make_base(base / "base"), write_marked_task(base / "task")
     (base / "rows.tsv").write_text("TEXT\n" + "hola w1 w2 w3\n" * 20_000)
     (base / "pairs.tsv").write_text("ORIG_ID\tORIG_TEXT\tREPLY_ID\tREPLY_TEXT\n" + "".join(
