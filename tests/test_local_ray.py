@@ -80,6 +80,18 @@ def test_the_kept_command_ends_with_the_pipe_and_the_keeper_with_the_command():
         assert keeper.wait() == 7
 
 
+def test_what_is_left_of_a_session_ends_with_its_keeper():
+    leaves_one = [*KEEP, "sh", "-c", "sleep 1000 & echo $!"]
+    with subprocess.Popen(
+        leaves_one, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as keeper:
+        assert keeper.stdout is not None
+        left = int(keeper.stdout.readline())
+        assert keeper.wait() == -signal.SIGKILL
+        psutil.wait_procs([psutil.Process(left)] if psutil.pid_exists(left) else [], timeout=5)
+    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+
+
 def test_folders_whose_ray_is_gone_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(local_ray, "_LONGEST_FOLDER", 500)

@@ -149,7 +149,9 @@ def nodes() -> list[str]:
 
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of the nodes that are about to be taken away (a spot instance's notice, a drain)."""
+    """Ids of the nodes that are about to be taken away (a spot instance's notice, a drain); none of a local Ray."""
+    if local_ray.address():  # it would be asked in vain, and once it is gone the question can block for a minute
+        return frozenset()
     # What Ray Train's own watcher reads; its public get_preemption_info is a barrier over all workers at every call.
     from ray._private.state import state
 

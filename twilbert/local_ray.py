@@ -111,7 +111,7 @@ def _environment() -> Iterator[None]:
     settings = {"RAY_AUTH_MODE": _mode, **_TRAIN_SETTINGS, "RAY_AUTH_TOKEN": _TOKEN}
     before = {key: os.environ[key] for key in settings if key in os.environ}
     kept = before.keys() - {"RAY_AUTH_MODE"}
-    if "RAY_AUTH_TOKEN_PATH" in os.environ:
+    if "RAY_AUTH_TOKEN_PATH" in os.environ or Path("~/.ray/auth_token").expanduser().exists():
         kept |= {"RAY_AUTH_TOKEN"}
     os.environ |= {key: value for key, value in settings.items() if key not in kept}
     try:
@@ -167,10 +167,11 @@ class _LocalRay:
         self._ending = True
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._keeper.wait(timeout=_END_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._keeper.pid, signal.SIGKILL)
+        if self._keeper.poll() is None or self.gone.is_set():  # too slow; or killed, and its children perhaps not
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._keeper.pid, signal.SIGKILL)
 
     def _watch(self) -> None:
         self._keeper.wait()

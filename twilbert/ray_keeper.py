@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,11 +17,14 @@ _TERMINATIONS = 15  # one a second: a signal that reaches a Python program while
 
 
 def main() -> None:
-    """Exit with the command's code."""
+    """Exit with the command's code, or with all that is left of our process group where we lead it."""
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 
     def leave_with_it() -> None:
-        os._exit(command.wait() & 0xFF)
+        code = command.wait()
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(code & 0xFF)
 
     threading.Thread(target=leave_with_it).start()
     sys.stdin.buffer.read()

@@ -128,10 +128,7 @@ def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
         local_ray.check()
         raise
     except RayError as error:
-        local_ray.check(local_ray.PATIENCE_S)
-        raise TwilbertError(
-            f"the process between this command and its workers is lost: {_first_line(error)}"
-        ) from error
+        failure, outcome = [error], None
     if failure:
         local_ray.check(local_ray.PATIENCE_S)
         raise _explained(failure[0]) from failure[0]
@@ -189,11 +186,8 @@ def _explained(error: BaseException) -> BaseException:
             return current
         inner = [current.__cause__, getattr(current, "cause", None), *getattr(current, "worker_failures", {}).values()]
         seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
-    return TwilbertError(f"training failed: {_first_line(error)}; Ray's logs say more")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return TwilbertError(f"training failed ({first_line}); checkpoints are intact: start the same command again")
 
 
 class _Display:
