@@ -101,24 +101,27 @@ def start(num_cpus: int, interrupted: Sequence[int] = ()) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Variables of this process, and of those that the body starts: a token, the user's own or a new one, and less.
+    """Variables of this process, and of those that the body starts: a token, and less of Ray Train.
 
-    Ray takes its mode from the environment as it is imported, and its token once a process. Where a program has
-    imported Ray without a token before, there can be none.
+    Ray takes its mode from the environment as it is imported, and its token once a process: where a program has
+    imported Ray without a token before, there can be none. A token that the user works with stays; Ray's own file is
+    no sign of one, since Ray makes it by itself, for all to read.
     """
     global _mode
-    _mode = _mode or (os.environ.get("RAY_AUTH_MODE", "disabled") if "ray" in sys.modules else "token")
-    settings = {"RAY_AUTH_MODE": _mode, **_TRAIN_SETTINGS, "RAY_AUTH_TOKEN": _TOKEN}
-    before = {key: os.environ[key] for key in settings if key in os.environ}
-    kept = before.keys() - {"RAY_AUTH_MODE"}
-    if "RAY_AUTH_TOKEN_PATH" in os.environ or Path("~/.ray/auth_token").expanduser().exists():
-        kept |= {"RAY_AUTH_TOKEN"}
-    os.environ |= {key: value for key, value in settings.items() if key not in kept}
+    given = os.environ.get("RAY_AUTH_MODE", "disabled")
+    _mode = _mode or (given if "ray" in sys.modules else "token")
+    settings = {name: value for name, value in _TRAIN_SETTINGS.items() if name not in os.environ}
+    settings["RAY_AUTH_MODE"] = _mode
+    by_file = given == "token" and Path("~/.ray/auth_token").expanduser().exists()
+    if not by_file and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        settings["RAY_AUTH_TOKEN"] = _TOKEN
+    before = {name: os.environ[name] for name in settings if name in os.environ}
+    os.environ |= settings
     try:
         yield
     finally:
-        for key in settings:
-            os.environ.pop(key, None)
+        for name in settings:
+            os.environ.pop(name, None)
         os.environ |= before
 
 
