@@ -128,10 +128,11 @@ def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
         local_ray.check()
         raise
     except RayError as error:
-        failure, outcome = [error], None
+        failure.append(error)
+        outcome = None
     if failure:
         local_ray.check(local_ray.PATIENCE_S)
-        raise _explained(failure[0]) from failure[0]
+        raise _explained(failure[-1]) from failure[-1]
     if outcome is None:
         raise TwilbertError("the workers ended without a result; see the Ray log of the run")
     return outcome
