@@ -30,7 +30,7 @@ def test_known_settings_are_plain(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("GOOGLE_APPLICATION_CREDENTIALS", "/home/a/key.json"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/data/key.json"),
         ("AWS_SECRET_ACCESS_KEY", "x"),
         ("AWS_PROFILE", "lab"),
         ("WANDB_BASE_URL", "https://me:word@wandb.lab"),

@@ -32,8 +32,8 @@ class Listed(NamedTuple):
 def check_file(listed: Listed) -> int:
     """Read the file and compare its sum; its size in bytes. TwilbertError naming it when it is missing or differs."""
     try:
-        found = storage.sha256_file(listed.path)
-        if found == listed.sha256:
+        digest = storage.sha256_file(listed.path)
+        if digest == listed.sha256:
             return storage.size(listed.path)
         fault = "damaged or replaced: its SHA-256 is not the one that was written down when it was made"
     except FileNotFoundError:
@@ -45,14 +45,14 @@ def check_file(listed: Listed) -> int:
 
 def check_files(files: Sequence[Listed]) -> None:
     """Compare the sums of many files, several at a time, and say how fast; TwilbertError for the first that differs."""
-    began = said = time.monotonic()
+    began = last_line = time.monotonic()
     threads = min(_MOST_THREADS, _THREADS_A_CPU * (os.cpu_count() or 1))
     total = 0
     with ThreadPoolExecutor(threads) as pool:
         for number, size in enumerate(pool.map(check_file, files), start=1):  # a fault cancels what has not begun
             total += size
-            if time.monotonic() - said > _SAY_S:
-                said = time.monotonic()
+            if time.monotonic() - last_line > _SAY_S:
+                last_line = time.monotonic()
                 cli.say(f"compared the SHA-256 of {number} of {len(files)} shards")
     seconds = time.monotonic() - began
     rate = total / max(seconds, 1e-9)

@@ -38,10 +38,10 @@ def download(name: str, trust_remote_code: bool) -> str:
         HfApi().model_info(name, timeout=_SECONDS)
         return snapshot_download(name, ignore_patterns=patterns)
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         with contextlib.suppress(LocalEntryNotFoundError):
             folder = snapshot_download(name, local_files_only=True, ignore_patterns=patterns)
-            cli.say(f"{name}: the hub does not answer ({said}); what was fetched earlier is used: {folder}")
+            cli.say(f"{name}: the hub does not answer ({reason}); what was fetched earlier is used: {folder}")
             return folder
         if isinstance(error, OSError) and error.filename is not None:
             raise UsageError(
@@ -49,7 +49,7 @@ def download(name: str, trust_remote_code: bool) -> str:
                 "another folder: HF_HOME=DIR"
             ) from error
         raise UsageError(
-            f"{name}: no model folder, checkpoint or run here, and not fetched from the hub ({said}); check the name "
+            f"{name}: no model folder, checkpoint or run here, and not fetched from the hub ({reason}); check the name "
             "and the network, or give a folder. What was fetched once is found without network (HF_HOME); "
             "HF_HUB_OFFLINE=1 asks no network at all"
         ) from error
@@ -145,13 +145,13 @@ def explained(name: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "trust_remote_code" in str(error):
             raise UntrustedCode(
-                f"{name}: needs code that it brings along, which was not run ({said:.300}); give --trust-remote-code "
+                f"{name}: needs code that it brings along, which was not run ({reason:.300}); give --trust-remote-code "
                 "where you know and trust it"
             ) from error
         raise UsageError(
-            f"{name}: neither a model of ours nor one that transformers can open ({said:.300}); give a model folder, a "
-            "checkpoint, a run's name, a transformers folder, or a hub id (which needs the network once)"
+            f"{name}: neither a model of ours nor one that transformers can open ({reason:.300}); give a model folder, "
+            "a checkpoint, a run's name, a transformers folder, or a hub id (which needs the network once)"
         ) from error

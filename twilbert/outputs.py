@@ -146,8 +146,8 @@ def _names_in(path: str) -> list[str]:
     """
     if not storage.is_local(path):
         system, inner = storage.filesystem(path)
-        found = system.get_file_info(fs.FileSelector(inner, recursive=True))
-        return sorted(one.path[len(inner) :].strip("/") for one in found if one.type == fs.FileType.File)
+        infos = system.get_file_info(fs.FileSelector(inner, recursive=True))
+        return sorted(one.path[len(inner) :].strip("/") for one in infos if one.type == fs.FileType.File)
     names, root = [], Path(storage.absolute(path))
     for folder, folders, files in os.walk(root):
         here = Path(folder)
@@ -192,13 +192,13 @@ def check_files(named: Mapping[str, str | None], by: str, *, overwrite: bool, in
     """UsageError where a file that a flag names (flag → path) may not be written."""
     inputs = list(inputs)
     given = {flag: path for flag, path in named.items() if path is not None}
-    seen: dict[str, str] = {}
+    flag_of: dict[str, str] = {}
     for flag, path in given.items():
         path = storage.absolute(path)
         same = os.path.normpath(path) if storage.is_uri(path) else os.path.realpath(path)
-        if same in seen:
-            raise UsageError(f"{flag} {path}: the file of {seen[same]} too; name two files")
-        seen[same] = flag
+        if same in flag_of:
+            raise UsageError(f"{flag} {path}: the file of {flag_of[same]} too; name two files")
+        flag_of[same] = flag
         if storage.is_folder(path):
             raise UsageError(f"{flag} {path}: a folder; name a file")
         if not storage.exists(path):

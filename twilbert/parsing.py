@@ -60,8 +60,8 @@ def _opened(path: str, remedy: str = _MOVE) -> Iterator[IO[bytes]]:
         if kind == fs.FileType.NotFound:
             raise TwilbertError(f"{path}: no such file")
         if kind != fs.FileType.File:
-            found = "a folder" if kind == fs.FileType.Directory else "a pipe or device"
-            raise TwilbertError(f"{path}: expected a file, this is {found}; {remedy}")
+            what = "a folder" if kind == fs.FileType.Directory else "a pipe or device"
+            raise TwilbertError(f"{path}: expected a file, this is {what}; {remedy}")
         with system.open_input_stream(inner) as stream:
             yield stream
     except OSError as error:
@@ -150,21 +150,21 @@ def read_json(path: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in mapping:
             raise ValueError(f"the key {key} is given twice")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key} is not a finite number")
-        found[key] = value
-    return found
+        mapping[key] = value
+    return mapping
 
 
 # ---- YAML ----------------------------------------------------------------------------------------------------------
 
 
 def read_yaml(path: str, where: str | None = None) -> Any:
-    """The value of a YAML file that a user wrote, told of as `where`; UsageError as `parse_yaml`."""
+    """The value of a YAML file that a user wrote, named `where` in messages; UsageError as `parse_yaml`."""
     where = where or path
     try:
         content = read_small(path, _YAML_BYTES)
@@ -241,15 +241,15 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 _refuse(key_node, "a list or mapping as a key; expected a name")
             key = _text(key_node)
-            if key in found:
+            if key in mapping:
                 _refuse(key_node, f"the key {key} is given twice; remove one")
-            found[key] = self.construct_object(value_node, deep=True)
-        return found
+            mapping[key] = self.construct_object(value_node, deep=True)
+        return mapping
 
 
 class _Dumper(yaml.SafeDumper):

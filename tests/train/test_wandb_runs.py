@@ -179,13 +179,13 @@ def test_no_path_of_the_configuration_reaches_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     wandb = Wandb("project", "auto", print)
     config = {
-        "model": "tiny-1a2b", "data_dir": "/home/maria/tasks", "runs": "~maria", "seeds": [1, 2],
-        "corpus": {"path": "s3://bucket-of-maria/x", "parts": ["maria/a", "word"], "max_len": 128},
+        "model": "tiny-1a2b", "data_dir": "/data/own-name/tasks", "runs": "~own-name", "seeds": [1, 2],
+        "corpus": {"path": "s3://bucket-of-own-name/x", "parts": ["own-name/a", "word"], "max_len": 128},
     }  # fmt: skip
     wandb.open(str(tmp_path), "run", config, "0123abcd")
     wandb.close()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    assert b"maria" not in file.read_bytes()
+    assert b"own-name" not in file.read_bytes()
     sent = {
         item.key: json.loads(item.value_json)
         for record in records(file)

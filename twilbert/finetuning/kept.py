@@ -133,13 +133,13 @@ def start(out: str, now: Mapping[str, Any], reads: Sequence[str] = ()) -> None:
     before = read_record(path, dict[str, Any])
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
-        told = "; ".join(_change(key, before.get(key), now[key]) for key in changed)
+        differences = "; ".join(_change(key, before.get(key), now[key]) for key in changed)
         remedy = "choose another --out, or --overwrite it"
         try:
             _check_replaceable(out, reads)
         except UsageError:
             remedy = "choose another --out"
-        raise UsageError(f"{out}: holds a fine-tuning with other settings ({told:.600}); {remedy}")
+        raise UsageError(f"{out}: holds a fine-tuning with other settings ({differences:.600}); {remedy}")
 
 
 def _change(key: str, before: Any, now: Any) -> str:
@@ -221,8 +221,8 @@ def held(out: str) -> Iterator[None]:
 
 
 def _has_trained(out: str) -> bool:
-    looks = [path for name in ("metrics.jsonl", "evaluations.json") for path in Path(out).rglob(name)]
-    return any(path.stat().st_size > len("[]\n") for path in looks)
+    logs = [path for name in ("metrics.jsonl", "evaluations.json") for path in Path(out).rglob(name)]
+    return any(path.stat().st_size > len("[]\n") for path in logs)
 
 
 @contextlib.contextmanager
