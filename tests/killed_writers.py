@@ -19,10 +19,10 @@ from pathlib import Path
 
 from twilbert import convert, export, sample, vocab
 from twilbert import prepare as prepare_verb
-from twilbert.data import encoding
-from twilbert.data.corpus import Corpus
-from twilbert.data.tokenizer import Tokenizer
-from twilbert.train.run_folder import RunFolder
+from twilbert.data.corpus.corpus import Corpus
+from twilbert.data.encoded import encode as encoding
+from twilbert.data.tokenizer.tokenizer import Tokenizer
+from twilbert.tracking.run_folder import RunFolder
 
 Work = Callable[[int, str], object]
 

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twilbert import checksums, storage
-from twilbert.data import corpus as corpora
-from twilbert.data.encoded import N_SPECIAL, EncodedCorpus, make_table, write_index, write_shard
+from twilbert import storage
+from twilbert.data import checksums
+from twilbert.data.corpus import corpus as corpora
+from twilbert.data.encoded.format import N_SPECIAL, EncodedCorpus, make_table, write_index, write_shard
 
 UNK = 1
 

@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from tests.make_models import CONFIG, make_tokenizer
-from twilbert import finetune_recipe
-from twilbert.finetune_recipe import FinetuneRecipe
+from twilbert.hub.folder import save_model_folder
 from twilbert.model.heads import PretrainingModel
-from twilbert.model.transformers_api import save_model_folder
+from twilbert.recipe import finetuning
+from twilbert.recipe.finetuning import FinetuneRecipe
 
 MARKS = {"N": "no", "P": "si"}
 QUICK = (
@@ -71,5 +71,5 @@ def _label(problem: str, i: int) -> tuple[list[str], str]:
 
 def quick_recipe(task: str, model: str | None, *overrides: str) -> FinetuneRecipe:
     """A recipe that learns such a task in about a second."""
-    recipe = finetune_recipe.load(overrides=[*QUICK, *overrides])
+    recipe = finetuning.load(overrides=[*QUICK, *overrides])
     return recipe.model_copy(update={"task": task, "model": model})

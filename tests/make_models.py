@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from twilbert import rivals
-from twilbert.data.wordpiece import save_wordpiece_folder
+from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
+from twilbert.hub import encoders
+from twilbert.hub.folder import save_classifier_folder, save_model_folder
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
-from twilbert.model.transformers_api import save_classifier_folder, save_model_folder
 
 VOCABULARY = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", "user", "url", "hola", "##s", "que", "tal", "no", "si", "!"]
 VOCABULARY += [f"w{i}" for i in range(40)]
@@ -67,10 +67,10 @@ def make_bert(folder: Path) -> str:
 
 def make_bert_classifier(folder: Path, head: HeadConfig) -> str:
     """A fine-tuned BERT's folder."""
-    _, tokenizer, encoder = rivals.open_encoder(make_bert(folder))
-    network = rivals.RivalClassifier(encoder, head, rivals.special_ids(tokenizer))
+    _, tokenizer, encoder = encoders.open_encoder(make_bert(folder))
+    network = encoders.RivalClassifier(encoder, head, encoders.special_ids(tokenizer))
     _draw(network.classifier)
-    rivals.save(str(folder / "model"), network, tokenizer, {"remove_rt": True, "max_len": 10}, {})
+    encoders.save(str(folder / "model"), network, tokenizer, {"remove_rt": True, "max_len": 10}, {})
     return str(folder / "model")
 
 

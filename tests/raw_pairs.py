@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from twilbert import checksums
 from twilbert import prepare as verb
-from twilbert.data.corpus import Corpus
+from twilbert.data import checksums
+from twilbert.data.corpus.corpus import Corpus
 from twilbert.prepare import prepare, run_here
 
 HEADER = "ORIG_ID\tORIG_TEXT\tREPLY_ID\tREPLY_TEXT\n"

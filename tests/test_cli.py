@@ -5,15 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
+from tests.places import TOP
 from twilbert import cli
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 
-ROOT = Path(__file__).parents[1]
-VERBS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+VERBS = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["scripts"]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +70,8 @@ def test_every_verb_has_help_with_an_example_and_is_a_module(script):
 
 def test_the_core_imports_no_cluster_packages():
     code = (
-        "import sys, twilbert, twilbert.inference, twilbert.recipe_file, twilbert.evaluate, twilbert.pretrain\n"
-        "import twilbert.model.transformers_api, twilbert.data.tokenizer\n"
+        "import sys, twilbert, twilbert.inference.model, twilbert.recipe.loading, twilbert.evaluate\n"
+        "import twilbert.pretrain, twilbert.hub.folder, twilbert.data.tokenizer.tokenizer\n"
         "print([m for m in ('ray', 'deepspeed', 'wandb', 'sentencepiece') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from tests import dockerfile, kuberay
-from twilbert import recipe_file
+from tests.places import TOP
 from twilbert.errors import UsageError
+from twilbert.recipe import loading
 
-TOP = Path(__file__).parents[1]
 CLUSTER = TOP / "cluster"
 MANIFESTS = ["tiny.yaml", "large-gpu.yaml"]
 KUBERNETES = ["1.30", "1.37"]  # the oldest and newest whose schemas the manifests are held against
@@ -55,7 +55,7 @@ def written_commands() -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", [*MANIFESTS, "on-premises.yaml", "slurm.sh"])
 def test_every_cluster_starts_the_same_command_with_settings_that_a_recipe_takes(name):
     recipe, *overrides = written_commands()[name]
-    checked = recipe_file.load(str(TOP / recipe), overrides)
+    checked = loading.load(str(TOP / recipe), overrides)
     assert (checked.run.storage_path, checked.corpus.path) == ("/shared/runs", "/shared/corpus")
     assert checked.corpus.tokenizer == "/shared/tokenizer"
     if name == "slurm.sh":  # the script sets the number of workers from what Slurm gave
@@ -65,7 +65,7 @@ def test_every_cluster_starts_the_same_command_with_settings_that_a_recipe_takes
     else:
         assert any(override.startswith("cluster.num_workers=") for override in overrides)
     with pytest.raises(UsageError, match="workerz"):
-        recipe_file.load(str(TOP / recipe), [*overrides, "cluster.workerz=2"])
+        loading.load(str(TOP / recipe), [*overrides, "cluster.workerz=2"])
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -136,7 +136,7 @@ def test_the_large_job_keeps_its_head_off_spot_scales_between_its_workers_and_ho
     assert "tolerations" not in head and {"nvidia.com/gpu", "cloud.google.com/gke-spot"} <= tolerated
 
     recipe, *overrides = written_commands()["large-gpu.yaml"]
-    cluster = recipe_file.load(str(TOP / recipe), overrides).cluster
+    cluster = loading.load(str(TOP / recipe), overrides).cluster
     group = spec["workerGroupSpecs"][0]
     gpus = int(gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     assert spec["enableInTreeAutoscaling"] is True and cluster.use_gpu

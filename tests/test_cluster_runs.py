@@ -23,7 +23,7 @@ from tests import dockerfile, slurm_stubs
 from tests.hosts import Hosts, three_hosts
 from tests.small_world import STEPS, make_world
 from tests.test_cluster_files import CLUSTER, TOP, manifest, written_commands
-from twilbert.train.tracking import read_metrics
+from twilbert.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 TIMEOUT = 1500  # seconds; the work is a minute or two on an idle machine

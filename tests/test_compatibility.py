@@ -16,10 +16,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import twilbert
+from tests import places
 from twilbert import runs, tune
 from twilbert.predict import main as predict
 
-ARCHIVE = Path(__file__).parent / "golden" / "written_by_0.2.0.tar.xz"
+ARCHIVE = places.GOLDEN / "written_by_0.2.0.tar.xz"
 TEXTS = ["qué bien genial", "qué mal fatal"]
 
 

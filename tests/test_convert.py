@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.model.keras_files import finetuning_json, original_json, write_finetuned, write_pretraining
-from tests.model.original_weights import shared
 from tests.model.small import config
-from twilbert import recipe_file
+from tests.original.keras_files import finetuning_json, original_json, write_finetuned, write_pretraining
+from tests.original.original_weights import shared
 from twilbert.convert import main
-from twilbert.data.tokenizer import Tokenizer
+from twilbert.data.tokenizer.tokenizer import Tokenizer
+from twilbert.hub.folder import is_classifier, load_classifier_folder, load_model_folder
 from twilbert.model.classifier import MULTI_LABEL, HeadConfig
 from twilbert.model.config import ModelConfig
-from twilbert.model.transformers_api import is_classifier, load_classifier_folder, load_model_folder
+from twilbert.recipe import loading
 
 SIZES = config("plain")
 HEAD = HeadConfig(("no", "tal vez", "sí"), pooling="concat", dropout=0.1)
@@ -46,7 +46,7 @@ def test_a_pre_training_file_becomes_a_model_folder_with_its_recipe(files: Path,
     sizes, model = load_model_folder(str(out))
     assert sizes == SIZES and model.reply_order is not None
     assert Tokenizer.load(str(out)).vocab_size == 50
-    recipe = recipe_file.load(str(out / "recipe.yaml"))
+    recipe = loading.load(str(out / "recipe.yaml"))
     assert ModelConfig.from_dict(recipe.architecture(50)) == SIZES
     assert not is_classifier(str(out))
 

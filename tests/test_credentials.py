@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
-from twilbert import credentials, recipe_file, storage
+from twilbert import credentials, storage
 from twilbert.errors import UsageError
+from twilbert.recipe import loading
 
 
 @pytest.mark.parametrize(
@@ -65,8 +66,8 @@ def test_an_address_with_a_password_is_refused_unread(address, tmp_path):
     for use in (
         lambda: storage.absolute(address),
         lambda: storage.exists(address),
-        lambda: recipe_file.load(str(recipe)),
-        lambda: recipe_file.load("tiny.yaml", [f"corpus.path={address}"]),
+        lambda: loading.load(str(recipe)),
+        lambda: loading.load("tiny.yaml", [f"corpus.path={address}"]),
     ):
         with pytest.raises(UsageError, match="an address with a password in it is refused") as refused:
             use()

@@ -13,8 +13,9 @@ import pytest
 
 from tests.make_encoded import make_corpus
 from tests.small_world import PAIRS
-from twilbert import checksums, encode, evaluate, pretrain, storage, vocab
-from twilbert.data.encoded import EncodedCorpus, read_row_group
+from twilbert import encode, evaluate, pretrain, storage, vocab
+from twilbert.data import checksums
+from twilbert.data.encoded.format import EncodedCorpus, read_row_group
 from twilbert.errors import TwilbertError
 
 Pretrain = Callable[..., int]

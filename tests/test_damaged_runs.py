@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.test_runs import make_run, publish, rows
-from twilbert import recipe_file, storage
+from twilbert import storage
 from twilbert.errors import TwilbertError
-from twilbert.finetuning.base import newest_run
+from twilbert.recipe import loading
 from twilbert.runs import main
-from twilbert.train import run_folder
+from twilbert.tracking import run_folder
+from twilbert.tracking.history import newest_run
 
 RECORDS = ("identity.json", "owner.json", "state.json", "recipe.yaml", "metrics.jsonl", "model/training.json")
 CONTENTS = (
@@ -109,7 +110,7 @@ def test_a_run_that_may_not_be_read_is_passed_over(victim, monkeypatch, capsys):
 
 
 def test_a_damaged_identity_is_no_other_recipe_but_one_message(victim):
-    recipe = recipe_file.build({"run": {"storage_path": str(victim.parent)}})
+    recipe = loading.build({"run": {"storage_path": str(victim.parent)}})
     for content in (b"", b"{}", b"[]", b'{"id": "x", "identity": 3}'):
         (victim / "identity.json").write_bytes(content)
         with pytest.raises(TwilbertError, match=r"identity\.json: .*restore it"):

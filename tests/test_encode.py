@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.make_encoded import make_corpus, make_texts
-from twilbert.data import encoding
-from twilbert.data.corpus import Corpus, Shard
-from twilbert.data.encoded import EncodedCorpus, read_row_group
-from twilbert.data.tokenizer import Tokenizer
+from twilbert.data.corpus.corpus import Corpus, Shard
+from twilbert.data.encoded import encode as encoding
+from twilbert.data.encoded.format import EncodedCorpus, read_row_group
+from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.encode import encode, main
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.vocab import vocab

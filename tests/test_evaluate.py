@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation_world import make_world
+from tests.evaluation.evaluation_world import make_world
 from twilbert import evaluate as verb
-from twilbert import inference, scoring
-from twilbert.data.heldout import chosen_samples, encode_pairs, read_pairs, token_counts
-from twilbert.data.objectives import N_SPECIAL, MaskingSettings
-from twilbert.data.stream import evaluation_batches
+from twilbert.data.stream.masking import N_SPECIAL, MaskingSettings
+from twilbert.data.stream.stream import evaluation_batches
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.evaluation.frequencies import Frequencies
-from twilbert.evaluation.pairs import PairScores, predict_masked
+from twilbert.evaluation import scoring
+from twilbert.evaluation.data import chosen_samples, encode_pairs, read_pairs, token_counts
+from twilbert.evaluation.pairs import Frequencies, PairScores, predict_masked
 from twilbert.evaluation.scores import evaluate_orders, evaluate_pairs, evaluate_texts
-from twilbert.model.transformers_api import load_model_folder
+from twilbert.hub.folder import load_model_folder
+from twilbert.inference import model
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +101,10 @@ def test_models_are_found_by_run_checkpoint_and_name(world, tmp_path):
     run.mkdir(parents=True)
     (run / "model").symlink_to(folder / "model")
     for name in (str(run), str(run / "model")):
-        assert inference.find_model(name) == str(run / "model")
-    assert inference.find_model("a", runs=str(tmp_path / "runs")) == str(run / "model")
+        assert model.find_model(name) == str(run / "model")
+    assert model.find_model("a", runs=str(tmp_path / "runs")) == str(run / "model")
     with pytest.raises(UsageError, match="no model; looked for"):
-        inference.find_model("nothing")
+        model.find_model("nothing")
 
 
 @pytest.mark.parametrize("data", ["missing.tsv", "empty.tsv"])

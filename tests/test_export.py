@@ -17,14 +17,14 @@ from transformers import AutoTokenizer
 
 from tests.make_models import make_classifier, make_pretrained
 from tests.model.small import config
-from twilbert import onnx_file
-from twilbert.data.text import clean
-from twilbert.data.tokenizer import Tokenizer
+from twilbert.data.cleaning import clean
+from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError
 from twilbert.export import main
+from twilbert.hub import onnx
+from twilbert.hub.folder import load_classifier_folder, load_model_folder
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.heads import PretrainingModel
-from twilbert.model.transformers_api import load_classifier_folder, load_model_folder
 
 HEAD = HeadConfig(("no", "si"), pooling="concat", special_tokens=False)
 RAW = ["@José  hola &amp; que", "RT hola https://t.co/x tal…no", "&lt;si&gt; &#39;no&#39;\n\tw3!", "no\x1csi ARTE"]
@@ -153,7 +153,7 @@ def test_onnx_alone_with_what_its_users_need(tmp_path: Path, capsys: pytest.Capt
     ]
     batch = AutoTokenizer.from_pretrained(str(tmp_path / "out"))(RAW, padding=True, return_tensors="np")
     session = runtime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
-    (logits,) = session.run(None, {name: np.asarray(batch[name]) for name in onnx_file.INPUTS})
+    (logits,) = session.run(None, {name: np.asarray(batch[name]) for name in onnx.INPUTS})
     network = load_classifier_folder(model)[3].eval()
     ids, segments, lengths = (
         torch.from_numpy(a) for a in (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].sum(1))
@@ -166,14 +166,14 @@ def test_onnx_of_all_switches_and_a_wrong_file_is_refused(tmp_path: Path):
     torch.manual_seed(0)
     model = PretrainingModel(config("all")).eval()
     file = str(tmp_path / "model.onnx")
-    onnx_file.write_onnx(model, file)
-    checked = onnx_file.check_onnx(model, file)
+    onnx.write_onnx(model, file)
+    checked = onnx.check_onnx(model, file)
     assert checked.difference < 1e-4
     assert min(checked.onnx_texts_per_second, checked.torch_texts_per_second) > 0
     with torch.no_grad():
         model.encoder.blocks["1"].memory.values.weight.add_(1.0)
     with pytest.raises(TwilbertError, match="differs from torch by"):
-        onnx_file.check_onnx(model, file)
+        onnx.check_onnx(model, file)
 
 
 class _Hub:

@@ -11,11 +11,14 @@ import pytest
 import twilbert
 from tests.make_finetuning import QUICK, make_base, quick_recipe, write_marked_task
 from tests.make_models import make_bert
-from twilbert import finetune, finetune_recipe, tasks
+from twilbert import finetune
 from twilbert.errors import UsageError
-from twilbert.finetune_recipe import FinetuneRecipe
-from twilbert.finetuning import final, loop
 from twilbert.finetuning import run as running
+from twilbert.finetuning import test_scores
+from twilbert.finetuning import train as loop
+from twilbert.recipe import finetuning
+from twilbert.recipe.finetuning import FinetuneRecipe
+from twilbert.tasks import task as tasks
 
 MULTI, REGRESSION = tasks.MULTI, tasks.REGRESSION
 
@@ -63,7 +66,7 @@ def test_the_command_learns_scores_and_writes_what_predict_reads(model, task, tm
     assert "seed-0" in {p.name for p in out.iterdir()} and len(lines(out / "seed-0" / "metrics.jsonl")) == 5
     page = (out / "report.html").read_text()
     assert "worst errors" in page and "confusion" in page and "Learning curves" in page
-    assert finetune_recipe.load(str(out / "recipe.yaml")).task == task
+    assert finetuning.load(str(out / "recipe.yaml")).task == task
     assert finetune.main(["--task", task, "--model", model, "--out", str(out), "--overwrite", *QUICK]) == 0
     assert "| test |" in (out / "model" / "README.md").read_text()
 
@@ -82,9 +85,9 @@ def test_the_best_by_dev_comes_out_not_the_last(model, task, tmp_path):
 
 def test_test_rows_are_read_once_after_all_trainings(model, task, tmp_path, monkeypatch):
     happened = []
-    trained, read = running.train, final.read_test
+    trained, read = running.train, test_scores.read_test
     monkeypatch.setattr(running, "train", lambda *a: (trained(*a), happened.append("trained"))[0])
-    monkeypatch.setattr(final, "read_test", lambda t: (happened.append("test read"), read(t))[1])
+    monkeypatch.setattr(test_scores, "read_test", lambda t: (happened.append("test read"), read(t))[1])
     results = finetune.run(quick_recipe(task, model, "seeds=2", "training.epochs=1"), str(tmp_path / "out"))
     assert happened == ["trained", "trained", "test read"]
     both = [seed["test"] for seed in results["seeds"]]
@@ -96,7 +99,7 @@ def test_what_trains_never_opens_the_test_file(model, task, monkeypatch):
     recipe = quick_recipe(task, model, "training.epochs=1")
     prepared = running.prepare(recipe)  # the validator has looked at faults and counts
     opened = []
-    from twilbert import task_rows
+    from twilbert.tasks import rows as task_rows
 
     real = task_rows.read_table
     monkeypatch.setattr(task_rows, "read_table", lambda t, split: (opened.append(split), real(t, split))[1])
@@ -247,7 +250,7 @@ def test_dry_run_shows_the_recipe_and_writes_nothing(model, task, tmp_path, caps
 
 
 def test_the_shipped_recipe_is_valid_and_every_field_says_what_it_is():
-    assert finetune_recipe.load() == finetune_recipe.load("recipes/finetune.yaml")
+    assert finetuning.load() == finetuning.load("recipes/finetune.yaml")
     sections = [FinetuneRecipe, *(type(value) for _, value in FinetuneRecipe() if hasattr(value, "model_fields"))]
     assert len(sections) == 7
     for section in sections:

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.make_finetuning import QUICK, make_base, write_marked_task
-from tests.model.keras_files import original_json, write_pretraining
 from tests.model.small import config
+from tests.original.keras_files import original_json, write_pretraining
 from tests.small_world import make_world
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

@@ -15,11 +15,12 @@ from tests.small_world import STEPS, make_world
 from tests.test_runs import make_run, publish, rows
 from twilbert import finetune, pretrain, storage
 from twilbert.finetuning import run as finetuning
-from twilbert.model.transformers_api import load_model_folder
-from twilbert.train import run_folder, run_state
-from twilbert.train.history import Pretraining
+from twilbert.hub.folder import load_model_folder
+from twilbert.recipe.tuning import load as load_sweep
+from twilbert.tracking import run_folder
+from twilbert.tracking import run_folder as run_state
+from twilbert.tracking.history import Pretraining
 from twilbert.tuning import sweep
-from twilbert.tuning.recipe import load as load_sweep
 
 LOST = 3600.0
 
@@ -53,7 +54,14 @@ def test_the_truth_that_cannot_be_written_ends_nothing(tmp_path, capsys):
 def test_killed_in_publishing_and_started_again(ray_local, tmp_path, when, capsys):
     world = make_world(tmp_path)
     recipe, run = str(world / "small.yaml"), world / "runs" / "killed"
-    command = [sys.executable, "-m", "tests.faulty_workers", recipe, "run.name=killed", f"tracking.project={when}"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.pretraining.faulty_workers",
+        recipe,
+        "run.name=killed",
+        f"tracking.project={when}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == -9, done.stderr
     assert (run / "model").exists() == (when == "after") and (run / ".ray").exists()

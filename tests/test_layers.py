@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TOP = Path(__file__).parents[1]
+from tests.places import TOP
 
 
 def imported_packages(file: Path) -> set[str]:

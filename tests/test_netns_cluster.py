@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.disturbed_runs import STEPS, assert_each_sample_once_an_epoch, assert_same_training, rows
+from tests.places import TOP
+from tests.pretraining.disturbed_runs import STEPS, assert_each_sample_once_an_epoch, assert_same_training, rows
 
-ROOT = Path(__file__).parents[1]
 SKIPPED = 77
 
 
 def _script(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["/bin/bash", str(ROOT / "tools" / "netns_cluster.sh"), *options]
+    command = ["/bin/bash", str(TOP / "tools" / "netns_cluster.sh"), *options]
     variables = os.environ | {"PYTHON": sys.executable} | environment
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=3600)
 

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from tests.make_models import make_pretrained
+from tests.places import TOP
 from tests.report.parsing import parsed
-from twilbert import pretrain, recipe_file, tune
+from twilbert import pretrain, tune
 from twilbert.errors import UsageError
-from twilbert.inference import Model
-from twilbert.train.tracking import read_metrics
-from twilbert.tuning import recipe as tune_recipes
-from twilbert.tuning.history import of_results
+from twilbert.inference.model import Model
+from twilbert.recipe import loading
+from twilbert.recipe import tuning as tune_recipes
+from twilbert.tracking.metrics import read_metrics
+from twilbert.tuning.sweep import of_results
 
-NOTEBOOK = Path(__file__).parents[1] / "recipes" / "first_steps.ipynb"
+NOTEBOOK = TOP / "recipes" / "first_steps.ipynb"
 
 # ---- overrides -----------------------------------------------------------------------------------------------------
 
@@ -31,15 +33,13 @@ def test_two_underscores_stand_for_a_dot_and_values_stay_what_they_are():
         "training__max_time": None,
         "model__cross_sharing": True,
     }
-    assert recipe_file.as_overrides(given) == recipe_file.as_overrides(
+    assert loading.as_overrides(given) == loading.as_overrides(
         {key.replace("__", "."): value for key, value in given.items()}
     )
-    recipe = recipe_file.build({}, recipe_file.as_overrides({**given, "run__name": "NO"}))
+    recipe = loading.build({}, loading.as_overrides({**given, "run__name": "NO"}))
     assert (recipe.training.learning_rate, recipe.run.name, recipe.training.max_time) == (1e-5, "NO", None)
     assert recipe.model.cross_sharing is True
-    recipe = recipe_file.build(
-        {}, recipe_file.as_overrides({"cluster__num_workers": (2, 4), "corpus__path": Path("a")})
-    )
+    recipe = loading.build({}, loading.as_overrides({"cluster__num_workers": (2, 4), "corpus__path": Path("a")}))
     assert (recipe.cluster.num_workers, recipe.corpus.path) == ((2, 4), "a")
 
 
@@ -69,11 +69,11 @@ def test_a_run_has_its_curves_and_model(trained):
 @pytest.mark.ray
 def test_the_same_call_finds_the_finished_run(trained):
     recipe = str(Path(trained.path).parents[1] / "small.yaml")
-    values = recipe_file.read_values(recipe)
+    values = loading.read_values(recipe)
     settings = {"training.max_steps": 6, "training.optimizer": "lamb", "run.name": trained.name}
     again = pretrain.run(values, training__eval_steps=3, **settings)
     assert (again.path, again.metrics, again.state) == (trained.path, trained.metrics, "finished")
-    assert pretrain.run(recipe_file.build(values), training__eval_steps=3, **settings).path == trained.path
+    assert pretrain.run(loading.build(values), training__eval_steps=3, **settings).path == trained.path
 
 
 # ---- sweeps --------------------------------------------------------------------------------------------------------
@@ -141,9 +141,9 @@ def test_the_notebook_is_kept_without_outputs_and_its_settings_are_sound():
         name: {k.arg: ast.literal_eval(k.value) for k in call.keywords if isinstance(k.value, ast.Constant)}
         for name, call in calls.items()
     }
-    assert recipe_file.load("tiny.yaml", recipe_file.as_overrides(literal["pretrain.run"])).training.max_steps <= 100
+    assert loading.load("tiny.yaml", loading.as_overrides(literal["pretrain.run"])).training.max_steps <= 100
     assert literal["tune.run"].pop("out").startswith("first_steps/")
-    assert tune_recipes.load("tune.yaml", recipe_file.as_overrides(literal["tune.run"])).search.trials == 2
+    assert tune_recipes.load("tune.yaml", loading.as_overrides(literal["tune.run"])).search.trials == 2
 
 
 @pytest.mark.slow

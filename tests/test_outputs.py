@@ -16,16 +16,16 @@ import pytest
 from tests.make_encoded import make_texts
 from tests.make_finetuning import QUICK, make_base, write_marked_task
 from tests.make_models import make_pretrained
-from tests.model.keras_files import original_json, write_pretraining
 from tests.model.small import config
+from tests.original.keras_files import original_json, write_pretraining
 from tests.raw_pairs import HEADER, tsv
 from tests.test_runs import make_run, rows
 from twilbert import convert, evaluate, export, finetune, outputs, plan, predict, runs, sample, storage, tune, vocab
 from twilbert import prepare as prepare_verb
-from twilbert.data.wordpiece import save_wordpiece_folder
+from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
 from twilbert.errors import UsageError
 from twilbert.prepare import prepare, run_here
-from twilbert.train import run_folder
+from twilbert.tracking import run_folder
 
 FOLDERS: dict[str, Callable[[list[str] | None], int]] = {
     "prepare": prepare_verb.main, "vocab": vocab.main, "sample": sample.main, "sample task": sample.main,
@@ -359,9 +359,9 @@ def test_a_record_of_another_shape_names_nothing(record, tmp_path):
 
 
 def test_a_run_does_not_settle_among_other_files(tmp_path):
-    from twilbert import recipe_file
+    from twilbert.recipe import loading
 
-    recipe = recipe_file.build({"run": {"storage_path": str(tmp_path)}})
+    recipe = loading.build({"run": {"storage_path": str(tmp_path)}})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "recipe.yaml").write_text("mine")
     with pytest.raises(UsageError, match=r"no run \(recipe.yaml\)"):

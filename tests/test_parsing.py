@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from twilbert import recipe_file
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.finetune_recipe import load as load_finetuning
 from twilbert.parsing import check_record, dump_yaml, parse_value, parse_yaml, read_record, read_yaml
-from twilbert.tasks import load_task
-from twilbert.tuning.recipe import load as load_sweep
+from twilbert.recipe import loading
+from twilbert.recipe.finetuning import load as load_finetuning
+from twilbert.recipe.tuning import load as load_sweep
+from twilbert.tasks.task import load_task
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
 
@@ -51,7 +51,7 @@ def test_what_is_no_tree_of_plain_values_is_refused_by_every_reader_of_yaml(tmp_
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     tracemalloc.start()
-    for read in (read_yaml, recipe_file.load, load_finetuning, load_sweep, load_task):
+    for read in (read_yaml, loading.load, load_finetuning, load_sweep, load_task):
         with pytest.raises(UsageError) as caught:
             read(str(path))
         assert problem in str(caught.value) and str(path) in str(caught.value)
@@ -173,7 +173,7 @@ def test_a_record_keeps_what_it_holds(tmp_path):
 
 def faults(values: object, *overrides: str) -> str:
     with pytest.raises(UsageError) as caught:
-        recipe_file.build(values, overrides)
+        loading.build(values, overrides)
     return str(caught.value)
 
 
@@ -197,7 +197,7 @@ def test_numbers_that_are_not_finite_are_faults_from_python_too():
 
 
 def test_whole_numbers_may_be_written_with_an_exponent():
-    recipe = recipe_file.build({}, ["training.max_steps=1e5", "model.n_encoders=3.0", "training.learning_rate=1"])
+    recipe = loading.build({}, ["training.max_steps=1e5", "model.n_encoders=3.0", "training.learning_rate=1"])
     assert (recipe.training.max_steps, recipe.model.n_encoders) == (100_000, 3)
     assert type(recipe.training.max_steps) is int and type(recipe.training.learning_rate) is float
 
@@ -209,12 +209,12 @@ def test_nothing_is_filled_in_from_anywhere(tmp_path, monkeypatch, text):
     written.write_text(dump_yaml({"tracking": {"project": text}}))
     keys = {"training": {text: 1}}
     for attempt in (
-        lambda: recipe_file.load(str(written)),
-        lambda: recipe_file.load("tiny.yaml", [f"tracking.project={text}"]),
-        lambda: recipe_file.load("tiny.yaml", [f"model.pkm_params.in_layers=[0, '{text}']"]),
+        lambda: loading.load(str(written)),
+        lambda: loading.load("tiny.yaml", [f"tracking.project={text}"]),
+        lambda: loading.load("tiny.yaml", [f"model.pkm_params.in_layers=[0, '{text}']"]),
         lambda: load_finetuning(str(written)),
         lambda: load_sweep("tune.yaml", [f"head={{own: {{choice: ['{text}']}}}}"]),
-        lambda: recipe_file.build(keys),
+        lambda: loading.build(keys),
     ):
         with pytest.raises(UsageError, match=r"holds a \$\{…\}, and nothing is filled in here") as caught:
             attempt()
@@ -230,7 +230,7 @@ def test_a_task_file_is_taken_literally(tmp_path, monkeypatch):
 
 def test_a_recipe_with_a_few_bytes_changed_is_a_recipe_or_one_message(tmp_path):
     drawn = random.Random(15)
-    shipped = Path(recipe_file.locate("tiny.yaml")).read_bytes()
+    shipped = Path(loading.locate("tiny.yaml")).read_bytes()
     pieces = [
         b"&a ",
         b"*a",
@@ -255,7 +255,7 @@ def test_a_recipe_with_a_few_bytes_changed_is_a_recipe_or_one_message(tmp_path):
             content[at : at + drawn.randint(0, 3)] = drawn.choice(pieces)
         (tmp_path / "mine.yaml").write_bytes(content)
         try:
-            recipe_file.load(str(tmp_path / "mine.yaml"))
+            loading.load(str(tmp_path / "mine.yaml"))
         except UsageError as error:
             refused += 1
             assert str(tmp_path / "mine.yaml") in str(error)

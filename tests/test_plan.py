@@ -12,10 +12,10 @@ import torch
 
 from tests.make_encoded import make_encoded
 from twilbert import plan as verb
-from twilbert import recipe_file
-from twilbert.data.stream import accumulation_for
+from twilbert.data.stream.stream import accumulation_for
 from twilbert.errors import UsageError
 from twilbert.model.config import ModelConfig, count_parameters
+from twilbert.model.flops import useful_flops
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.packing import Packing
 from twilbert.planning import calibration, timing, whole
@@ -25,7 +25,7 @@ from twilbert.planning.devices import KINDS, device_of
 from twilbert.planning.memory import BUCKET, memory
 from twilbert.planning.operations import flops_by_part
 from twilbert.planning.workload import assumed_lengths, piece_of, workload
-from twilbert.train.flops import useful_flops
+from twilbert.recipe import loading
 
 RECIPES = ["tiny", "base", "large", "xlarge"]
 SMALL = dict(vocab_size=300, max_len=32, hidden_size=32, embedding_size=32, n_encoders=2, n_heads=4, attention_size=8)
@@ -41,7 +41,7 @@ def small(**changed) -> ModelConfig:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_parameters_are_the_built_models(name: str):
-    recipe = recipe_file.load(f"{name}.yaml")
+    recipe = loading.load(f"{name}.yaml")
     made = verb.plan(recipe, devices=1, kind="h100", vocab_size=8000)
     with torch.device("meta"):
         model = PretrainingModel(ModelConfig.from_dict(recipe.architecture(8000)))
@@ -156,7 +156,7 @@ def test_a_gpu_reserves_the_whole_bucket_and_a_cpu_what_it_writes():
 @pytest.mark.parametrize("world", [1, 2, 8])
 def test_a_step_is_cut_as_training_cuts_it(tmp_path: Path, world: int):
     encoded = make_encoded(tmp_path / "encoded", lengths=(3, 30))
-    recipe = recipe_file.build(
+    recipe = loading.build(
         {"corpus": {"max_len": 40}, "training": {"global_batch_size": 64, "micro_batch_tokens": 256}}
     )
     work = workload(recipe, whole.lengths_of(encoded, recipe), world, gpu=False)
@@ -185,7 +185,7 @@ def test_assumed_lengths_are_cut_and_have_their_median():
 
 
 def test_a_step_takes_the_time_of_its_parts_and_more_devices_less():
-    recipe = recipe_file.load("base.yaml")
+    recipe = loading.load("base.yaml")
     config = ModelConfig.from_dict(recipe.architecture(30002))
     device = device_of("cpu", 1e12)
     rates = assumed_rates(device, config, "bf16")
@@ -204,7 +204,7 @@ def test_a_step_takes_the_time_of_its_parts_and_more_devices_less():
 
 
 def test_measured_rates_are_positive_and_cover_the_memory():
-    recipe = recipe_file.build(
+    recipe = loading.build(
         {"corpus": {"max_len": 16}, "training": {"global_batch_size": 16, "micro_batch_tokens": 128}}
     )
     rates = whole.measured_rates(recipe, small(**MEMORY), assumed_lengths(16, 8), "fp32")
@@ -250,7 +250,7 @@ def test_the_command_writes_json_a_picture_and_tables(tmp_path: Path, capsys: py
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_assumed_figure_is_said(kind: str):
     flops = 5e11 if kind == "cpu" else None
-    said = "\n".join(verb.plan(recipe_file.load("base.yaml"), devices=2, kind=kind, flops=flops)["assumptions"])
+    said = "\n".join(verb.plan(loading.load("base.yaml"), devices=2, kind=kind, flops=flops)["assumptions"])
     place = "cpu" if kind == "cpu" else "gpu"
     device = device_of(kind, flops)
     figures = [
@@ -280,7 +280,7 @@ def test_every_assumed_figure_is_said(kind: str):
 def test_lengths_and_vocabulary_come_from_the_corpus_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     encoded = make_encoded(tmp_path / "encoded", lengths=(3, 30))
     monkeypatch.setattr(verb, "_data", lambda recipe: (encoded, encoded.vocab_size, []))
-    made = verb.plan(recipe_file.load("tiny.yaml"), devices=1, kind="cpu", flops=5e11)
+    made = verb.plan(loading.load("tiny.yaml"), devices=1, kind="cpu", flops=5e11)
     assert made["parameters"]["masked_lm"] == 192 * 200 + 200
     assert made["disk"]["corpus_rows"] == sum(split.rows for split in encoded.splits)
     assert not any("median" in sentence or "entries" in sentence for sentence in made["assumptions"])

@@ -18,13 +18,14 @@ import pytest
 
 import twilbert
 from tests.make_models import CONFIG, make_classifier, make_pretrained
-from twilbert import bulk, convert
+from tests.places import SHARED
+from twilbert import convert
+from twilbert.inference import batch
 from twilbert.model.classifier import MULTI_LABEL, REGRESSION, HeadConfig
 from twilbert.predict import main
 
 TEXTS = ["hola que tal", "w1", "si si si no w2 w3", "@ana hola https://t.co/x", "w9 w8 w7 w6 w5", "no !"]
 LABELS = ("N", "NEU", "P")
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture
@@ -40,8 +41,8 @@ def pretrained(tmp_path) -> str:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """So that a few rows are several chunks."""
-    monkeypatch.setattr(bulk, "_CHUNK_ROWS", 4)
-    monkeypatch.setattr(bulk, "_CHUNK_ROWS_OF_TOKENS", 4)
+    monkeypatch.setattr(batch, "_CHUNK_ROWS", 4)
+    monkeypatch.setattr(batch, "_CHUNK_ROWS_OF_TOKENS", 4)
 
 
 def run(*args: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.raw_pairs import CLEANED, HEADER, ROWS, make, rejects, rows_of, tsv
 from twilbert import prepare as verb
-from twilbert.data.raw_spill import hashes, in_valid, valid_threshold
+from twilbert.data.corpus.spill import hashes, in_valid, valid_threshold
 from twilbert.sample import sample_pairs
 
 # Formats
@@ -232,7 +232,7 @@ def test_valid_shares_no_id_and_no_pair_of_texts_with_train(tmp_path: Path):
 
 def test_shards_are_the_same_bytes_wherever_the_input_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(verb, "PARTITION_BYTES", 2**18)
-    monkeypatch.setattr("twilbert.data.raw_parse._PARQUET_ROWS", 1_000)
+    monkeypatch.setattr("twilbert.data.tables.readers._PARQUET_ROWS", 1_000)
     sample_pairs(str(tmp_path / "sample"), 6_000)
     raw = tmp_path / "sample" / "pairs.tsv"
     infos = [

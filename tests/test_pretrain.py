@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.read_wandb import series
 from tests.small_world import STEPS, make_world
-from twilbert import cluster, storage
-from twilbert.model.transformers_api import load_model_folder
+from twilbert import storage
+from twilbert.cluster import ray_session
+from twilbert.hub.folder import load_model_folder
 from twilbert.pretrain import main
-from twilbert.train import checkpoint
-from twilbert.train.tracking import read_metrics
+from twilbert.pretraining import checkpoint
+from twilbert.tracking.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +264,7 @@ def test_missing_data_is_named_with_the_command_that_makes_it(world, tmp_path, c
 
 
 def test_relative_storage_in_a_ray_job_is_refused(world, monkeypatch, capsys):
-    monkeypatch.setattr(cluster, "in_ray_job", lambda: True)
+    monkeypatch.setattr(ray_session, "in_ray_job", lambda: True)
     assert pretrain(world, "run.storage_path=runs") == 2
     message = capsys.readouterr().err
     assert "run.storage_path: runs" in message

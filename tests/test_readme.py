@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.places import TOP
 from tests.small_world import TEXTS
 from twilbert import cli
 
-TOP = Path(__file__).parent.parent
 README = (TOP / "README.md").read_text(encoding="utf-8")
 RUN = "base-1a2b3c4d"
 _BLOCK = re.compile(r"^(<!-- quick -->\n)?```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)

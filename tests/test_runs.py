@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from tests.report.parsing import parsed, shows_texts_as_they_are
-from twilbert import recipe_file, storage
+from twilbert import storage
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.recipe import science
+from twilbert.recipe import loading
+from twilbert.recipe.pretraining import science
 from twilbert.runs import main
-from twilbert.train import history, page, run_folder
-from twilbert.train.history import Pretraining
-from twilbert.train.run_state import STATE_FILE, Signs, Status
+from twilbert.tracking import history, page, run_folder
+from twilbert.tracking.history import Pretraining
+from twilbert.tracking.run_folder import STATE_FILE, Signs, Status
 
 LOST = 3600.0  # seconds without a sign of life after which nobody waits any more
 
@@ -37,11 +38,11 @@ def rows(last: int, every: int = 10, ended: float = 5.0) -> list[dict[str, Any]]
 
 def make_run(folder: Path, *overrides: str, metrics: list[dict[str, Any]], state: str = "", age: float = 0) -> Path:
     """A run's folder without checkpoints; `state`: what its driver said last, `age` seconds ago."""
-    recipe = recipe_file.build({}, ["training.max_steps=100", *overrides])
+    recipe = loading.build({}, ["training.max_steps=100", *overrides])
     identity = science(recipe) | {"data.corpus": "0123456789abcdef", "training.precision": "fp32"}
     storage.write_json_atomic(str(folder / "identity.json"), {"id": "01234567", "identity": identity})
     storage.write_json_atomic(str(folder / "owner.json"), {"token": "mine"})
-    (folder / "recipe.yaml").write_text(recipe_file.dump(recipe))
+    (folder / "recipe.yaml").write_text(loading.dump(recipe))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     if state:
         storage.write_json_atomic(str(folder / STATE_FILE), {"state": state, "why": "", "driver": "mine"})

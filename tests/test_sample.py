@@ -12,10 +12,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from twilbert import sample
-from twilbert.data.generator import STYLES, VARIED, figures, language
-from twilbert.data.generator_lines import draw_lines, draw_texts
-from twilbert.data.generator_tasks import draw_labelled
-from twilbert.data.text import clean, drop_reason
+from twilbert.data.cleaning import clean, drop_reason
+from twilbert.data.synthetic.language import STYLES, VARIED, figures, language
+from twilbert.data.synthetic.pairs import draw_lines, draw_texts
+from twilbert.data.synthetic.tasks import draw_labelled
 
 
 @pytest.fixture(scope="module")

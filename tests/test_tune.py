@@ -15,10 +15,11 @@ from tests.make_tasks import write_rows, write_task
 from tests.read_wandb import series
 from twilbert import finetune, tune
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.task_rows import read_test
-from twilbert.tasks import load_task
-from twilbert.tuning import page, records, space, sweep
-from twilbert.tuning import recipe as recipes
+from twilbert.recipe import search_space
+from twilbert.recipe import tuning as recipes
+from twilbert.tasks.rows import read_test
+from twilbert.tasks.task import load_task
+from twilbert.tuning import page, records, sweep
 from twilbert.tuning.trial import without_test
 
 TINY = [
@@ -48,10 +49,10 @@ def resolved(tmp_path: Path, *overrides: str, tasks: tuple[str, ...] | None = No
 
 
 def test_trials_are_drawn_from_the_ranges_alike_for_every_model_and_differ_between_tasks():
-    found = space.dimensions(recipes.load("tune.yaml").settings())
-    first, _ = space.trials(found, "random", 8, 0, "a", lambda _: [])
-    again, _ = space.trials(found, "random", 8, 0, "a", lambda _: [])
-    other, _ = space.trials(found, "random", 8, 0, "b", lambda _: [])
+    found = search_space.dimensions(recipes.load("tune.yaml").settings())
+    first, _ = search_space.trials(found, "random", 8, 0, "a", lambda _: [])
+    again, _ = search_space.trials(found, "random", 8, 0, "a", lambda _: [])
+    other, _ = search_space.trials(found, "random", 8, 0, "b", lambda _: [])
     assert first == again != other
     assert len({json.dumps(drawn) for drawn in first}) == 8
     assert all(2e-5 <= drawn["training.learning_rate"] <= 5e-4 for drawn in first)
@@ -60,7 +61,7 @@ def test_trials_are_drawn_from_the_ranges_alike_for_every_model_and_differ_betwe
 
 def test_a_grid_has_every_combination_and_refuses_ranges():
     values = {"training": {"epochs": {"choice": [1, 2]}, "batch_size": {"choice": [8, 16, 32]}}}
-    made, _ = space.trials(space.dimensions(values), "grid", 1, 0, "a", lambda _: [])
+    made, _ = search_space.trials(search_space.dimensions(values), "grid", 1, 0, "a", lambda _: [])
     assert sorted((d["training.epochs"], d["training.batch_size"]) for d in made) == [
         (epochs, batch) for epochs in (1, 2) for batch in (8, 16, 32)
     ]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.make_encoded import make_corpus, make_texts
 from twilbert import vocab as verb
-from twilbert.data.tokenizer import Tokenizer
+from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.vocab import main, vocab
 
@@ -62,7 +62,7 @@ def test_bpe_is_compared_with_sentencepiece_text_by_text(corpus, tmp_path):
 
 
 def test_a_conversion_that_differs_writes_nothing(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("twilbert.data.tokenizer_json._merges", lambda scores: [])
+    monkeypatch.setattr("twilbert.data.tokenizer.sentencepiece._merges", lambda scores: [])
     with pytest.raises(TwilbertError, match=r"other ids than sentencepiece for \d+ of 2700 texts"):
         vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
     assert list(tmp_path.iterdir()) == []

@@ -7,18 +7,17 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from twilbert import scoring
-from twilbert.train import measure
-from twilbert.train.tracking import read_metrics
+from tests.places import TOP
+from twilbert.evaluation import scoring
+from twilbert.pretraining import measure
+from twilbert.tracking.metrics import read_metrics
 
-TOP = Path(__file__).parents[1]
 NOWHERE = "http://127.0.0.1:9"
 
 

@@ -10,16 +10,16 @@ from typing import Any, cast
 import torch
 
 from tools.turns import Turn, clock
-from twilbert import scoring
-from twilbert.data.encoded import EncodedCorpus
-from twilbert.data.stream import accumulation_for, micro_batches
+from twilbert.data.encoded.format import EncodedCorpus
+from twilbert.data.stream.stream import accumulation_for, micro_batches
+from twilbert.evaluation import scoring
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
-from twilbert.recipe import Recipe
-from twilbert.train.job import Job
-from twilbert.train.optimizer import OPTIMIZERS
-from twilbert.train.schedule import learning_rate
-from twilbert.train.shards import Fragment
+from twilbert.optim.fragments import Fragment
+from twilbert.optim.optimizers import OPTIMIZERS
+from twilbert.optim.schedules import learning_rate
+from twilbert.pretraining.job import Job
+from twilbert.recipe.pretraining import Recipe
 
 
 class Masters:

@@ -39,13 +39,14 @@ import torch
 from tools.bare_loop import bare_turn
 from tools.idle_ray import idle_ray
 from tools.turns import Arms
-from twilbert import cli, cluster, recipe_file
-from twilbert.data import encoding
-from twilbert.data.corpus import Corpus
-from twilbert.data.encoded import EncodedCorpus
-from twilbert.data.tokenizer import Tokenizer
-from twilbert.recipe import Recipe
-from twilbert.train.host_memory import allocator_environment
+from twilbert import cli, devices
+from twilbert.data.corpus.corpus import Corpus
+from twilbert.data.encoded import encode
+from twilbert.data.encoded.format import EncodedCorpus
+from twilbert.data.tokenizer.tokenizer import Tokenizer
+from twilbert.pretraining.host_memory import allocator_environment
+from twilbert.recipe import loading
+from twilbert.recipe.pretraining import Recipe
 
 BARE, BESIDE, COMMAND = "bare loop", "bare loop beside Ray", "twilbert-pretrain"
 POLL_S = 0.2  # between two looks at a command's metrics: to look costs the command time
@@ -233,13 +234,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
     args = parser.parse_intermixed_args()
-    recipe = recipe_file.load(args.recipe, overrides_of(args))
+    recipe = loading.load(args.recipe, overrides_of(args))
     corpus, tokenizer = Corpus.open(str(args.corpus)), Tokenizer.load(str(args.tokenizer))
-    encoded = encoding.find(corpus, tokenizer, recipe.corpus.max_len)
+    encoded = encode.find(corpus, tokenizer, recipe.corpus.max_len)
     if encoded is None:
         parser.error(f"{args.corpus} is not encoded at max_len {recipe.corpus.max_len}: run twilbert-encode first")
     asked = recipe.training.precision
-    computes = cluster.device_computes_bf16(False) or torch.cuda.is_available()
+    computes = devices.device_computes_bf16(False) or torch.cuda.is_available()
     precision = asked if asked != "auto" else "bf16" if computes else "fp32"
     figures: dict[str, Any] = {"recipe": args.recipe, "precision": precision, "threads": args.threads}
     figures["batch"] = recipe.training.global_batch_size

@@ -39,15 +39,17 @@ import torch
 
 from tools.peer_step import peer_turn
 from tools.turns import WARM_UP, Arms, PeakMemory, Turn, clock
-from twilbert import cli, recipe_file, scoring
-from twilbert.data.encoded import EncodedCorpus
-from twilbert.data.microbatch import MicroBatch
-from twilbert.data.plan import StreamPlan
-from twilbert.data.stream import accumulation_for, micro_batches
+from twilbert import cli
+from twilbert.data.encoded.format import EncodedCorpus
+from twilbert.data.stream.micro_batch import MicroBatch
+from twilbert.data.stream.order import StreamPlan
+from twilbert.data.stream.stream import accumulation_for, micro_batches
+from twilbert.evaluation import scoring
 from twilbert.model.config import ModelConfig
-from twilbert.recipe import Recipe
-from twilbert.train.flops import device_peak, useful_flops
-from twilbert.train.host_memory import allocator_environment
+from twilbert.model.flops import device_peak, useful_flops
+from twilbert.pretraining.host_memory import allocator_environment
+from twilbert.recipe import loading
+from twilbert.recipe.pretraining import Recipe
 
 OURS, PEER, GROUPED = "twilbert", "transformers", "transformers, grouped"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -67,7 +69,7 @@ def recipe_of(size: str, dtype: str, options: Options) -> Recipe:
     encoded = EncodedCorpus.open_folder(options["encoded"])
     length, batch = f"corpus.max_len={encoded.max_len}", f"training.global_batch_size={options['batch']}"
     warm = ["training.warmup_steps=100", "training.max_steps=10000"]
-    return recipe_file.load(f"{size}.yaml", [length, batch, *warm, f"training.precision={dtype}"])
+    return loading.load(f"{size}.yaml", [length, batch, *warm, f"training.precision={dtype}"])
 
 
 def config_of(recipe: Recipe, options: Options) -> ModelConfig:
@@ -101,8 +103,8 @@ def twilbert_turn(size: str, dtype: str, options: Options) -> Turn:
 
     from twilbert.model.heads import PretrainingModel
     from twilbert.model.memory import update_running_statistics
-    from twilbert.train.engine import import_deepspeed, make_engine
-    from twilbert.train.schedule import learning_rate
+    from twilbert.optim.schedules import learning_rate
+    from twilbert.pretraining.engine import import_deepspeed, make_engine
 
     device, n = device_of(options), options["accumulation"]
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed looks for them

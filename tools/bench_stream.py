@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from twilbert import cli
-from twilbert.data import build, rows
-from twilbert.data.encoded import EncodedCorpus, make_table, write_index, write_shard
-from twilbert.data.microbatch import MicroBatch, Packed
-from twilbert.data.objectives import MaskingSettings
-from twilbert.data.plan import StreamPlan, items
-from twilbert.data.ray_stream import ray_micro_batches
-from twilbert.data.stream import accumulation_for, micro_batches
+from twilbert.data.encoded.format import EncodedCorpus, make_table, write_index, write_shard
+from twilbert.data.stream import build, rows
+from twilbert.data.stream.masking import MaskingSettings
+from twilbert.data.stream.micro_batch import MicroBatch, Packed
+from twilbert.data.stream.order import StreamPlan, items
+from twilbert.data.stream.ray_stream import ray_micro_batches
+from twilbert.data.stream.stream import accumulation_for, micro_batches
 
 # Stage by the function that does it; a stage's own time excludes the stages it calls.
 STAGES = {

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from twilbert import cluster
+from twilbert.cluster import ray_session
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def main() -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    with tempfile.TemporaryDirectory() as folder, cluster.ensure_ray(4):
+    with tempfile.TemporaryDirectory() as folder, ray_session.ensure_ray(4):
         until, started = Path(folder, "wait"), Path(folder, "started")
         until.touch()
         trainer = TorchTrainer(

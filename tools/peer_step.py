@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tools.turns import WARM_UP, PeakMemory, Turn, clock
-from twilbert.data.microbatch import MicroBatch
+from twilbert.data.stream.micro_batch import MicroBatch
 from twilbert.model.config import ModelConfig
 
 SPECIAL = {

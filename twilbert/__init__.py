@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from twilbert.transformers_hook import register_with_transformers
-
 if TYPE_CHECKING:
-    from twilbert.inference import Model
+    from twilbert.inference.model import Model
 
 __version__ = "0.2.0"
 
 
 def load(model: str, device: str | None = None, precision: str = "auto", trust_remote_code: bool = False) -> Model:
     """The model `model` names (folder, checkpoint, run): `.predict`, `.embed`, `.fill_mask`; see `inference.load`."""
-    from twilbert import inference  # here, so that importing the package stays light
+    from twilbert.inference import model as inference  # here, so that importing the package stays light
 
     return inference.load(model, device, precision, trust_remote_code)
-
-
-register_with_transformers()

@@ -12,15 +12,15 @@ import tempfile
 from typing import Any
 
 from twilbert import cli, outputs, storage
-from twilbert.data.tokenizer import Tokenizer
-from twilbert.data.wordpiece import save_wordpiece_folder
+from twilbert.data.tokenizer.tokenizer import Tokenizer
+from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.hub.folder import RECIPE_NAME, save_classifier_folder, save_model_folder
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig
-from twilbert.model.original import check_pooling, is_finetuned, load_original, n_classes, vocab_size
-from twilbert.model.original_hdf5 import KerasFile, open_keras
-from twilbert.model.transformers_api import RECIPE_NAME, save_classifier_folder, save_model_folder
-from twilbert.original_config import OriginalConfig, read_original_config
+from twilbert.original.config import OriginalConfig, read_original_config
+from twilbert.original.hdf5 import KerasFile, open_keras
+from twilbert.original.weights import check_pooling, is_finetuned, load_original, n_classes, vocab_size
 
 
 def convert(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 
-from twilbert import checksums, cli
-from twilbert.cluster import ensure_ray
-from twilbert.data import encoding
-from twilbert.data.corpus import Corpus
-from twilbert.data.encoded import EncodedCorpus
-from twilbert.data.tokenizer import Tokenizer
+from twilbert import cli
+from twilbert.cluster.ray_session import ensure_ray
+from twilbert.data import checksums
+from twilbert.data.corpus.corpus import Corpus
+from twilbert.data.encoded import encode as encoding
+from twilbert.data.encoded.format import EncodedCorpus
+from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError, UsageError
 
 DEFAULT_MAX_LEN = 128

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from twilbert import cli, inference, outputs, storage
+from twilbert import cli, outputs, storage
 from twilbert.errors import UsageError
 from twilbert.evaluation import scores as evaluation
+from twilbert.inference import model as inference
 from twilbert.parsing import read_record
 
 

@@ -16,20 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twilbert import cli, model_card, outputs, storage
-from twilbert.data.tokenizer import SETTINGS_FILE, SUM, Tokenizer
-from twilbert.data.tokenizer_json import with_cleaning
+from twilbert import cli, outputs, storage
+from twilbert.data.tokenizer.sentencepiece import with_cleaning
+from twilbert.data.tokenizer.tokenizer import SETTINGS_FILE, SUM, Tokenizer
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.inference import find_model
-from twilbert.model import transformers_api as folders
+from twilbert.hub import card as model_card
+from twilbert.hub import folder as folders
+from twilbert.hub.encoders import is_fine_tuned
+from twilbert.hub.onnx import TOLERANCE, Checked, check_onnx, write_onnx
+from twilbert.inference.model import find_model
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
-from twilbert.onnx_file import TOLERANCE, Checked, check_onnx, write_onnx
-from twilbert.own_code import UntrustedCode
 from twilbert.parsing import read_record
-from twilbert.rivals import is_fine_tuned
-from twilbert.train.history import held_out_scores
+from twilbert.plugins import UntrustedCode
+from twilbert.tracking.history import held_out_scores
 
 ONNX_NAME = "model.onnx"
 TOKENIZER_NAME = "tokenizer.json"

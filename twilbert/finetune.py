@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from twilbert import cli, finetune_recipe, recipe_file, storage
+from twilbert import cli, storage
 from twilbert.errors import UsageError
-from twilbert.finetune_recipe import FinetuneRecipe
+from twilbert.recipe import finetuning, loading
+from twilbert.recipe.finetuning import FinetuneRecipe
 
 
 def run(
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model", help="model folder, checkpoint, run, transformers folder or hub id (default: newest finished run)"
     )
     made.add_argument("--out", metavar="DIR", help="folder or URI (default: finetuned/TASK); the same one goes on")
-    made.add_argument("--recipe", metavar="FILE", default=finetune_recipe.SHIPPED, help="YAML file (finetune.yaml)")
+    made.add_argument("--recipe", metavar="FILE", default=finetuning.SHIPPED, help="YAML file (finetune.yaml)")
     made.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
     made.add_argument("--overwrite", action="store_true", help="replace an earlier fine-tuning at DIR")
     cli.add_trust(made)
@@ -66,12 +67,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def resolved(args: argparse.Namespace) -> FinetuneRecipe:
     """The recipe with what the flags name, every path absolute."""
-    recipe_file.refuse_files(args.overrides)
-    recipe = finetune_recipe.load(args.recipe, args.overrides)
+    loading.refuse_files(args.overrides)
+    recipe = finetuning.load(args.recipe, args.overrides)
     given = {"task": args.task, "model": args.model, "data_dir": args.data_dir}
     recipe = recipe.model_copy(update={key: value for key, value in given.items() if value is not None})
     if recipe.task is None:
-        from twilbert.tasks import registered
+        from twilbert.tasks.task import registered
 
         raise UsageError(f"which task? --task NAME: a task file, or one of {', '.join(registered())}")
     if recipe.data_dir is not None:
@@ -87,7 +88,7 @@ def _command(args: argparse.Namespace) -> str:
     if args.dry_run:
         from twilbert.finetuning.run import prepare
 
-        print(finetune_recipe.dump(recipe), end="")
+        print(finetuning.dump(recipe), end="")
         prepared = prepare(recipe, trust_remote_code=args.trust_remote_code)
         train, dev = len(prepared.data.train), len(prepared.data.dev)
         print(f"# model: {prepared.base.name}; {train:,} train and {dev:,} dev rows; would write {out}")

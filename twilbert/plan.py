@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from twilbert import cli, cluster, outputs, recipe_file, storage
+from twilbert import cli, outputs, storage
+from twilbert.devices import device_computes_bf16, usable_cores
 from twilbert.errors import UsageError
 from twilbert.planning.devices import KINDS, device_of
-from twilbert.recipe import Recipe
+from twilbert.recipe import loading
+from twilbert.recipe.pretraining import Recipe
 
 VOCAB_SIZE = 30_002
 """Entries of the vocabulary where neither a tokenizer nor --vocab-size tells: the released models'."""
@@ -35,10 +37,10 @@ def plan(
     """
     from twilbert.model.config import ModelConfig
     from twilbert.planning import whole
-    from twilbert.train.initial_model import inherit
+    from twilbert.pretraining.initial_model import inherit
 
     _check(devices, kind, flops, measure=measure)
-    recipe = recipe_file.absolute_paths(inherit(recipe))
+    recipe = loading.absolute_paths(inherit(recipe))
     encoded, known_size, notes = _data(recipe)
     if known_size is None or vocab_size is not None:
         known_size = vocab_size or VOCAB_SIZE
@@ -50,7 +52,7 @@ def plan(
     if measure:
         import torch
 
-        torch.set_num_threads(recipe.cluster.threads_per_worker or cluster.usable_cores())
+        torch.set_num_threads(recipe.cluster.threads_per_worker or usable_cores())
         cli.say(f"measuring this machine on {torch.get_num_threads()} threads")
         rates = whole.measured_rates(recipe, config, lengths, precision)
         device = device_of(kind, rates.matrix, rates.stream)
@@ -82,10 +84,10 @@ def _check(devices: int, kind: str, flops: float | None, *, measure: bool) -> No
 
 def _data(recipe: Recipe) -> tuple[Any, int | None, list[str]]:
     """(the encoded corpus where it is there, the vocabulary's size where it is known, what is missing)."""
-    from twilbert.data import encoding
-    from twilbert.data.corpus import Corpus
-    from twilbert.data.tokenizer import TOKENIZER_FILE, Tokenizer
-    from twilbert.model.transformers_api import load_model_config
+    from twilbert.data.corpus.corpus import Corpus
+    from twilbert.data.encoded import encode
+    from twilbert.data.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
+    from twilbert.hub.folder import load_model_config
 
     source = recipe.model.init_from
     if not storage.exists(storage.join(recipe.corpus.tokenizer, TOKENIZER_FILE)):
@@ -93,7 +95,7 @@ def _data(recipe: Recipe) -> tuple[Any, int | None, list[str]]:
     tokenizer = Tokenizer.load(recipe.corpus.tokenizer)
     if not storage.exists(storage.join(recipe.corpus.path, "corpus.json")):
         return None, tokenizer.vocab_size, []
-    encoded = encoding.find(Corpus.open(recipe.corpus.path), tokenizer, recipe.corpus.max_len)
+    encoded = encode.find(Corpus.open(recipe.corpus.path), tokenizer, recipe.corpus.max_len)
     missing = [] if encoded else [f"{recipe.corpus.path} is not encoded yet, so its lengths are not known"]
     return encoded, tokenizer.vocab_size, missing
 
@@ -103,7 +105,7 @@ def _precision(recipe: Recipe, kind: str) -> str:
     training = recipe.training
     if training.precision != "auto":
         return training.precision
-    computes = cluster.device_computes_bf16(False) if kind == "cpu" else True
+    computes = device_computes_bf16(False) if kind == "cpu" else True
     return "bf16" if training.zero_stage > 0 and computes else "fp32"
 
 
@@ -139,7 +141,7 @@ def _command(args: argparse.Namespace) -> str:
 
     if args.plot:
         plot.require_matplotlib()
-    recipe = recipe_file.load(args.recipe, args.overrides)
+    recipe = loading.load(args.recipe, args.overrides)
     data, source = recipe.corpus, recipe.model.init_from
     outputs.check_files(
         {"--json": args.json, "--plot": args.plot},

@@ -16,14 +16,16 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from twilbert import bulk, cli, inference, outputs, storage
-from twilbert.data import raw_files
-from twilbert.data.table_rows import Chunk
-from twilbert.data.table_writers import TABLES, VECTORS, open_writer
-from twilbert.data.tables import FORMATS, JSON_LINE, STANDARD_INPUT, TableFile, inspect, name_of
+from twilbert import cli, outputs, storage
+from twilbert.cluster.joining import address_at_hand
+from twilbert.data.tables import files as raw_files
+from twilbert.data.tables.inputs import FORMATS, JSON_LINE, STANDARD_INPUT, TableFile, inspect, name_of
+from twilbert.data.tables.rows import Chunk
+from twilbert.data.tables.writers import TABLES, VECTORS, open_writer
 from twilbert.errors import UsageError
-from twilbert.joining import address_at_hand
-from twilbert.rivals import is_fine_tuned
+from twilbert.hub.encoders import is_fine_tuned
+from twilbert.inference import batch
+from twilbert.inference import model as inference
 
 MANY_FILES = 8  # from this many on Ray Data shares them out, where Ray is installed
 _SAY_SECONDS = 10.0
@@ -62,7 +64,7 @@ def predict(
     as for `twilbert.load`.
     """
     paths = list(inputs) if STANDARD_INPUT in inputs else raw_files.find(inputs)
-    job = bulk.Job(inference.find_model(model), device, precision, embeddings, prefix, trust_remote_code)
+    job = batch.Job(inference.find_model(model), device, precision, embeddings, prefix, trust_remote_code)
     reads = ["/dev/stdin" if path == STANDARD_INPUT else path for path in paths]
     kind = _out_format(out, embeddings, overwrite, [job.model, *reads])
     _check_model(job)
@@ -71,7 +73,7 @@ def predict(
     on_ray = address_at_hand(address) is not None or _many(files)
     if on_ray and STANDARD_INPUT in paths:
         raise UsageError("standard input cannot be read by a cluster; write it to a file, or leave --address out")
-    tables = bulk.on_ray(files, job, address) if on_ray else bulk.here(files, job)
+    tables = batch.on_ray(files, job, address) if on_ray else batch.here(files, job)
     return _write(tables, out, kind)
 
 
@@ -84,7 +86,7 @@ def _out_format(out: str, embeddings: str | None, overwrite: bool, reads: Sequen
     return kind
 
 
-def _check_model(job: bulk.Job) -> None:
+def _check_model(job: batch.Job) -> None:
     if job.embeddings is not None and is_fine_tuned(job.model):
         raise UsageError(f"{job.model}: an encoder of transformers; read its embeddings with AutoModel")
     if job.embeddings is None and not inference.knows_labels(job.model):
@@ -108,7 +110,7 @@ def _listed(file: TableFile) -> str:
     return "JSON lines" if JSON_LINE in file.columns else ", ".join(file.columns)
 
 
-def _check_columns(file: TableFile, job: bulk.Job) -> None:
+def _check_columns(file: TableFile, job: batch.Job) -> None:
     clash = [name for name in ("predicted", "embedding", "error") if job.prefix + name in file.columns]
     if clash:
         raise UsageError(
@@ -202,7 +204,7 @@ def _command(args: argparse.Namespace) -> str:
 
 def _said(args: argparse.Namespace) -> str:
     """The texts of the command line: a table, and --out where given."""
-    job = bulk.Job(
+    job = batch.Job(
         inference.find_model(args.model), args.device, args.precision, args.embeddings, args.prefix,
         args.trust_remote_code,
     )  # fmt: skip
@@ -212,14 +214,14 @@ def _said(args: argparse.Namespace) -> str:
     kind = _out_format(args.out, args.embeddings, args.overwrite, [job.model]) if args.out else ""
     model = job.load()
     texts = pa.table({"text": pa.array(args.text, pa.large_string())})
-    table = bulk.results(model, Chunk(texts, list(args.text), None, [None] * len(args.text)), job)
+    table = batch.results(model, Chunk(texts, list(args.text), None, [None] * len(args.text)), job)
     if not args.embeddings:
         rows = table.drop_columns([f"{job.prefix}error"])
         cells = [[f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows.to_pylist()]
         cli.table(rows.column_names, cells)
     texts = "1 text" if len(args.text) == 1 else f"{len(args.text)} texts"
     if args.out is None:
-        return f"{texts}, model {job.model}, {bulk.said_precision(model, job)}"
+        return f"{texts}, model {job.model}, {batch.said_precision(model, job)}"
     _write(iter([table]), args.out, kind)
     return f"{texts} in {storage.absolute(args.out)}"
 

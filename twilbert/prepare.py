@@ -23,12 +23,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from twilbert import checksums, cli, outputs, storage
-from twilbert.cluster import ensure_ray, in_ray_job
-from twilbert.data import corpus as corpora
-from twilbert.data import dedup, raw_files, raw_spill
-from twilbert.data.corpus import FORMAT, INDEX_FILE, Shard, corpus_id
-from twilbert.data.text import CLEANING
+from twilbert import cli, outputs, storage
+from twilbert.cluster.ray_session import ensure_ray, in_ray_job
+from twilbert.data import checksums
+from twilbert.data.cleaning import CLEANING
+from twilbert.data.corpus import corpus as corpora
+from twilbert.data.corpus import dedup
+from twilbert.data.corpus import spill as raw_spill
+from twilbert.data.corpus.corpus import FORMAT, INDEX_FILE, Shard, corpus_id
+from twilbert.data.tables import files as raw_files
 from twilbert.errors import TwilbertError, UsageError
 
 PARTITION_BYTES = 32 * 2**20  # of input: about 150,000 pairs, a few hundred MB while it is de-duplicated

@@ -13,23 +13,26 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from twilbert import checksums, cli, cluster, recipe_file, storage
+from twilbert import cli, devices, storage
+from twilbert.cluster import ray_session
+from twilbert.cluster.joining import wait_for_room
+from twilbert.data import checksums
 from twilbert.errors import Interrupted, TwilbertError, UsageError
-from twilbert.joining import wait_for_room
-from twilbert.recipe import Recipe
+from twilbert.recipe import loading
+from twilbert.recipe.pretraining import Recipe
 
 if TYPE_CHECKING:
-    from twilbert.train.page import PretrainingRun
+    from twilbert.tracking.page import PretrainingRun
 
 # ---- the worker ----------------------------------------------------------------------------------------------------
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs in every worker; config["job"] is a `twilbert.train.job.Job`."""
+    """What Ray Train runs in every worker; config["job"] is a `twilbert.pretraining.job.Job`."""
     import ray
     from ray.train import get_context
 
-    from twilbert.train.mendable import described, may_be_mended
+    from twilbert.pretraining.mendable import described, may_be_mended
 
     job = config["job"]
     if get_context().get_world_rank() == 0:
@@ -42,9 +45,9 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         from ray.train.torch import get_device
 
-        from twilbert.train.worker import Worker
+        from twilbert.pretraining.worker import Worker
 
-        cluster.quiet_ray_data()
+        ray_session.quiet_ray_data()
         with contextlib.closing(Worker(job, *ranks, get_device())) as worker:
             _train(worker)
     except TwilbertError as error:
@@ -58,10 +61,10 @@ def train_worker(config: dict[str, Any]) -> None:
 def _train(worker: Any) -> None:
     import ray.train
 
-    from twilbert import scoring
+    from twilbert.evaluation import scoring
     from twilbert.model.memory import discard_running_statistics, update_running_statistics
-    from twilbert.train.control import STOP_REASONS
-    from twilbert.train.schedule import learning_rate
+    from twilbert.optim.schedules import learning_rate
+    from twilbert.pretraining.control import STOP_REASONS
 
     recipe, training, tracker = worker.job.recipe, worker.job.recipe.training, worker.tracker
     engine, optimizer, device = worker.engine, worker.optimizer, worker.device
@@ -138,12 +141,12 @@ def run(recipe: str | Mapping[str, Any] | Recipe = "base.yaml", **overrides: Any
     **{"training.max_steps": 200}). As with the command, the same recipe resumes, and an interrupt (Ctrl-C, a notebook's
     stop button) saves a checkpoint; the run that is returned is then "stopped". UsageError, TwilbertError likewise.
     """
-    from twilbert.train.page import PretrainingRun
+    from twilbert.tracking.page import PretrainingRun
 
     if isinstance(recipe, str):
-        return PretrainingRun.read(train(recipe_file.load(recipe, recipe_file.as_overrides(overrides)), recipe)["run"])
+        return PretrainingRun.read(train(loading.load(recipe, loading.as_overrides(overrides)), recipe)["run"])
     values = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
-    return PretrainingRun.read(train(recipe_file.build(values, recipe_file.as_overrides(overrides)))["run"])
+    return PretrainingRun.read(train(loading.build(values, loading.as_overrides(overrides)))["run"])
 
 
 def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
@@ -151,17 +154,18 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
 
     UsageError or TwilbertError as the command reports them.
     """
-    from twilbert.train import run_folder, run_state
-    from twilbert.train.control import STOP_REASONS
-    from twilbert.train.initial_model import check_initial_model, check_room
+    from twilbert.pretraining.control import STOP_REASONS
+    from twilbert.pretraining.initial_model import check_initial_model, check_room
+    from twilbert.tracking import run_folder
+    from twilbert.tracking import run_folder as run_state
 
     recipe = resolve(recipe)
     corpus, tokenizer = open_data(recipe)
     least, most = recipe.cluster.least_workers, recipe.cluster.most_workers
     # A logical CPU for every worker's stream: one that waits for another's would hold up the step of both.
-    num_cpus = most + max(cluster.DATA_CPUS, most)
-    with contextlib.ExitStack() as claims, cluster.ensure_ray(num_cpus, recipe.cluster.address):
-        cluster.check_resources(least, 1, recipe.cluster.use_gpu)
+    num_cpus = most + max(ray_session.DATA_CPUS, most)
+    with contextlib.ExitStack() as claims, ray_session.ensure_ray(num_cpus, recipe.cluster.address):
+        ray_session.check_resources(least, 1, recipe.cluster.use_gpu)
         wait_for_room([{"CPU": 1} | ({"GPU": 1} if recipe.cluster.use_gpu else {})] * least)
         precision = resolve_precision(recipe)
         identity = _identity(recipe, corpus, tokenizer, precision)
@@ -176,8 +180,8 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
             cli.say(f"already finished at step {done}; raise training.max_steps or change the recipe to train more")
             return {"run": known.path, "model": known.model, "step": done, "stop": 0, "scores": {}}
         storage.probe_write(recipe.run.storage_path)
-        if len(cluster.nodes()) > 1:
-            cluster.probe_storage_everywhere(recipe.run.storage_path)
+        if len(ray_session.nodes()) > 1:
+            ray_session.probe_storage_everywhere(recipe.run.storage_path)
         encoded = _encoded(recipe, corpus, tokenizer)
         folder = claims.enter_context(run_folder.claimed(recipe, name, identity))  # until no worker writes there
         cli.say(f"run {name} in {folder.path}{' (found, resuming)' if known else ''}; precision {precision}")
@@ -191,19 +195,19 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from twilbert.train.control import RunControl, watch
-    from twilbert.train.host_memory import allocator_environment
-    from twilbert.train.job import Job
-    from twilbert.train.rendezvous import torch_config
-    from twilbert.train.run_folder import RAY_FOLDER
+    from twilbert.pretraining.control import RunControl, watch
+    from twilbert.pretraining.host_memory import allocator_environment
+    from twilbert.pretraining.job import Job
+    from twilbert.pretraining.rendezvous import torch_config
+    from twilbert.tracking.run_folder import RAY_FOLDER
 
-    control = cluster.beside_driver(RunControl).remote(cluster.worker_secrets())
+    control = ray_session.beside_driver(RunControl).remote(ray_session.worker_secrets())
     ray_folder = storage.join(folder.path, RAY_FOLDER)
     use_gpu, workers = recipe.cluster.use_gpu, recipe.cluster.num_workers
     if isinstance(workers, tuple):
         # Ray goes on counting on a lost node for up to 20 s, and waits this long (by itself: 60) for its workers.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
-    environment = cluster.worker_environment() | ({} if use_gpu else allocator_environment())
+    environment = ray_session.worker_environment() | ({} if use_gpu else allocator_environment())
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": Job(recipe, folder, encoded, precision, control)},
@@ -228,31 +232,31 @@ def resolve(recipe: Recipe) -> Recipe:
 
     UsageError where it contradicts that model, and for relative paths inside a Ray job, whose folder is thrown away.
     """
-    from twilbert.train.initial_model import inherit
+    from twilbert.pretraining.initial_model import inherit
 
     recipe = inherit(recipe)
-    if cluster.in_ray_job():
-        relative = recipe_file.relative_paths(recipe)
+    if ray_session.in_ray_job():
+        relative = loading.relative_paths(recipe)
         if relative:
             raise UsageError(
                 "relative paths in a Ray job lie in a temporary copy of the folder that is thrown away:\n"
                 + "\n".join(f"  {key}: {path}" for key, path in relative.items())
                 + "\n  give absolute paths or URIs that every node sees, e.g. run.storage_path=/shared/runs"
             )
-    return recipe_file.absolute_paths(recipe)
+    return loading.absolute_paths(recipe)
 
 
 def open_data(recipe: Recipe) -> tuple[Any, Any]:
     """(Corpus, Tokenizer) of the recipe; UsageError, with the command that makes it, for what is missing."""
-    from twilbert.data.corpus import Corpus
-    from twilbert.data.tokenizer import Tokenizer
+    from twilbert.data.corpus.corpus import Corpus
+    from twilbert.data.tokenizer.tokenizer import Tokenizer
 
     return Corpus.open(recipe.corpus.path), Tokenizer.load(recipe.corpus.tokenizer)
 
 
 def _identity(recipe: Recipe, corpus: Any, tokenizer: Any, precision: str) -> dict[str, Any]:
     data = {"data.corpus": corpus.id, "data.tokenizer": tokenizer.fingerprint}
-    return recipe_file.identity(recipe, data) | {"training.precision": precision}
+    return loading.identity(recipe, data) | {"training.precision": precision}
 
 
 def resolve_precision(recipe: Recipe) -> str:
@@ -260,17 +264,17 @@ def resolve_precision(recipe: Recipe) -> str:
     training = recipe.training
     if training.precision != "auto":
         return training.precision
-    return "bf16" if training.zero_stage > 0 and cluster.device_computes_bf16(recipe.cluster.use_gpu) else "fp32"
+    return "bf16" if training.zero_stage > 0 and devices.device_computes_bf16(recipe.cluster.use_gpu) else "fp32"
 
 
 def _encoded(recipe: Recipe, corpus: Any, tokenizer: Any) -> Any:
     """The encoded corpus, made now when it is missing; TwilbertError when a shard, of text or of ids, has changed."""
-    from twilbert.data import encoding
+    from twilbert.data.encoded import encode
 
-    found = encoding.find(corpus, tokenizer, recipe.corpus.max_len)
+    found = encode.find(corpus, tokenizer, recipe.corpus.max_len)
     if found is None:
         cli.say(f"{corpus.path}: not yet encoded with {recipe.corpus.tokenizer}; encoding it now, once")
-        return encoding.encode_corpus(corpus, tokenizer, recipe.corpus.max_len)
+        return encode.encode_corpus(corpus, tokenizer, recipe.corpus.max_len)
     checksums.check_files([*corpus.listed, *found.listed])
     return found
 
@@ -278,7 +282,7 @@ def _encoded(recipe: Recipe, corpus: Any, tokenizer: Any) -> Any:
 def _dry_run(recipe: Recipe, name: str) -> str:
     """Print the resolved recipe and the checks that need no Ray; UsageError as the run itself would raise it."""
     recipe = resolve(recipe)
-    print(recipe_file.dump(recipe), end="")
+    print(loading.dump(recipe), end="")
     try:
         corpus, tokenizer = open_data(recipe)
     except UsageError as error:
@@ -287,8 +291,8 @@ def _dry_run(recipe: Recipe, name: str) -> str:
     if recipe.training.precision == "auto" and recipe.cluster.use_gpu:
         print("# run: what it is depends on the GPUs' arithmetic; give training.precision to know its name here")
         return f"{name}: the recipe is valid; nothing was started"
-    from twilbert.train import run_folder
-    from twilbert.train.initial_model import check_initial_model
+    from twilbert.pretraining.initial_model import check_initial_model
+    from twilbert.tracking import run_folder
 
     identity = _identity(recipe, corpus, tokenizer, resolve_precision(recipe))
     chosen = recipe.run.name or run_folder.default_name(name, identity)
@@ -312,11 +316,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(args: argparse.Namespace) -> str:
-    recipe = recipe_file.load(args.recipe, args.overrides)
+    recipe = loading.load(args.recipe, args.overrides)
     if args.dry_run:
         return _dry_run(recipe, args.recipe)
     result = train(recipe, args.recipe)
-    from twilbert.train.control import STOP_REASONS, STOP_SIGNAL
+    from twilbert.pretraining.control import STOP_REASONS, STOP_SIGNAL
 
     stopped = STOP_REASONS.get(result["stop"])
     if result["stop"] == STOP_SIGNAL:

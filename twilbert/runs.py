@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from twilbert import cli, outputs, storage
 from twilbert.errors import UsageError
-from twilbert.train import history, page
-from twilbert.train.history import Pretraining
+from twilbert.tracking import history, page
+from twilbert.tracking.history import Pretraining
 
 
 def listing(runs: Sequence[Pretraining]) -> tuple[list[str], list[list[object]]]:

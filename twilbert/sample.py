@@ -18,11 +18,11 @@ from dataclasses import asdict
 from typing import Any
 
 from twilbert import cli, outputs, storage
-from twilbert.data.generator import Figures, figures
-from twilbert.data.generator_lines import BATCH_LINES, HEADER, draw_lines
-from twilbert.data.generator_tasks import LabelledTexts, draw_labelled
+from twilbert.data.synthetic.language import Figures, figures
+from twilbert.data.synthetic.pairs import BATCH_LINES, HEADER, draw_lines
+from twilbert.data.synthetic.tasks import LabelledTexts, draw_labelled
 from twilbert.errors import UsageError
-from twilbert.tasks import DATA_DIR, MULTI, REGRESSION, Task, load_task, registered
+from twilbert.tasks.task import DATA_DIR, MULTI, REGRESSION, Task, load_task, registered
 
 FORMAT = 1
 _INFO, _PAIRS = "sample.json", "pairs.tsv"

@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from twilbert import cli, recipe_file, storage
-from twilbert.tuning import recipe as recipes
-from twilbert.tuning.recipe import TuneRecipe
+from twilbert import cli, storage
+from twilbert.recipe import loading
+from twilbert.recipe import tuning as recipes
+from twilbert.recipe.tuning import TuneRecipe
 
 if TYPE_CHECKING:
-    from twilbert.tuning.history import Sweep
+    from twilbert.tuning.sweep import Sweep
 
 
 def run(
@@ -26,9 +27,9 @@ def run(
     run(tasks=["stance17"], models=["runs/a"], search__trials=8). As with the command, the same sweep goes on, and a
     finished one is read. `trust_remote_code`: as for `twilbert.load`.
     """
-    from twilbert.tuning import history
+    from twilbert.tuning import sweep as history
 
-    settings = recipe_file.as_overrides(overrides)
+    settings = loading.as_overrides(overrides)
     if isinstance(recipe, str):
         resolved = recipes.load(recipe, settings)
     else:
@@ -40,7 +41,8 @@ def run(
 
 def search(recipe: TuneRecipe, out: str | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
     """Sweep as the recipe says, in the folder `out`; what results.json holds, and "out". A finished one is read."""
-    from twilbert.tuning import history, sweep
+    from twilbert.tuning import sweep
+    from twilbert.tuning import sweep as history
 
     recipe = sweep.resolve(recipe)
     out = storage.absolute(out) if out else sweep.default_out(recipe)
@@ -92,7 +94,7 @@ def resolved(args: argparse.Namespace) -> TuneRecipe:
     # --task a b training.epochs=3: argparse gives the settings to --task.
     overrides += [name for name in named if "=" in name]
     tasks = [name for name in named if "=" not in name]
-    recipe_file.refuse_files(overrides)
+    loading.refuse_files(overrides)
     recipe = recipes.load(args.recipe, overrides)
     given = {"tasks": tuple(tasks) or None, "models": args.model and tuple(args.model), "data_dir": args.data_dir}
     return recipe.model_copy(update={key: value for key, value in given.items() if value})

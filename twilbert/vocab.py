@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from twilbert import cli, outputs, storage
-from twilbert.data import tokenizer as runtime
-from twilbert.data import tokenizer_json
-from twilbert.data.corpus import Corpus, read_shard
-from twilbert.data.randomness import uniform
+from twilbert.data.corpus.corpus import Corpus, read_shard
+from twilbert.data.stream.randomness import uniform
+from twilbert.data.tokenizer import sentencepiece as tokenizer_json
+from twilbert.data.tokenizer import tokenizer as runtime
 from twilbert.errors import TwilbertError, UsageError
 
 SETTINGS_FORMAT = 1

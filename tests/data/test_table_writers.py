@@ -15,7 +15,7 @@ CODE = """
 import contextlib, resource, sys
 import numpy as np, pyarrow as pa
 from twilbert import storage
-from twilbert.data.table_writers import open_writer
+from twilbert.data.tables.writers import open_writer
 from twilbert.errors import TwilbertError
 
 flat = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(200 * 64, np.float32)), 64)

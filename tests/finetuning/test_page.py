@@ -10,9 +10,9 @@ import pytest
 
 from tests.report.parsing import shows_texts_as_they_are
 from twilbert.finetuning import page
-from twilbert.finetuning.judged import Judged
-from twilbert.task_rows import Rows
-from twilbert.tasks import MULTI, REGRESSION, SINGLE, Task
+from twilbert.finetuning.predictions import Judged
+from twilbert.tasks.rows import Rows
+from twilbert.tasks.task import MULTI, REGRESSION, SINGLE, Task
 
 
 def of_run(problem: str, text: str, *, pairs: bool) -> str:

@@ -11,15 +11,15 @@ import torch
 
 from tests.make_finetuning import make_base, quick_recipe, write_marked_task
 from tests.make_models import CONFIG
-from twilbert import finetune_recipe
-from twilbert.data.sequences import Sequences
+from twilbert.data.batches import Sequences
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.finetuning import loop
-from twilbert.finetuning.base import OwnBase, load_base
+from twilbert.finetuning import train as loop
 from twilbert.finetuning.data import Split, epoch_batches, inputs, padded_batch
+from twilbert.finetuning.encoders import OwnBase, load_base
+from twilbert.finetuning.optimization import Weights, is_trained
 from twilbert.finetuning.run import Prepared, prepare
-from twilbert.finetuning.weights import Weights, is_trained
 from twilbert.model.classifier import ClassificationModel, HeadConfig
+from twilbert.recipe import finetuning
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def prepared(tmp_path_factory) -> Prepared:
     return prepare(quick_recipe(write_marked_task(folder), make_base(folder)))
 
 
-def recipe(*overrides: str) -> finetune_recipe.FinetuneRecipe:
+def recipe(*overrides: str) -> finetuning.FinetuneRecipe:
     return quick_recipe("task", "model", *overrides)
 
 

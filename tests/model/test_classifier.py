@@ -9,16 +9,16 @@ import torch
 
 from tests.model.small import config
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.model.classifier import MULTI_LABEL, POOLINGS, REGRESSION, ClassificationModel, HeadConfig, pool
-from twilbert.model.config import CLS_ID, SEP_ID
-from twilbert.model.heads import PretrainingModel
-from twilbert.model.transformers_api import (
+from twilbert.hub.folder import (
     is_classifier,
     load_classifier_folder,
     load_model_folder,
     save_classifier_folder,
     save_model_folder,
 )
+from twilbert.model.classifier import MULTI_LABEL, POOLINGS, REGRESSION, ClassificationModel, HeadConfig, pool
+from twilbert.model.config import CLS_ID, SEP_ID
+from twilbert.model.heads import PretrainingModel
 
 TEXT = {"remove_rt": True, "max_len": 16}
 # A pair, a text, nothing but special tokens; padded with ids that would show if they were read.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.model.original_weights import Golden, golden
+from tests.original.original_weights import Golden, golden
 from twilbert.model.heads import PretrainingModel, PretrainingOutput
 
 SHARED_CASES = [f"shared/{name}" for name in ("a_plain", "b_fact_shared", "c_pkm", "d_fact_shared_norop")]

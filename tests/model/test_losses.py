@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests import places
 from twilbert.model.losses import token_cross_entropy
 
 
@@ -59,7 +58,7 @@ def test_a_second_backward_is_refused():
 
 # ---- the original's pre-training losses ------------------------------------------------------------------------------
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "losses_pretraining.npz"
+GOLDEN = places.SHARED / "golden" / "losses_pretraining.npz"
 
 
 @pytest.fixture

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tests import places
 from twilbert.errors import UsageError
 from twilbert.model import task_losses
 from twilbert.model.task_losses import APPROXIMATING, LOSSES, MULTI, REGRESSION, SINGLE, auto_weights, build
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "task_losses.npz")
+GOLDEN = np.load(places.GOLDEN / "task_losses.npz")
 OURS = {"jaccard_acc": "jaccard", "root_mean_squared_error": "rmse"}
 CASES = [key.removesuffix("|value") for key in GOLDEN.files if key.endswith("|value")]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twilbert.data.objectives import MASK, N_SPECIAL, ROP_NONE, ROP_REPLY_SECOND
+from twilbert.data.stream.masking import MASK, N_SPECIAL, ROP_NONE, ROP_REPLY_SECOND
 from twilbert.evaluation.pairs import MaskedWord, SamplePredictions
 from twilbert.report.html import percent
 

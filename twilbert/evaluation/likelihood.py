@@ -16,8 +16,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from twilbert.data.cut import cut, pieces_needed
-from twilbert.data.objectives import CLS, MASK, SEP
+from twilbert.data.stream.masking import CLS, MASK, SEP
+from twilbert.data.stream.partition import cut, pieces_needed
 from twilbert.model.heads import PretrainingModel
 
 SPECIAL_OF_TEXT = 2  # [CLS] and [SEP]

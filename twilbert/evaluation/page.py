@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from twilbert.data.objectives import ROP_REPLY_SECOND
+from twilbert.data.stream.masking import ROP_REPLY_SECOND
 from twilbert.evaluation import cards
 from twilbert.evaluation.pairs import PairScores, SamplePredictions, SampleScores, binned
 from twilbert.report import html

@@ -20,19 +20,21 @@ from typing import IO, Any, Literal
 import numpy as np
 import torch
 
-from twilbert import cli, inference, outputs, scoring, storage
-from twilbert.data import heldout, sequences
-from twilbert.data.encoded import EncodedCorpus
-from twilbert.data.objectives import ROP_NONE, MaskingSettings
-from twilbert.data.stream import evaluation_batches
-from twilbert.data.text import clean, clean_as_original
-from twilbert.data.tokenizer import Tokenizer
+from twilbert import cli, outputs, storage
+from twilbert.data import batches as sequences
+from twilbert.data.cleaning import clean, clean_as_original
+from twilbert.data.encoded.format import EncodedCorpus
+from twilbert.data.stream.masking import ROP_NONE, MaskingSettings
+from twilbert.data.stream.stream import evaluation_batches
+from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import UsageError
-from twilbert.evaluation import likelihood, page, pairs
-from twilbert.evaluation.frequencies import Frequencies
+from twilbert.evaluation import data as heldout
+from twilbert.evaluation import likelihood, page, pairs, scoring
+from twilbert.evaluation.pairs import Frequencies
+from twilbert.hub.folder import load_model_folder
+from twilbert.inference import model as inference
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
-from twilbert.model.transformers_api import load_model_folder
 from twilbert.parsing import read_rows
 
 _MICRO_BATCH_TOKENS = 8192

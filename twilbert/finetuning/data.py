@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twilbert.data.sequences import LENGTH_STEP, Batch, Sequences, padded
+from twilbert.data.batches import LENGTH_STEP, Batch, Sequences, padded
 from twilbert.errors import UsageError
-from twilbert.finetune_recipe import FinetuneRecipe
-from twilbert.finetuning.base import Base
+from twilbert.finetuning.encoders import Base
 from twilbert.model import task_losses
-from twilbert.own_code import is_import_path
-from twilbert.task_rows import Rows, read_split
-from twilbert.tasks import Task
+from twilbert.plugins import is_import_path
+from twilbert.recipe.finetuning import FinetuneRecipe
+from twilbert.tasks.rows import Rows, read_split
+from twilbert.tasks.task import Task
 
 _WINDOW = 32  # batches among which samples are sorted by length
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from twilbert import metrics
-from twilbert.finetuning.judged import Judged, row_record, worst_errors
+from twilbert.finetuning.predictions import Judged, row_record, worst_errors
 from twilbert.report import html
 from twilbert.report.charts import Series, line_chart
 from twilbert.report.html import Tile
-from twilbert.tasks import REGRESSION, SINGLE, Task
-from twilbert.train.history import flattened
+from twilbert.tasks import metrics
+from twilbert.tasks.task import REGRESSION, SINGLE, Task
+from twilbert.tracking.history import flattened
 
 _MOST_CONFUSED = 12  # labels up to which a confusion matrix is drawn
 _MOST_ERRORS = 25  # on the page

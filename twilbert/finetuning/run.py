@@ -12,22 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twilbert import __version__, cli, finetune_recipe, metrics, storage
+from twilbert import __version__, cli, storage
+from twilbert.devices import find_device
 from twilbert.errors import UsageError
-from twilbert.finetune_recipe import FinetuneRecipe
-from twilbert.finetuning import final, kept, page
-from twilbert.finetuning.base import Base, load_base, short_name
+from twilbert.finetuning import page, resume, test_scores
 from twilbert.finetuning.data import TaskData, encode_task, task_faults
-from twilbert.finetuning.final import Final, Scores
-from twilbert.finetuning.judged import Judged, row_record, worst_errors
-from twilbert.finetuning.loop import Evaluation, Outcome, build_loss, new_network, resolve_precision, train
-from twilbert.inference import find_device
-from twilbert.model_card import code, plain
+from twilbert.finetuning.encoders import Base, load_base, short_name
+from twilbert.finetuning.predictions import Judged, row_record, worst_errors
+from twilbert.finetuning.test_scores import Final, Scores
+from twilbert.finetuning.train import Evaluation, Outcome, build_loss, new_network, resolve_precision, train
+from twilbert.hub.card import code, plain
 from twilbert.parsing import read_checked
-from twilbert.task_check import Findings, require
-from twilbert.tasks import SINGLE, Task, load_task
-from twilbert.train.tracking import Tracker
-from twilbert.train.wandb_runs import Wandb
+from twilbert.recipe import finetuning
+from twilbert.recipe.finetuning import FinetuneRecipe
+from twilbert.tasks import metrics
+from twilbert.tasks.checks import Findings, require
+from twilbert.tasks.task import SINGLE, Task, load_task
+from twilbert.tracking.metrics import Tracker
+from twilbert.tracking.wandb_runs import Wandb
 
 RESULTS = "results.json"
 REPORT = "report.html"
@@ -77,17 +79,17 @@ def finetune(
     again. One that is finished is read.
     """
     prepared = prepare(recipe, trust_remote_code=trust_remote_code)
-    now = kept.identity(recipe, prepared.task, prepared.base, prepared.data)
+    now = resume.identity(recipe, prepared.task, prepared.base, prepared.data)
     task = prepared.task
     reads = filter(None, [recipe.task, prepared.base.name, *map(task.path, ("train", "dev", "test"))])
-    with kept.place(out, now, list(reads), overwrite=overwrite) as out:
+    with resume.place(out, now, list(reads), overwrite=overwrite) as out:
         if storage.exists(storage.join(out, RESULTS)):
             cli.say(f"{out}: this fine-tuning is finished; these are its results")
             results = read_results(out)
         else:
             results = train_and_score(prepared, recipe, out)
         for seed in _seeds(recipe):
-            kept.drop_seed(_seed_folder(out, seed))
+            resume.drop_seed(_seed_folder(out, seed))
     return results
 
 
@@ -111,7 +113,7 @@ def read_results(out: str) -> dict[str, Any]:
 
 def train_and_score(prepared: Prepared, recipe: FinetuneRecipe, out: str) -> dict[str, Any]:
     """The trainings of a recipe that `prepare` has passed, and their final scoring."""
-    storage.write_bytes_atomic(storage.join(out, _RECIPE), finetune_recipe.dump(recipe).encode())
+    storage.write_bytes_atomic(storage.join(out, _RECIPE), finetuning.dump(recipe).encode())
     wandb = Wandb(recipe.tracking.project, recipe.tracking.mode, cli.say)
     outcomes = [_one_seed(prepared, recipe, out, seed, wandb) for seed in _seeds(recipe)]
     return score_and_write(prepared, recipe, out, outcomes)
@@ -129,18 +131,18 @@ def score_and_write(
     prepared: Prepared, recipe: FinetuneRecipe, out: str, outcomes: Sequence[Outcome]
 ) -> dict[str, Any]:
     """The final scoring of ended trainings: everything of OUT but recipe.yaml and the logs."""
-    found = final.score(prepared.base, prepared.task, prepared.data, recipe, outcomes)
+    found = test_scores.score(prepared.base, prepared.task, prepared.data, recipe, outcomes)
     return _write(prepared, recipe, out, found)
 
 
 def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int, wandb: Wandb) -> Outcome:
     task, folder = prepared.task, _seed_folder(out, seed)
-    before = kept.read_seed(folder)
+    before = resume.read_seed(folder)
     if before is not None:
         cli.say(f"{task.name} seed {seed}: over since an earlier start, dev {task.metric} {before.best.score:.4f}")
         return before
-    kept.drop_seed(folder, logs=True)  # of a process that died in it
-    name = f"{storage.absolute(out).rsplit('/', 1)[-1].removesuffix(kept.NEW)}-seed-{seed}"
+    resume.drop_seed(folder, logs=True)  # of a process that died in it
+    name = f"{storage.absolute(out).rsplit('/', 1)[-1].removesuffix(resume.NEW)}-seed-{seed}"
     config = recipe.model_dump(mode="json") | {"task": task.name, "model": short_name(prepared.base.name), "seed": seed}
     tracker = Tracker(folder, name, wandb, config, f"{_run_id(out)}-{seed}", 0)
     cli.say(tracker.first_line)
@@ -156,7 +158,7 @@ def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int, w
         outcome = train(prepared.base, prepared.data, task, recipe, seed, heard)
     finally:
         tracker.close()
-    kept.write_seed(folder, outcome)
+    resume.write_seed(folder, outcome)
     return outcome
 
 

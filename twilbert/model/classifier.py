@@ -20,7 +20,7 @@ from twilbert.errors import TwilbertError, UsageError
 from twilbert.model.config import CLS_ID, SEP_ID, ModelConfig
 from twilbert.model.encoder import Encoder
 from twilbert.model.layers import Linear
-from twilbert.own_code import Trust, load_object, require_trust
+from twilbert.plugins import Trust, load_object, require_trust
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = (
     "single_label_classification",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twilbert.errors import UsageError
-from twilbert.train.flops import PEAK
+from twilbert.model.flops import PEAK
 
 KINDS = ("h100", "h200", "a100", "l4", "cpu")
 GIB = 2**30

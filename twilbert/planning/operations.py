@@ -6,9 +6,9 @@ Letters as in activations.py: M positions, T length, H hidden, A channels of all
 from __future__ import annotations
 
 from twilbert.model.config import ModelConfig
+from twilbert.model.flops import useful_flops
 from twilbert.planning.workload import Piece, Workload
-from twilbert.recipe import Recipe
-from twilbert.train.flops import useful_flops
+from twilbert.recipe.pretraining import Recipe
 
 UPDATE_VECTORS = {"adam": 7, "adamw": 7, "lamb": 10}
 """fp32 vectors that an optimiser's step reads and writes: gradient, weights and moments; LAMB in two passes."""

@@ -23,7 +23,7 @@ from twilbert.planning.operations import (
     update_bytes,
 )
 from twilbert.planning.workload import Workload
-from twilbert.recipe import Recipe
+from twilbert.recipe.pretraining import Recipe
 
 LINK_SHARE = 0.8
 """What collectives reach of a link."""

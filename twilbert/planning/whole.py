@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from twilbert.data.encoded import EncodedCorpus
-from twilbert.data.stream import survey_lengths
+from twilbert.data.encoded.format import EncodedCorpus
+from twilbert.data.stream.stream import survey_lengths
 from twilbert.errors import UsageError
 from twilbert.model.config import ModelConfig, count_parameters
-from twilbert.planning import calibration, disk, timing
+from twilbert.model.flops import useful_flops
+from twilbert.planning import calibration, timing
+from twilbert.planning import memory as disk
 from twilbert.planning.activations import Activations, activations
 from twilbert.planning.calibration import Rates
 from twilbert.planning.devices import Device
 from twilbert.planning.memory import BUCKET, STAGES, Memory, checkpoint_host_bytes, memory
 from twilbert.planning.operations import executed_flops, flops_by_part
 from twilbert.planning.workload import SPREAD, TWEET_TOKENS, Workload, assumed_lengths, workload
-from twilbert.recipe import Recipe
-from twilbert.train.flops import useful_flops
+from twilbert.recipe.pretraining import Recipe
 
 FORMAT = 1
 SIZES = tuple(2**i for i in range(10))

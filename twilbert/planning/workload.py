@@ -12,12 +12,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-from twilbert.data.cut import cut_for
-from twilbert.data.objectives import span_budget
-from twilbert.data.stream import least_accumulation, typical_steps
+from twilbert.data.stream.masking import span_budget
+from twilbert.data.stream.partition import cut_for
+from twilbert.data.stream.stream import least_accumulation, typical_steps
 from twilbert.errors import UsageError
 from twilbert.model.packing import LEAST_SHARE, LENGTH_STEP, ROW_STEP
-from twilbert.recipe import Recipe
+from twilbert.recipe.pretraining import Recipe
 
 SPREAD = 0.6  # standard deviation of the logarithm of a tweet's tokens, where no corpus tells
 TWEET_TOKENS = 24  # median tokens of a tweet, likewise

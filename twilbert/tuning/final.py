@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from twilbert import cli, finetune_recipe, storage
+from twilbert import cli, storage
 from twilbert.errors import TwilbertError
-from twilbert.finetuning.loop import Outcome
 from twilbert.finetuning.page import score_with_spread
 from twilbert.finetuning.run import RESULTS, Prepared, read_results, score_and_write
-from twilbert.task_check import Findings
-from twilbert.tasks import Task
+from twilbert.finetuning.train import Outcome
+from twilbert.recipe import finetuning
+from twilbert.tasks.checks import Findings
+from twilbert.tasks.task import Task
 from twilbert.tuning import records
 from twilbert.tuning.records import TrialPlan
 from twilbert.tuning.trial import Place, Shared, train_seed
 
 if TYPE_CHECKING:
-    from twilbert.tuning.recipe import TuneRecipe
-    from twilbert.tuning.sweep import Study
+    from twilbert.recipe.tuning import TuneRecipe
+    from twilbert.tuning.records import Study
 
 
 def score_all(
@@ -89,10 +89,5 @@ def _score(
     base, data = shared.get()
     recipe = place.take(best.recipe)
     outcomes: list[Outcome] = [records.outcome(best), *ray.get(extra)]
-    storage.write_bytes_atomic(storage.join(folder, "recipe.yaml"), finetune_recipe.dump(best.recipe).encode())
+    storage.write_bytes_atomic(storage.join(folder, "recipe.yaml"), finetuning.dump(best.recipe).encode())
     return score_and_write(Prepared(task, findings, base, data), recipe, folder, outcomes)
-
-
-def number(value: float) -> float | None:
-    """JSON knows no nan: None."""
-    return None if math.isnan(value) else value

@@ -9,18 +9,43 @@ Weights of ended trials that are not the best of their study are removed. Every 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from twilbert import checksums, cli, metrics, storage
+from twilbert import cli, storage
+from twilbert.data import checksums
 from twilbert.errors import TwilbertError
-from twilbert.finetune_recipe import FinetuneRecipe
-from twilbert.finetuning import kept
-from twilbert.finetuning.loop import Evaluation, Outcome
-from twilbert.tuning.space import Drawn
+from twilbert.finetuning import resume
+from twilbert.finetuning.run import Prepared
+from twilbert.finetuning.train import Evaluation, Outcome
+from twilbert.recipe.finetuning import FinetuneRecipe
+from twilbert.recipe.search_space import Drawn
+from twilbert.tasks import metrics
+
+
+@dataclass(frozen=True)
+class Study:
+    """One task with one model."""
+
+    name: str
+    model: str
+    """As it is told: a run's or folder's name."""
+    random: bool
+    """From random weights of the model's sizes."""
+    prepared: Prepared
+    recipe: FinetuneRecipe
+    """Without what is drawn."""
+    plans: list[TrialPlan]
+
+
+def number(value: float) -> float | None:
+    """JSON knows no nan: None."""
+    return None if math.isnan(value) else value
+
 
 _STARTED, _EVALUATIONS, _ENDED = "started.json", "evaluations.json", "ended.json"
 Status = Literal["finished", "stopped", "failed", "open"]
@@ -104,7 +129,7 @@ def start(folder: str) -> None:
     starts = read(folder).starts + 1
     checksums.write_json(storage.join(folder, _STARTED), asdict(_Started(starts)))
     write_evaluations(folder, [])
-    storage.delete(storage.join(folder, kept.WEIGHTS))
+    storage.delete(storage.join(folder, resume.WEIGHTS))
 
 
 def write_evaluations(folder: str, evaluations: list[Evaluation]) -> None:
@@ -114,7 +139,7 @@ def write_evaluations(folder: str, evaluations: list[Evaluation]) -> None:
 
 def write_best(folder: str, probabilities: np.ndarray, state: dict[str, Tensor]) -> None:
     """Weights of the best evaluation so far."""
-    kept.write_weights(storage.join(folder, kept.WEIGHTS), probabilities, state)
+    resume.write_weights(storage.join(folder, resume.WEIGHTS), probabilities, state)
 
 
 def end(folder: str, status: Status, error: str | None = None) -> None:
@@ -127,7 +152,7 @@ def outcome(plan: TrialPlan) -> Outcome:
     state = read(plan.folder)
     best = state.best(plan.metric)
     assert best is not None
-    probabilities, weights = kept.read_weights(storage.join(plan.folder, kept.WEIGHTS))
+    probabilities, weights = resume.read_weights(storage.join(plan.folder, resume.WEIGHTS))
     early = state.evaluations[-1].epoch < plan.recipe.training.epochs
     return Outcome(plan.recipe.training.seed, best, state.evaluations, probabilities, weights, early)
 
@@ -150,7 +175,7 @@ def drop_weights(plans: list[TrialPlan]) -> None:
     keep = best_trial(plans)
     for plan in plans:
         if plan is not keep and read(plan.folder).status != "open":
-            storage.delete(storage.join(plan.folder, kept.WEIGHTS))
+            storage.delete(storage.join(plan.folder, resume.WEIGHTS))
 
 
 def reopen_damaged(plans: list[TrialPlan]) -> bool:
@@ -159,7 +184,7 @@ def reopen_damaged(plans: list[TrialPlan]) -> bool:
     if best is None:
         return False
     try:
-        kept.read_weights(storage.join(best.folder, kept.WEIGHTS))
+        resume.read_weights(storage.join(best.folder, resume.WEIGHTS))
     except TwilbertError as error:
         cli.say(f"{error}: trial {best.number} is trained again")
         storage.delete(storage.join(best.folder, _ENDED))

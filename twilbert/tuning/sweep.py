@@ -6,41 +6,99 @@ OUT/  sweep.yaml  results.json  report.html  wandb/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from twilbert import __version__, cli, cluster, recipe_file, storage
+from pydantic import Field
+
+from twilbert import __version__, cli, storage
+from twilbert.cluster import ray_session
+from twilbert.cluster.joining import wait_for_room
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.finetune_recipe import FinetuneRecipe
-from twilbert.finetuning import kept
-from twilbert.finetuning.base import Base, RivalBase, load_base, newest_run, short_name
+from twilbert.finetuning import resume
 from twilbert.finetuning.data import task_faults
+from twilbert.finetuning.encoders import Base, RivalBase, load_base, short_name
 from twilbert.finetuning.run import Prepared, prepare
-from twilbert.joining import wait_for_room
-from twilbert.parsing import dump_yaml, read_yaml
-from twilbert.tasks import registered
-from twilbert.tuning import final, page, records, space
-from twilbert.tuning.recipe import TuneRecipe
-from twilbert.tuning.records import TrialPlan
+from twilbert.finetuning.test_scores import Scores
+from twilbert.parsing import dump_yaml, read_checked, read_yaml
+from twilbert.recipe import loading, search_space
+from twilbert.recipe.tuning import TuneRecipe
+from twilbert.report.html import Page
+from twilbert.tasks.task import registered
+from twilbert.tracking.history import Run, newest_run
+from twilbert.tuning import final, page, records
+from twilbert.tuning.records import Status, Study, TrialPlan
 from twilbert.tuning.trial import Shared, without_test
-
-RESULTS, REPORT, SWEEP = "results.json", "report.html", "sweep.yaml"
 
 
 @dataclass(frozen=True)
-class Study:
-    """One task with one model."""
+class _Trial:
+    trial: int
+    status: Status
+    starts: int
+    error: str | None
+    settings: dict[str, Any]
+    dev: float | None
+    seconds: float | None
+    evaluations: list[tuple[float, float | None]]
 
-    name: str
+
+@dataclass(frozen=True)
+class _Study:
+    study: str
+    task: str
+    title: str
     model: str
-    """As it is told: a run's or folder's name."""
-    random: bool
-    """From random weights of the model's sizes."""
-    prepared: Prepared
-    recipe: FinetuneRecipe
-    """Without what is drawn."""
-    plans: list[TrialPlan]
+    metric: str
+    average: str | None
+    class_metric: str | list[str] | None
+    dev: Scores | None
+    test: Scores | None
+    best_trial: int | None
+    best_settings: dict[str, Any] | None
+    trials: Annotated[list[_Trial], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class _Results:
+    """results.json."""
+
+    twilbert: str
+    sweep: str
+    studies: Annotated[list[_Study], Field(min_length=1)]
+
+
+def read_results(path: str) -> dict[str, Any]:
+    """What a sweep's results.json holds; TwilbertError where it is of another shape."""
+    return read_checked(path, _Results)
+
+
+@dataclass(frozen=True)
+class Sweep(Run, Page):
+    """A sweep; `metrics` has a curve "STUDY/TRIAL" for each trial, its score on dev over epochs."""
+
+    results: Mapping[str, Any]
+    """What results.json holds."""
+
+    def html(self) -> str:
+        """The page that lies in the folder as report.html."""
+        return page.of_sweep(self.results)
+
+
+def of_results(out: str, results: Mapping[str, Any]) -> Sweep:
+    """The sweep in the folder `out`, whose results.json holds `results`."""
+    curves = {}
+    for study in results["studies"]:
+        for trial in study["trials"]:
+            points = [(epoch, score) for epoch, score in trial["evaluations"] if score is not None]
+            curves |= {f"{study['study']}/{trial['trial']:03d}": points} if points else {}
+    places = {study["study"]: storage.join(out, study["study"], "model") for study in results["studies"]}
+    models = {study: place for study, place in places.items() if storage.exists(place)}
+    return Sweep(out, curves, models, results)
+
+
+RESULTS, REPORT, SWEEP = "results.json", "report.html", "sweep.yaml"
 
 
 def resolve(recipe: TuneRecipe) -> TuneRecipe:
@@ -62,7 +120,7 @@ def default_out(recipe: TuneRecipe) -> str:
     """tuned/NAME-HASH: the same sweep again goes on in its own folder."""
     stems = [task.rsplit("/", 1)[-1].removesuffix(".yaml") for task in recipe.tasks]
     name = stems[0] if len(stems) == 1 else ("all" if stems == registered() else f"{len(stems)}-tasks")
-    return storage.absolute(storage.join("tuned", f"{name}-{recipe_file.short_hash(recipe.science())}"))
+    return storage.absolute(storage.join("tuned", f"{name}-{loading.short_hash(recipe.science())}"))
 
 
 def studies(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> list[Study]:
@@ -71,7 +129,7 @@ def studies(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> li
     Code that a model's folder brings or names runs only with `trust_remote_code`, or where the recipe names that head.
     """
     labels = _labels(recipe.models)
-    trust = trust_remote_code or space.named(recipe.settings(), "head.own")
+    trust = trust_remote_code or search_space.named(recipe.settings(), "head.own")
     bases = {model: load_base(model, recipe.runs, trust) for model in recipe.models}
     for model, base in bases.items():
         if isinstance(base, RivalBase) and base.own_code:
@@ -97,7 +155,7 @@ def _studies_of(recipe: TuneRecipe, out: str, task: str, model: str, label: str,
         settings["encoder"] = settings["encoder"] | {"random": random}
         named = {"task": task, "model": model, "data_dir": recipe.data_dir, "runs": recipe.runs}
         named |= {"seeds": recipe.final.seeds, "tracking": recipe.tracking}
-        fixed = space.build(settings, {}).model_copy(update=named)
+        fixed = search_space.build(settings, {}).model_copy(update=named)
         prepared = prepared or prepare(fixed, base)
         told = f"{label}, random weights" if random else label
         stem = prepared.task.name
@@ -108,24 +166,29 @@ def _studies_of(recipe: TuneRecipe, out: str, task: str, model: str, label: str,
 
 
 def _plans(
-    recipe: TuneRecipe, settings: space.Settings, prepared: Prepared, name: str, folder: str, named: dict[str, Any]
+    recipe: TuneRecipe,
+    settings: search_space.Settings,
+    prepared: Prepared,
+    name: str,
+    folder: str,
+    named: dict[str, Any],
 ) -> list[TrialPlan]:
     """A study's trials; draws that do not fit its task are left out, and told of."""
     task, n_layers = prepared.task, prepared.base.n_layers
 
-    def fits(drawn: space.Drawn) -> list[str]:
-        faults = space.recipe_faults(settings, drawn)
-        return faults or task_faults(space.build(settings, drawn), task, n_layers)
+    def fits(drawn: search_space.Drawn) -> list[str]:
+        faults = search_space.recipe_faults(settings, drawn)
+        return faults or task_faults(search_space.build(settings, drawn), task, n_layers)
 
     search = recipe.search
-    found = space.dimensions(settings)
-    drawn, left_out = space.trials(found, search.kind, search.trials, search.seed, task.name, fits)
+    found = search_space.dimensions(settings)
+    drawn, left_out = search_space.trials(found, search.kind, search.trials, search.seed, task.name, fits)
     if left_out:
         cli.say(f"{name}: {left_out} draws that do not fit the task were left out")
     return [
         TrialPlan(
             name, task.name, i, task.metric, storage.join(folder, "trials", f"{i:03d}"), one,
-            space.build(settings, one).model_copy(update=named),
+            search_space.build(settings, one).model_copy(update=named),
         )
         for i, one in enumerate(drawn)
     ]  # fmt: skip
@@ -165,9 +228,9 @@ def run(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> dict[s
     """
     made = studies(recipe, out, trust_remote_code)
     threads = recipe.cluster.cpus_per_trial
-    with kept.held(out):
+    with resume.held(out):
         claim(recipe, out)
-        with cluster.ensure_ray(max(recipe.cluster.num_cpus or 0, threads), recipe.cluster.address):
+        with ray_session.ensure_ray(max(recipe.cluster.num_cpus or 0, threads), recipe.cluster.address):
             found = search_and_score(recipe, made, out)
         return _write(recipe, made, found, out)
 
@@ -261,7 +324,7 @@ def _trial(plan: TrialPlan) -> dict[str, Any]:
         "starts": state.starts,
         "error": state.error,
         "settings": plan.drawn,
-        "dev": None if best is None else final.number(best.score),
+        "dev": None if best is None else records.number(best.score),
         "seconds": round(state.evaluations[-1].seconds, 2) if state.evaluations else None,
-        "evaluations": [[seen.epoch, final.number(seen.score)] for seen in state.evaluations],
+        "evaluations": [[seen.epoch, records.number(seen.score)] for seen in state.evaluations],
     }

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twilbert import cli, storage
-from twilbert.finetune_recipe import Tracking
-from twilbert.finetuning.base import short_name
-from twilbert.finetuning.loop import Evaluation
+from twilbert.finetuning.encoders import short_name
+from twilbert.finetuning.train import Evaluation
 from twilbert.parsing import read_record
-from twilbert.train.wandb_runs import Run, Wandb
+from twilbert.recipe.finetuning import Tracking
+from twilbert.tracking.wandb_runs import Run, Wandb
 from twilbert.tuning import records
 from twilbert.tuning.records import TrialPlan
 

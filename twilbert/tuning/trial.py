@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twilbert import metrics
 from twilbert.errors import TwilbertError
-from twilbert.finetune_recipe import FinetuneRecipe
-from twilbert.finetuning.base import Base
 from twilbert.finetuning.data import TaskData
-from twilbert.finetuning.loop import Evaluation, Outcome, train
-from twilbert.tasks import Task
+from twilbert.finetuning.encoders import Base
+from twilbert.finetuning.train import Evaluation, Outcome, train
+from twilbert.recipe.finetuning import FinetuneRecipe
+from twilbert.tasks import metrics
+from twilbert.tasks.task import Task
 from twilbert.tuning import records
 from twilbert.tuning.records import TrialPlan
 

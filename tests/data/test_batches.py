@@ -1,0 +1,51 @@
+"""Texts become [CLS] a [SEP] b [SEP] in batches of like lengths that hold every sequence once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.make_encoded import make_texts
+from twilbert.data.batches import batches, encode
+from twilbert.data.tokenizer.tokenizer import CLS, PAD, SEP, Tokenizer
+from twilbert.data.tokenizer.wordpiece import from_vocabulary
+
+WORDS = sorted({word for text in make_texts(300) for word in text.lower().split()})
+TOKENIZER = Tokenizer(
+    {"tokenizer.json": from_vocabulary(["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", *WORDS]).to_str().encode()}
+)
+
+
+def test_pairs_get_special_tokens_and_segments():
+    made = encode(TOKENIZER, [WORDS[0], ""], [f"{WORDS[1]} {WORDS[2]}", WORDS[3]], max_len=5)
+    ids = [made.ids[a:b].tolist() for a, b in zip(made.offsets[:-1], made.offsets[1:], strict=True)]
+    a, b, c, d = (TOKENIZER.encode(word) for word in WORDS[:4])
+    assert ids == [[CLS, *a, SEP, *b, *c, SEP], [CLS, SEP, *d, SEP]]
+    (batch,) = batches(made, 1000)
+    order = batch.rows.argsort()
+    assert batch.segment_ids[order][0].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + len(c) + 1)
+    assert batch.input_ids[order][1, int(batch.lengths[order][1]) :].tolist().count(PAD) > 0
+
+
+def test_each_text_is_cleaned_and_cut():
+    made = encode(TOKENIZER, ["RT " + " ".join(WORDS[:9])], max_len=4, remove_rt=True)
+    expected = TOKENIZER.encode(" ".join(WORDS[:9]))[:4]
+    assert made.ids.tolist() == [CLS, *expected, SEP]
+
+
+def test_batches_hold_every_sequence_once_within_the_budget():
+    texts = make_texts(400)
+    made = encode(TOKENIZER, texts, max_len=12)
+    seen, shapes = [], set()
+    for batch in batches(made, 128):
+        assert batch.input_ids.size <= 128
+        shapes.add(batch.input_ids.shape)
+        for row, ids, length in zip(batch.rows, batch.input_ids, batch.lengths, strict=True):
+            assert ids[:length].tolist() == made.ids[made.offsets[row] : made.offsets[row + 1]].tolist()
+            assert not ids[length:].any()
+            seen.append(int(row))
+    assert sorted(set(seen)) == list(range(400)) and len(np.unique(made.lengths)) > 3
+    assert len(shapes) <= 4  # lengths up to 8, up to 14, and what was left
+
+
+def test_no_texts_give_no_batches():
+    assert list(batches(encode(TOKENIZER, [], max_len=4), 128)) == []

@@ -1,0 +1,161 @@
+"""A loaded model: the same numbers as its parts give, in the order and form of the texts, whatever shares a batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+import twilbert
+from tests.make_models import CONFIG, make_classifier, make_pretrained
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.hub.folder import load_classifier_folder, load_model_folder
+from twilbert.model.classifier import MULTI_LABEL, REGRESSION, HeadConfig
+
+TEXTS = ["hola", "que tal no si w1 w2 w3", "w1", "@ana RT hola https://t.co/x", "", "w5 w6 !", "hola hola hola hola si"]
+
+
+@pytest.fixture
+def pretrained(tmp_path) -> str:
+    return make_pretrained(tmp_path)
+
+
+@pytest.fixture
+def classifier(tmp_path) -> str:
+    return make_classifier(tmp_path, HeadConfig(("N", "NEU", "P")))
+
+
+def alone(folder: str, ids: list[int]) -> list[float]:
+    """A text's probabilities, computed without batches or cleaning."""
+    _, _, _, model = load_classifier_folder(folder)
+    with torch.no_grad():
+        row = torch.tensor([[3, *ids, 4]])
+        return model.eval().probabilities(model(row, torch.zeros_like(row)))[0].tolist()
+
+
+def test_probabilities_are_those_of_each_text_alone(classifier):
+    model = twilbert.load(classifier, "cpu", "fp32")
+    encoded = {
+        "hola": [7],
+        "que tal no si w1 w2 w3": [9, 10, 11, 12, 15, 16, 17],
+        "@ana RT hola https://t.co/x": [5, 7, 6],
+    }
+    got = model.predict(TEXTS)
+    for text, ids in encoded.items():
+        one = got[TEXTS.index(text)]
+        assert list(one.probabilities.values()) == pytest.approx(alone(classifier, ids), abs=1e-6)
+        assert one.label == max(one.probabilities, key=lambda label: one.probabilities[label])
+
+
+def test_a_str_a_list_and_a_series_give_the_same(classifier):
+    model = twilbert.load(classifier, "cpu", "fp32")
+    listed = model.predict(TEXTS)
+    one = model.predict(TEXTS[1])
+    assert one.label == listed[1].label
+    assert list(one.probabilities.values()) == pytest.approx(list(listed[1].probabilities.values()), abs=1e-6)
+    frame = model.predict(pandas.Series(TEXTS, index=range(10, 17)))
+    assert frame.index.tolist() == list(range(10, 17))
+    assert frame["predicted"].tolist() == [p.label for p in listed]
+    assert frame["p_P"].tolist() == pytest.approx([p.probabilities["P"] for p in listed], abs=1e-6)
+    assert model.predict([]) == []
+
+
+def test_several_labels_and_a_regression(tmp_path):
+    (tmp_path / "several").mkdir()
+    several = twilbert.load(make_classifier(tmp_path / "several", HeadConfig(("a", "b", "c"), problem=MULTI_LABEL)))
+    for one in several.predict(TEXTS):
+        assert one.label == tuple(name for name, p in one.probabilities.items() if p >= 0.5)
+    (tmp_path / "value").mkdir()
+    value = twilbert.load(
+        make_classifier(tmp_path / "value", HeadConfig(("score",), problem=REGRESSION)), precision="fp32"
+    )
+    values = [one.label for one in value.predict(TEXTS)]
+    assert len(set(values)) > 3 and all(isinstance(v, float) for v in values)
+
+
+def test_pairs_change_the_answer_and_must_be_as_many(classifier):
+    model = twilbert.load(classifier, precision="fp32")
+    paired = model.predict(["hola"], ["que tal"])
+    assert paired[0].probabilities != model.predict(["hola"])[0].probabilities
+    with pytest.raises(UsageError, match="2 texts and 1 pairs"):
+        model.predict(["hola", "si"], ["que"])
+
+
+def test_embeddings_are_the_encoders_hidden_states(pretrained):
+    _, network = load_model_folder(pretrained)
+    row = torch.tensor([[3, 9, 10, 4]])
+    with torch.no_grad():
+        hidden = network.eval().encoder(row, torch.zeros_like(row))[0].numpy()
+    model = twilbert.load(pretrained, "cpu")
+    texts = ["hola hola si no w1 w2 w3", "que tal", "w1"]
+    assert np.abs(model.embed(texts, "tokens")[1] - hidden).max() < 1e-5
+    parts = {"cls": hidden[0], "avg": hidden.mean(0), "max": hidden.max(0)}
+    for pooling, expected in parts.items():
+        assert np.abs(model.embed(texts, pooling)[1] - expected).max() < 1e-5
+    assert np.abs(model.embed("que tal", "concat") - np.concatenate(list(parts.values()))).max() < 1e-5
+    frame = model.embed(pandas.Series(texts, index=list("abc")), "avg")
+    assert frame.shape == (3, CONFIG.hidden_size) and frame.index.tolist() == list("abc")
+
+
+def test_fill_mask_names_the_most_probable_tokens(pretrained):
+    model = twilbert.load(pretrained, "cpu")
+    (first, second) = model.fill_mask("hola [MASK] que [MASK]!", top=3)
+    assert len(first) == len(second) == 3
+    _, network = load_model_folder(pretrained)
+    row = torch.tensor([[3, 7, 2, 9, 2, 13, 4]])
+    with torch.no_grad():
+        shares = network.eval().masked_lm(network.encoder(row, torch.zeros_like(row))[0, 2]).softmax(-1)
+    assert first[0] == (model.tokenizer.token(int(shares.argmax())), pytest.approx(float(shares.max()), abs=1e-5))
+    with pytest.raises(UsageError, match=r"no \[MASK\]"):
+        model.fill_mask("hola")
+
+
+def test_what_a_model_cannot_do_is_said(pretrained, tmp_path):
+    with pytest.raises(UsageError, match="knows no labels"):
+        twilbert.load(pretrained).predict("hola")
+    (tmp_path / "tuned").mkdir()
+    with pytest.raises(UsageError, match="fills no masks"):
+        twilbert.load(make_classifier(tmp_path / "tuned", HeadConfig(("a", "b")))).fill_mask("[MASK]")
+    for wrong, message in (
+        (None, "a NoneType"),
+        ([1], "text 0 is 1, a int"),
+        (["a", None], "text 1 is None.*leave missing"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            twilbert.load(pretrained).embed(wrong)
+    with pytest.raises(UsageError, match="pooling 'mean'"):
+        twilbert.load(pretrained).embed("hola", "mean")
+    with pytest.raises(UsageError, match="device 'nonsense'"):
+        twilbert.load(pretrained, "nonsense")
+    with pytest.raises(UsageError, match="precision 'fp8'"):
+        twilbert.load(pretrained, precision="fp8")
+    with pytest.raises(UsageError, match="no model; looked for"):
+        twilbert.load(str(tmp_path / "nowhere"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(pretrained, tmp_path):
+    (tmp_path / "vocab2").write_text("\n".join(["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", "hola"]))
+    from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
+
+    save_wordpiece_folder(str(tmp_path / "vocab2"), str(tmp_path / "other"))
+    for name in ("tokenizer.json", "twilbert_tokenizer.json"):
+        (tmp_path / "model" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(TwilbertError, match="do not belong together"):
+        twilbert.load(pretrained)
+
+
+def test_bf16_labels_are_close_and_embeddings_stay_exact(classifier):
+    exact, half = twilbert.load(classifier, precision="fp32"), twilbert.load(classifier, precision="bf16")
+    difference = np.abs(exact.scores(TEXTS) - half.scores(TEXTS)).max()
+    assert 0 < difference < 0.1
+    assert np.array_equal(twilbert.load(classifier).embed(TEXTS), exact.embed(TEXTS))
+
+
+def test_importing_the_package_stays_light():
+    code = "import sys, twilbert; print([m for m in ('torch', 'numpy', 'pyarrow', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

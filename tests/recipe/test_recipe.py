@@ -1,0 +1,190 @@
+"""Recipes: every fault at once, science and freedom of a run, the shipped files, the original's settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import places
+from tests.places import TOP
+from twilbert import parsing
+from twilbert.errors import UsageError
+from twilbert.model.config import ModelConfig, count_parameters
+from twilbert.original.settings import ORIGINAL_SETTINGS
+from twilbert.recipe import loading
+from twilbert.recipe.pretraining import Recipe
+
+_OTHERS = ("finetune", "tune")  # recipes of other verbs, with their own schemas
+SHIPPED = sorted(p for p in (TOP / "recipes").glob("*.yaml") if p.stem not in _OTHERS)
+
+
+def test_five_faults_of_different_kinds_are_reported_together(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(
+        "trainin: {max_steps: 3}\n"
+        "model: {n_headz: 4, hidden_size: 100, embedding_size: 64}\n"
+        "training: {zero_stage: 0, precision: bf16, max_steps: many}\n"
+    )
+    with pytest.raises(UsageError) as caught:
+        loading.load(str(path), ["objective.masked_lm.probs.mask=0.5", "nonsense"])
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "8 faults" in message
+    for part in (
+        "trainin: unknown key; did you mean training?",
+        "model.n_headz: unknown key; did you mean model.n_heads?",
+        "training.max_steps: 'many'",
+        "model.attention_size: hidden_size 100 does not divide by n_heads 6",
+        "model.embedding_size: 64 differs from hidden_size 100",
+        "training.zero_stage: bf16 needs stage 1, 2 or 3",
+        "objective.masked_lm.probs: mask 0.5",
+        "nonsense: expected an override section.key=value",
+    ):
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "line 1, column"),
+        ("- 1\n- 2", "expected sections"),
+        ("training: 3", "training"),
+        ("run: {name: ../up}", "run.name"),
+        ("corpus: {max_len: 0}", "corpus.max_len: 0"),
+        ("corpus: {max_len: 90}\nmodel: {max_len: 64}", "corpus.max_len: 90 tokens need 183 positions"),
+        ("training: {optimizer: lamb, trust_clip: -1}", "training.trust_clip"),
+        (
+            "training: {schedule: wsd, learning_rate: 0.001, warmup_steps: 90, max_steps: 100, decay_share: 0.2}",
+            "training.warmup_steps: 90 leaves nothing of the 80 steps before the decay",
+        ),
+        ("training: {schedule: linear}", "training.learning_rate: a linear schedule needs"),
+        ("model: {pkm: true}", "model.pkm_params.in_layers: [10] must name different layers from 0 to 5"),
+        ("model: {pkm: true, pkm_params: {in_layers: [0], memory_size: 8}}", "model.pkm_params.knn: 32 is more than"),
+        ("training: {max_steps: 1e-3}", "training.max_steps"),
+        ("corpus: {lanes: 3}", "corpus.lanes: 3 must divide training.global_batch_size=2048"),
+        (
+            "corpus: {lanes: 8}\ncluster: {num_workers: [2, 4]}",
+            "cluster.num_workers: 3 workers do not divide corpus.lanes=8; have 1, 2, 4, 8 of them",
+        ),
+    ],
+)
+def test_a_fault_names_its_place_and_the_remedy(text, message):
+    with pytest.raises(UsageError, match=message.replace("[", r"\[").replace("]", r"\]")):
+        loading.build(parsing.parse_yaml(text, "r.yaml"), where="r.yaml")
+
+
+def test_overrides_follow_yaml_1_2():
+    recipe = loading.build(
+        {"run": {"name": "a"}},
+        ["run.name=NO", "training.learning_rate=1e-4", "model.pkm_params.in_layers=[1,2]", "training.max_time=null"],
+    )
+    assert recipe.run.name == "NO"
+    assert recipe.training.learning_rate == 1e-4
+    assert recipe.model.pkm_params.in_layers == (1, 2)
+    assert recipe.training.max_time is None
+
+
+def test_a_recipe_survives_its_own_yaml():
+    recipe = loading.load(str(SHIPPED[-1]), ["model.input_dropout=0.1"])
+    assert loading.build(parsing.parse_yaml(loading.dump(recipe), "x")) == recipe
+
+
+def test_every_field_says_what_it_is():
+    def walk(section, path=""):
+        for name, field in type(section).model_fields.items():
+            value = getattr(section, name)
+            if hasattr(type(value), "model_fields"):
+                yield from walk(value, f"{path}{name}.")
+            else:
+                yield f"{path}{name}", field.description
+
+    missing = [path for path, description in walk(Recipe()) if not description]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid_and_found_by_name(path, tmp_path, monkeypatch):
+    here = loading.load(str(path))
+    monkeypatch.chdir(tmp_path)
+    assert loading.load(f"recipes/{path.name}") == here
+
+
+def test_released_sizes_and_batches():
+    base, large, xlarge = (loading.load(f"recipes/{name}.yaml") for name in ("base", "large", "xlarge"))
+    totals = [count_parameters(ModelConfig.from_dict(r.architecture(30002)))["total"] for r in (base, large, xlarge)]
+    assert totals == [81_747_508, 131_334_196, 89_306_036]
+    assert (base.training.global_batch_size, large.training.global_batch_size) == (2048, 2048)
+    assert base.training.warmup_steps == 8000
+
+
+def test_lambs_learning_rates_follow_the_batch():
+    """You et al. 2020, table 4: 5 / (2^2 * 10^3) at 2,048 samples, by the square root of the batch elsewhere."""
+    for name in ("large", "xlarge"):
+        training = loading.load(f"recipes/{name}.yaml").training
+        assert training.optimizer == "lamb"
+        expected = 5 / 4000 * (training.global_batch_size / 2048) ** 0.5
+        assert training.learning_rate == pytest.approx(expected, rel=1e-3)
+
+
+def test_free_settings_do_not_change_a_runs_identity():
+    base = Recipe()
+    same = loading.build(
+        {},
+        [
+            "cluster.num_workers=4", "training.zero_stage=2", "training.micro_batch_tokens=100", "run.storage_path=/x",
+            "training.eval_steps=7", "training.max_steps=5", "tracking.project=p", "corpus.path=/elsewhere",
+        ],
+    )  # fmt: skip
+    assert loading.identity(base, {}) == loading.identity(same, {})
+    assert "corpus.lanes" not in loading.identity(base, {})  # runs from before there were lanes are found again
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.seed=1", "corpus.max_len=64", "training.learning_rate=1e-3", "training.global_batch_size=64",
+     "objective.masked_lm.budget=0.2", "model.output_dropout=0.1", "corpus.lanes=8"],
+)  # fmt: skip
+def test_science_changes_a_runs_identity(override):
+    assert loading.identity(Recipe(), {}) != loading.identity(loading.build({}, [override]), {})
+
+
+def test_max_steps_is_science_only_where_the_schedule_depends_on_it():
+    def identity(*overrides):
+        linear = ["training.schedule=linear", "training.learning_rate=1e-3", "training.warmup_steps=5"]
+        return loading.identity(loading.build({}, [*linear, *overrides]), {})
+
+    assert identity("training.max_steps=100") != identity("training.max_steps=200")
+    assert identity("training.max_steps=100") == identity("training.max_steps=200", "training.schedule_steps=100")
+
+
+def test_every_original_setting_has_a_fate_that_exists():
+    known = set(loading.known_paths(Recipe))
+    for key, fate in ORIGINAL_SETTINGS.items():
+        assert fate.recipe or fate.flag or fate.config or fate.why, key
+        if fate.recipe:
+            assert fate.recipe in known, (key, fate.recipe)
+
+
+ORIGINAL_FILES = places.SHARED
+
+
+@pytest.mark.skipif(not ORIGINAL_FILES.exists(), reason="the original's configuration files are not here")
+def test_no_key_of_the_originals_files_is_forgotten():
+    import json
+
+    def keys(value, path=""):
+        for key, item in value.items():
+            if isinstance(item, dict) and key not in ("categories", "class_weights", "rev_categories"):
+                yield from keys(item, f"{path}{key}.")
+            else:
+                yield f"{path}{key}"
+
+    files = list((ORIGINAL_FILES / "golden" / "apps").glob("*_config.json"))
+    assert files
+    seen = {key for file in files for key in keys(json.loads(file.read_text()))}
+    readme = (ORIGINAL_FILES / "seed" / "README.txt").read_text()
+    blocks = readme.split("\n{\n")[1:]
+    for block in blocks:
+        text = "{\n" + block.split("\n}\n")[0] + "\n}"
+        seen |= set(keys(json.loads(text)))
+    assert len(seen) > 60
+    assert seen - set(ORIGINAL_SETTINGS) == set()

@@ -1,0 +1,96 @@
+"""A run's identity: the same science resumes under its name, other science is refused with the differences."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.pretraining.training_runs import small_recipe
+from twilbert import storage
+from twilbert.errors import UsageError
+from twilbert.recipe import loading
+from twilbert.recipe.pretraining import Recipe
+from twilbert.tracking.run_folder import claim, default_name, find
+
+DATA = {"data.corpus": "c0ffee", "data.tokenizer": "f00d"}
+
+
+def identity(recipe: Recipe, data: dict[str, str] = DATA) -> dict[str, object]:
+    return loading.identity(recipe, data) | {"training.precision": "fp32"}
+
+
+def in_folder(tmp_path, **training) -> Recipe:
+    recipe = small_recipe(**training)
+    run = recipe.run.model_copy(update={"storage_path": str(tmp_path)})
+    return recipe.model_copy(update={"run": run})
+
+
+def test_a_default_name_is_the_recipes_and_changes_with_the_science_alone():
+    recipe = small_recipe()
+    name = default_name("/x/recipes/tiny.yaml", identity(recipe))
+    assert name.startswith("tiny-")
+    assert len(name) == len("tiny-") + 8
+    assert default_name("s3://bucket/tiny.yml", identity(recipe)) == name
+    free = {"zero_stage": 2, "micro_batch_tokens": 64, "eval_steps": 3, "save_steps": 7, "logging_steps": 1}
+    assert default_name("tiny.yaml", identity(small_recipe(**free))) == name
+    other = [
+        identity(small_recipe(seed=1)),
+        identity(small_recipe(learning_rate=2e-2)),
+        identity(small_recipe(max_steps=30)),  # under a schedule that ends with the run
+        identity(recipe, DATA | {"data.corpus": "another"}),
+        identity(recipe, DATA | {"data.tokenizer": "another"}),
+        identity(recipe) | {"training.precision": "bf16"},
+    ]
+    names = {default_name("tiny.yaml", values) for values in other}
+    assert len(names | {name}) == len(other) + 1
+
+
+def test_under_noam_a_run_may_be_made_longer():
+    short = small_recipe(schedule="noam", max_steps=10)
+    assert identity(short) == identity(small_recipe(schedule="noam", max_steps=99))
+
+
+def test_the_same_science_finds_its_run_again(tmp_path):
+    recipe = in_folder(tmp_path)
+    assert find(recipe, "r", identity(recipe)) is None
+    first = claim(recipe, "r", identity(recipe))
+    again = in_folder(tmp_path, zero_stage=2, save_steps=5)
+    assert find(again, "r", identity(again)) == first
+    assert claim(again, "r", identity(again)) == first
+    assert loading.load(storage.join(first.path, "recipe.yaml")) == again, "what runs now is what is written down"
+
+
+def test_other_science_is_refused_with_every_difference_and_both_remedies(tmp_path):
+    recipe = in_folder(tmp_path)
+    claim(recipe, "r", identity(recipe))
+    before = storage.read_bytes(str(tmp_path / "r" / "recipe.yaml"))
+    other = in_folder(tmp_path, seed=5, max_steps=40)
+    with pytest.raises(UsageError) as caught:
+        claim(other, "r", identity(other, DATA | {"data.corpus": "bada55"}))
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "training.seed: was 0, now 5" in message
+    assert "data.corpus: was c0ffee, now bada55" in message
+    assert "training.schedule_steps: was 20, now 40; give training.schedule_steps its old value" in message
+    assert "run.name=NAME" in message
+    assert "undo these changes" in message
+    assert storage.read_bytes(str(tmp_path / "r" / "recipe.yaml")) == before, "the refused run is untouched"
+
+
+def test_a_longer_run_of_a_schedule_with_an_end_keeps_its_schedule_steps(tmp_path):
+    recipe = in_folder(tmp_path)
+    claim(recipe, "r", identity(recipe))
+    longer = in_folder(tmp_path, max_steps=40, schedule_steps=20)
+    assert find(longer, "r", identity(longer)) is not None
+
+
+def test_the_published_model_says_how_far_the_run_had_come(tmp_path):
+    recipe = in_folder(tmp_path)
+    run = claim(recipe, "r", identity(recipe))
+    assert run.trained_steps == 0
+    for step in (4, 8):
+        storage.write_bytes_atomic(f"{run.path}/checkpoint-{step:06d}/model/model.safetensors", f"{step}".encode())
+    assert run.publish(4, trained_steps=4) == "checkpoint-000004"
+    assert run.trained_steps == 4
+    assert run.publish(4, trained_steps=8) == "checkpoint-000004"  # the best is still that of step 4
+    assert run.trained_steps == 8
+    assert storage.read_bytes(f"{run.model}/model.safetensors") == b"4"

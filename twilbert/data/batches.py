@@ -1,0 +1,133 @@
+"""Texts as the model's input, for inference: cleaned, encoded, with special tokens, in batches of like lengths.
+
+    texts (pairs) ─ clean ▸ encode ▸ cut ─▶ Sequences: [CLS] a [SEP] (b [SEP]) ─ sort by length ▸ pad ─▶ Batch …
+
+Order is kept by number: every batch says which sequences it holds. Vectorised numpy; no Python for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from twilbert.data.cleaning import clean
+from twilbert.data.tokenizer.tokenizer import CLS, PAD, SEP, Tokenizer, gather
+
+LENGTH_STEP = 8
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Ragged input: sequence i is ids[offsets[i]:offsets[i + 1]], its second segment begins at seconds[i]."""
+
+    ids: np.ndarray
+    """uint16 [tokens]."""
+    offsets: np.ndarray
+    """int64 [sequences + 1]."""
+    seconds: np.ndarray
+    """int64 [sequences]: tokens of the first segment, its [SEP] included."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int64."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of the sequences, padded at the end; `rows` says which."""
+
+    rows: np.ndarray
+    """int64 [B], numbers of the sequences; one may come twice."""
+    input_ids: np.ndarray
+    """int64 [B, T]."""
+    segment_ids: np.ndarray
+    """int64 [B, T]."""
+    lengths: np.ndarray
+    """int64 [B], real tokens."""
+
+
+def encode(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    max_len: int,
+    remove_rt: bool = False,
+) -> Sequences:
+    """The sequences of `texts`, or of texts and their `pairs`; each text cleaned and cut at `max_len` tokens."""
+    firsts = [clean(text, remove_rt) for text in texts]
+    return encode_clean(
+        tokenizer, firsts, None if pairs is None else [clean(text, remove_rt) for text in pairs], max_len=max_len
+    )
+
+
+def encode_clean(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_len: int
+) -> Sequences:
+    """`encode` for texts that have been cleaned already."""
+    first, first_offsets = tokenizer.encode_batch(texts, max_len)
+    n_first = np.diff(first_offsets)
+    parts, counts, seconds = [first], [n_first], n_first + 2
+    if pairs is not None:
+        second, second_offsets = tokenizer.encode_batch(pairs, max_len)
+        parts.append(second)
+        counts.append(np.diff(second_offsets))
+    return _with_special_tokens(parts, counts, seconds)
+
+
+def _with_special_tokens(parts: list[np.ndarray], counts: list[np.ndarray], seconds: np.ndarray) -> Sequences:
+    lengths = 1 + sum(count + 1 for count in counts)
+    offsets = np.zeros(len(seconds) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    ids = np.empty(int(offsets[-1]), np.uint16)
+    ids[offsets[:-1]] = CLS
+    start = offsets[:-1] + 1
+    for part, count in zip(parts, counts, strict=True):
+        within = np.arange(len(part)) - np.repeat(np.cumsum(count) - count, count)
+        ids[np.repeat(start, count) + within] = part
+        start = start + count
+        ids[start] = SEP
+        start = start + 1
+    return Sequences(ids, offsets, seconds)
+
+
+def batches(sequences: Sequences, max_tokens: int) -> Iterator[Batch]:
+    """All sequences in batches of at most `max_tokens` padded tokens (or one sequence), the longest first.
+
+    Batches have few different shapes, since matrix libraries keep something for every shape they meet (bf16 on a CPU:
+    some 500 MB in all): T is a multiple of 8, its B as many as fit, and what is left of a length goes with the longer
+    ones. The last ones left may be repeated to fill the shape up. The longest come first so that a batch that does not
+    fit in memory is met at once.
+    """
+    lengths = sequences.lengths
+    if not len(lengths):
+        return
+    order, longest = np.argsort(lengths, kind="stable"), int(lengths.max())
+    tops = -(-lengths[order] // LENGTH_STEP) * LENGTH_STEP
+    pieces: list[tuple[np.ndarray, int]] = []
+    start = 0
+    for top in np.unique(tops).tolist():
+        end, size = int(np.searchsorted(tops, top, "right")), max(1, max_tokens // top)
+        while end - start >= size:
+            pieces.append((order[start : start + size], min(top, longest)))
+            start += size
+    if left := len(order) - start:
+        filled = min(1 << (left - 1).bit_length(), max(1, max_tokens // int(tops[-1])))
+        pieces.append((np.pad(order[start:], (0, filled - left), "edge"), longest))
+    for rows, length in reversed(pieces):
+        yield padded(sequences, rows, length)
+
+
+def padded(sequences: Sequences, rows: np.ndarray, length: int) -> Batch:
+    """The sequences numbered `rows` as one batch of T = `length`, which must hold the longest."""
+    lengths = sequences.lengths[rows]
+    flat, _ = gather(sequences.ids, sequences.offsets[rows], lengths)
+    position = np.arange(length)
+    real = position < lengths[:, None]
+    ids = np.full(real.shape, PAD, np.int64)
+    ids[real] = flat
+    segments = (real & (position >= sequences.seconds[rows][:, None])).astype(np.int64)
+    return Batch(rows, ids, segments, lengths)

@@ -1,0 +1,127 @@
+"""Corpus text to token ids on Ray Data: one task a shard, one row group in memory at a time.
+
+    CORPUS/train/00000.parquet ─ row group ─▶ encode both texts ─ row group ─▶ encoded/<fingerprint>/train/00000.parquet
+
+Ray must be running: the verb `encode` starts or joins one, `pretrain` has its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from twilbert import outputs, storage
+from twilbert.data.corpus import corpus as corpora
+from twilbert.data.corpus.corpus import Corpus, Shard, read_shard
+from twilbert.data.encoded import format as layout
+from twilbert.data.encoded.format import EncodedCorpus
+from twilbert.data.tokenizer.tokenizer import Tokenizer
+from twilbert.errors import TwilbertError, UsageError
+
+MAX_MAX_LEN = 65_535  # lengths are stored as uint16
+
+
+def find(corpus: Corpus, tokenizer: Tokenizer, max_len: int) -> EncodedCorpus | None:
+    """The encoded corpus where it is there, every shard in its full size; None where it has to be made.
+
+    UsageError for a `max_len` that cannot be; TwilbertError where it is there but damaged.
+    """
+    if not 1 <= max_len <= MAX_MAX_LEN:
+        raise UsageError(f"--max-len {max_len}: must be at least 1 and at most {MAX_MAX_LEN} tokens")
+    if not storage.exists(storage.join(folder(corpus, tokenizer, max_len), layout.INDEX_FILE)):
+        return None
+    return EncodedCorpus.open(corpus.path, tokenizer.fingerprint, max_len)
+
+
+def folder(corpus: Corpus, tokenizer: Tokenizer, max_len: int) -> str:
+    """Where the corpus' ids under this tokenizer and cut lie."""
+    return storage.join(corpus.path, "encoded", layout.fingerprint(tokenizer.fingerprint, max_len, corpus.id))
+
+
+def encode_corpus(
+    corpus: Corpus, tokenizer: Tokenizer, max_len: int, report: Callable[[int, int], None] = lambda done, shards: None
+) -> EncodedCorpus:
+    """Encode every shard on the running Ray and write the folder anew; locally it appears whole or not at all.
+
+    `report(done, shards)` is called after each shard. TwilbertError names the shard that cannot be read, a full disk.
+    """
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+
+    target = folder(corpus, tokenizer, max_len)
+    before = (layout.INDEX_FILE, *corpora.files_before(corpus.path)[1:])
+    with outputs.new_folder(target, "encode", overwrite=True, before=before) as out:
+        for split in corpus.splits:
+            storage.make_dir(storage.join(out, split))
+        jobs = [
+            {"source": corpus.shard_path(shard), "shard": vars(shard), "out": out, "max_len": max_len}
+            for split in corpus.splits
+            for shard in corpus.shards(split)
+        ]
+        entries: dict[str, Any] = {}
+        if jobs:
+            work = functools.partial(_encode_job, fingerprint=tokenizer.fingerprint, tokenizer=ray.put(tokenizer))
+            tasks = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(work, num_cpus=1)
+            try:
+                for result in tasks.iter_rows():
+                    if result["error"]:
+                        raise TwilbertError(result["error"])
+                    entries[result["file"]] = result["entry"]
+                    report(len(entries), len(jobs))
+            except RayError as error:
+                raise TwilbertError(f"{corpus.path}: encoding failed in a Ray task ({_first_line(error)})") from error
+        layout.write_index(
+            out,
+            tokenizer=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            max_len=max_len,
+            corpus=corpus.id,
+            shards={s: [_plain(entries[shard.file]) for shard in corpus.shards(s)] for s in corpus.splits},
+        )
+    return EncodedCorpus.open_folder(target)
+
+
+def encode_shard(source: str, shard: Shard, target: str, tokenizer: Tokenizer, max_len: int) -> dict[str, Any]:
+    """Encode the corpus' `shard` at `source`, row group by row group; its entry for encoded.json (without `file`)."""
+    columns = ("orig_text", "reply_text")
+    tables = (
+        layout.make_table(*(tokenizer.encode_batch(texts.column(name), max_len) for name in columns))
+        for texts in read_shard(source, shard, columns)
+    )
+    return layout.write_shard(target, tables)
+
+
+def _encode_job(job: dict[str, Any], *, fingerprint: str, tokenizer: Any) -> dict[str, Any]:
+    """One Ray Data row in, one out. A user's fault travels as its message: an exception would come with Ray's stack."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has one CPU
+    shard = Shard(**job["shard"])
+    try:
+        target = storage.join(job["out"], shard.file)
+        entry = encode_shard(job["source"], shard, target, _fetch(fingerprint, tokenizer), job["max_len"])
+    except TwilbertError as error:
+        return {"file": shard.file, "entry": None, "error": str(error)}
+    return {"file": shard.file, "entry": {"file": shard.file, **entry}, "error": ""}
+
+
+@functools.lru_cache(maxsize=2)
+def _fetch(fingerprint: str, shared: Any) -> Tokenizer:
+    """The tokenizer in this worker process, kept with its memory of words for the next shard."""
+    import ray
+
+    return ray.get(shared)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that went through Arrow as JSON can write them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return value
+    return [_plain(item) for item in value] if hasattr(value, "__len__") else int(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,205 @@
+"""The two pre-training objectives as data: (tweet, reply) sequences in either order, and their masked tokens.
+
+Everything works on many samples at once, laid out in one flat array of token ids: sample i takes
+[starts[i], starts[i] + lengths[i]) of it, and what lies between samples is [PAD]. A sample is
+[CLS] first [SEP] second [SEP], or [CLS] first [SEP] for a single tweet; a position counts from its [CLS].
+
+Source: masked language model, Devlin et al. 2019 (BERT), section 3.1; spans, Joshi et al. 2020 (SpanBERT), with the
+TWilBERT original's lengths (P(n) ∝ 1/n) and per-token replacement; reply order, González et al. 2021 (TWilBERT).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from twilbert.data.encoded.format import N_SPECIAL
+from twilbert.data.stream.randomness import Purpose, below, key, uniform
+from twilbert.errors import UsageError
+
+PAD, UNK, MASK, CLS, SEP = range(N_SPECIAL)
+ROP_REPLY_SECOND, ROP_REPLY_FIRST, ROP_NONE = 1, 0, -100  # (tweet, reply); (reply, tweet); single tweet
+_ATTEMPT_STRIDE = 1 << 32  # draws set aside for one attempt at token masking: more than any sample has positions
+
+
+@dataclass(frozen=True)
+class MaskingSettings:
+    """How tokens are chosen and replaced. `mask`, `random` and `keep` are the shares of the chosen tokens, sum 1."""
+
+    kind: Literal["span", "token"] = "span"
+    max_span: int = 3  # tokens; kind "span" alone
+    budget: float = 0.15  # share of the maskable tokens
+    mask: float = 0.8  # become [MASK]
+    random: float = 0.1  # become a random ordinary token
+    keep: float = 0.1  # stay as they are
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("span", "token"):
+            raise UsageError(f"masking kind {self.kind!r}: expected 'span' or 'token'")
+        if self.max_span < 1:
+            raise UsageError(f"masking max_span {self.max_span}: expected at least 1")
+        if not 0 < self.budget <= 1:
+            raise UsageError(f"masking budget {self.budget}: expected more than 0 and at most 1")
+        shares = (self.mask, self.random, self.keep)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+            raise UsageError(f"masking mask, random, keep {shares}: expected shares from 0 up that sum to 1")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where each of n samples lies in a flat array of ids, and what its randomness is keyed by. All int64 [n]."""
+
+    starts: np.ndarray  # ascending
+    lengths: np.ndarray
+    epochs: np.ndarray
+    ids: np.ndarray
+
+    def keys(self, seed: int, purpose: Purpose) -> np.ndarray:
+        """The uint64 key of each sample for one purpose."""
+        return key(seed, purpose, self.epochs, self.ids)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Ids after replacement (the shape and dtype given), and the chosen tokens: flat ascending index, original id."""
+
+    ids: np.ndarray
+    index: np.ndarray  # int64 [K]
+    labels: np.ndarray  # int64 [K]
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """starts[0], starts[0]+1, … (lengths[0] of them), then starts[1], …: one flat int64 array."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def lay_out(
+    pool: np.ndarray, first: np.ndarray, first_len: np.ndarray, second: np.ndarray, second_len: np.ndarray,
+    starts: np.ndarray, size: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Write n samples into a flat array of `size` tokens, each from its position in `starts`, [PAD] elsewhere.
+
+    Sample i is made of pool[first[i] :][:first_len[i]] and pool[second[i] :][:second_len[i]]; second_len 0 means a
+    single tweet. Returns ids (uint16) and segments (uint8: 1 from after the first [SEP] to the last, else 0), [size].
+    """
+    ids = np.zeros(size, np.uint16)
+    segments = np.zeros(size, np.uint8)
+    first_sep = starts + 1 + first_len
+    ids[starts] = CLS
+    ids[first_sep] = SEP
+    ids[ranges(starts + 1, first_len)] = pool[ranges(first, first_len)]
+    paired = np.flatnonzero(second_len)
+    second, second_len, first_sep = second[paired], second_len[paired], first_sep[paired]
+    into = ranges(first_sep + 1, second_len)
+    ids[into] = pool[ranges(second, second_len)]
+    segments[into] = 1
+    last_sep = first_sep + 1 + second_len
+    ids[last_sep] = SEP
+    segments[last_sep] = 1
+    return ids, segments
+
+
+def span_budget(maskable: np.ndarray, budget: float) -> np.ndarray:
+    """Tokens that span masking masks in a sample with `maskable` maskable ones: ceil(budget · maskable), int64."""
+    return np.ceil(budget * maskable.astype(np.float64)).astype(np.int64)
+
+
+def mask_samples(ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings, vocab_size: int) -> Masked:
+    """Choose tokens of the samples in flat `ids` and replace them; the same for a sample wherever it lies."""
+    if settings.kind == "span":
+        chosen, _ = choose_spans(ids, samples, seed, settings)
+    else:
+        chosen = choose_tokens(ids, samples, seed, settings)
+    index = np.flatnonzero(chosen)
+    labels = ids[index]
+    masked = ids.copy()
+    masked[index] = _replace(labels, index, samples, seed, settings, vocab_size)
+    return Masked(masked, index, labels.astype(np.int64))
+
+
+def choose_spans(
+    ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Span masking of every sample: which tokens are chosen (bool, like `ids`), and the span lengths drawn (int64).
+
+    A span starts at a token drawn uniformly from the sample's maskable tokens that are not chosen yet, has a length n
+    in 1..max_span drawn with P ∝ 1/n, and ends early at a special token, at a chosen one and when the sample's budget
+    is spent; spans are drawn until it is. All samples go in step, one draw each a round: a draw that falls on a chosen
+    token is drawn again in the next round, which keeps starts uniform over the rest.
+    """
+    is_open = ids >= N_SPECIAL  # may be chosen: maskable and not chosen yet
+    maskable = np.flatnonzero(is_open)
+    first, count = _runs(maskable, samples)
+    left = span_budget(count, settings.budget)
+    shares = 1.0 / np.arange(1, settings.max_span + 1)
+    thresholds = np.cumsum(shares)[:-1] / shares.sum()
+    key_start, key_length = samples.keys(seed, Purpose.SPAN_START), samples.keys(seed, Purpose.SPAN_LENGTH)
+
+    chosen = np.zeros(len(ids), bool)
+    drawn = []
+    active = np.flatnonzero(left)
+    draw = 0
+    while len(active):
+        start = maskable[first[active] + below(key_start[active], draw, count[active])]
+        lands = is_open[start]
+        at, start = active[lands], start[lands]
+        length = 1 + np.searchsorted(thresholds, uniform(key_length[at], draw), side="right")
+        drawn.append(length)
+        reach = np.minimum(length, left[at])
+        for offset in range(settings.max_span):
+            # Samples end in [SEP], so a span that runs on meets a closed token before it meets the next sample.
+            going = np.flatnonzero(reach > offset)
+            going = going[is_open[start[going] + offset]]
+            at, start, reach = at[going], start[going], reach[going]
+            is_open[start + offset] = False
+            chosen[start + offset] = True
+            left[at] -= 1
+        active = active[left[active] > 0]
+        draw += 1
+    return chosen, np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+
+
+def choose_tokens(ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings) -> np.ndarray:
+    """Token masking: each maskable token is chosen with probability `budget`; bool, like `ids`.
+
+    A sample none of whose tokens was chosen is drawn again as a whole, unless nothing in it is maskable.
+    """
+    maskable = np.flatnonzero(ids >= N_SPECIAL)
+    first, count = _runs(maskable, samples)
+    keys = samples.keys(seed, Purpose.TOKEN_CHOICE)
+    chosen = np.zeros(len(ids), bool)
+    pending = np.flatnonzero(count)
+    attempt = 0
+    while len(pending):
+        tokens = maskable[ranges(first[pending], count[pending])]
+        position = tokens - np.repeat(samples.starts[pending], count[pending]) + attempt * _ATTEMPT_STRIDE
+        hit = uniform(np.repeat(keys[pending], count[pending]), position.astype(np.uint64)) < settings.budget
+        chosen[tokens[hit]] = True
+        edges = np.cumsum(count[pending]) - count[pending]
+        pending = pending[~np.logical_or.reduceat(hit, edges)]
+        attempt += 1
+    return chosen
+
+
+def _runs(index: np.ndarray, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """For ascending flat `index`: where each sample's part of it begins, and how long that part is."""
+    first = np.searchsorted(index, samples.starts)
+    return first, np.searchsorted(index, samples.starts + samples.lengths) - first
+
+
+def _replace(
+    labels: np.ndarray, index: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings, vocab_size: int
+) -> np.ndarray:
+    """What each chosen token becomes: [MASK], a random ordinary token or itself, drawn per token."""
+    _, count = _runs(index, samples)
+    sample = np.repeat(np.arange(len(count)), count)
+    position = (index - samples.starts[sample]).astype(np.uint64)
+    share = uniform(samples.keys(seed, Purpose.REPLACEMENT)[sample], position)
+    out = np.where(share < settings.mask, np.uint16(MASK), labels)
+    random = np.flatnonzero((share >= settings.mask) & (share < settings.mask + settings.random))
+    keys = samples.keys(seed, Purpose.RANDOM_TOKEN)[sample[random]]
+    out[random] = N_SPECIAL + below(keys, position[random], vocab_size - N_SPECIAL)
+    return out

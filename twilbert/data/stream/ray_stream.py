@@ -1,0 +1,131 @@
+"""The stream in Ray Data tasks: micro-batches are built ahead of the consumer, in other processes, in order.
+
+    items ─ ray.data.range ─▶ task: build(item) yields Arrow blocks of whole runs of steps ─▶ consumer: views, no copy
+
+A task streams its blocks out as they are made, so that the first steps arrive before the window is done. What has been
+built and not yet consumed is capped; a task waits when the cap is reached. Ray is imported only when a stream starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterator
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from twilbert.data.stream.build import build
+from twilbert.data.stream.micro_batch import SCHEMA, MicroBatch, Packed
+from twilbert.data.stream.order import Item, StreamPlan, items
+from twilbert.errors import TwilbertError
+
+READ_AHEAD_BYTES = 128 * 2**20  # built and not yet consumed, a worker
+_BLOCK_BYTES = 2 * 2**20  # a block leaves its task at this size
+_ITEMS_AN_EXECUTION = 256  # items of one Ray Data execution: the next is started when it is used up
+_PAUSE_S = 0.1  # between two rounds of the executor over its tasks, which cost 1 ms of the consumer's CPU each
+_FAULT = "fault"  # the column of a task's last row that tells what stopped it; null in every other row
+
+
+class RestingExecutor:
+    """An ExecutionCallback that lets Ray Data's executor thread sleep between two rounds over its tasks.
+
+    A back-pressured executor polls without pause and, in a training worker, fights the training step for the GIL.
+    """
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Do nothing."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Sleep."""
+        time.sleep(_PAUSE_S)
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Do nothing."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Do nothing."""
+
+
+def ray_micro_batches(
+    plan: StreamPlan,
+    rank: int,
+    start_step: int,
+    stop_step: int,
+    *,
+    read_ahead_bytes: int = READ_AHEAD_BYTES,
+    parallel_tasks: int = 1,
+) -> Generator[MicroBatch]:
+    """The same micro-batches as `stream.micro_batches`, built in Ray Data tasks ahead of the consumer.
+
+    Needs a running Ray; its tasks ask for none of the logical CPUs. Arrays are read-only views of shared memory.
+    `close()` stops the tasks: to be called on a stream that is not used up, before Ray shuts down, or the exit hangs.
+    TwilbertError, naming the file, when a shard cannot be read.
+    """
+    remaining = items(plan, rank, start_step, stop_step)
+    while some := list(islice(remaining, _ITEMS_AN_EXECUTION)):
+        blocks = _blocks(plan, rank, some, read_ahead_bytes, parallel_tasks)
+        try:
+            for table in blocks:
+                fault = table.column(_FAULT)[-1].as_py()
+                sound = table.slice(0, table.num_rows - 1) if fault else table
+                yield from Packed.from_table(sound).micro_batches()
+                if fault:
+                    raise TwilbertError(fault)
+        finally:
+            blocks.close()
+
+
+def _blocks(
+    plan: StreamPlan, rank: int, some: list[Item], read_ahead_bytes: int, parallel_tasks: int
+) -> Generator[pa.Table]:
+    """Arrow blocks of the items' micro-batches in order, from one Ray Data execution."""
+    import ray
+    from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+
+    def work(numbers: pa.Table) -> Iterator[pa.Table]:
+        for number in numbers.column("item").to_pylist():
+            try:
+                for run in build(plan, rank, some[number]):
+                    table = run.to_table()
+                    yield table.append_column(_FAULT, pa.nulls(table.num_rows, pa.string()))
+            except TwilbertError as error:
+                yield _fault(error)
+
+    # What Ray Data reports of an execution's beginning and end is no news to the user of a stream.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    context = DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=read_ahead_bytes)
+    context.target_max_block_size = _BLOCK_BYTES
+    context.custom_execution_callback_classes = [RestingExecutor]  # type: ignore[list-item]
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # its kind tells whether another start may mend it
+    with DataContext.current(context):  # sealed into the dataset at its making; others' datasets keep theirs
+        dataset = ray.data.from_items(list(range(len(some))), override_num_blocks=len(some)).map_batches(
+            work,
+            num_cpus=0,  # logical: workers that take every CPU a cluster has must not wait for ever, in silence
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=TaskPoolStrategy(size=parallel_tasks),
+        )
+        tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+    try:
+        yield from tables
+    finally:
+        tables.close()  # type: ignore[attr-defined]  # a generator, typed as an iterator
+
+
+def _fault(error: TwilbertError) -> pa.Table:
+    """A last row that carries the error's message: as data, since Ray would wrap it in its own text and traceback."""
+    columns = {field.name: pa.nulls(1, field.type).fill_null(0) for field in SCHEMA if not _is_list(field)}
+    columns |= {field.name: pa.array([[]], field.type) for field in SCHEMA if _is_list(field)}
+    return pa.table(columns, schema=SCHEMA).append_column(_FAULT, pa.array([str(error)]))
+
+
+def _is_list(field: pa.Field) -> bool:
+    return pa.types.is_large_list(field.type)

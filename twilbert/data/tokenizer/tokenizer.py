@@ -1,0 +1,228 @@
+"""The runtime tokenizer: tokenizer.json of the `tokenizers` library, in training as in inference.
+
+A folder holds tokenizer.json (all that encoding needs), tokenizer_config.json (transformers reads the folder with it)
+and twilbert_tokenizer.json (how it was made); twilbert-vocab's (SentencePiece) also spm.model, what it was made from.
+The released models' (BERT word pieces, data/wordpiece.py) differs in tokenizer.json alone: nothing here asks which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tokenizers
+
+from twilbert import storage
+from twilbert.data.tokenizer.sentencepiece import SPECIAL_TOKENS, TOKENIZER_CONFIG, encodes_words_alone
+from twilbert.errors import TwilbertError, UsageError, is_panic
+
+PAD, UNK, MASK, CLS, SEP = range(5)
+N_SPECIAL = 5
+MAX_VOCAB_SIZE = 65_535  # ids are stored as uint16
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SETTINGS_FILE = "twilbert_tokenizer.json"
+SUM = "tokenizer_sha256"  # the settings' entry with the SHA-256 of tokenizer.json; 0.2.0 wrote none
+STUCK = "the tokenizer fails on a text"
+_MAX_REMEMBERED_WORDS = 400_000  # some 60 MB; beyond, the memory of words starts anew
+
+
+class Tokenizer:
+    """Texts to ids and back; can be pickled. Special tokens are never made from text: a tweet may hold "[MASK]"."""
+
+    def __init__(self, files: dict[str, bytes], where: str = TOKENIZER_FILE) -> None:
+        """From a folder's files by name, tokenizer.json among them; UsageError, naming `where`, when it is damaged."""
+        self._files = files
+        self._where = where
+        content = files[TOKENIZER_FILE]
+        with explained(where, UsageError, "not a readable tokenizer"):
+            backend = tokenizers.Tokenizer.from_buffer(content)
+            spec = json.loads(content)
+            written = json.loads(files.get(SETTINGS_FILE, b"{}")).get(SUM)
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._words = _WordMemory(self._encode_whole) if encodes_words_alone(spec) else None
+        self.vocab_size: int = backend.get_vocab_size()
+        self.fingerprint: str = hashlib.sha256(content).hexdigest()
+        if written not in (None, self.fingerprint):
+            raise UsageError(
+                f"{where}: damaged or edited: its SHA-256 is not that in {SETTINGS_FILE}; restore it, or, where the "
+                f"change is meant, take the entry {SUM} out"
+            )
+        if tuple(backend.id_to_token(i) for i in range(N_SPECIAL)) != SPECIAL_TOKENS:
+            raise UsageError(f"{where}: its first five tokens are not {' '.join(SPECIAL_TOKENS)}; use twilbert-vocab")
+        if max(backend.get_vocab().values()) >= self.vocab_size:
+            raise UsageError(f"{where}: its ids do not go from 0 to {self.vocab_size - 1}; use twilbert-vocab")
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise UsageError(f"{where}: {self.vocab_size} tokens, at most {MAX_VOCAB_SIZE} can be stored")
+
+    @classmethod
+    def load(cls, path: str) -> Tokenizer:
+        """The tokenizer of a folder (twilbert-vocab's, or a model's); UsageError when missing or damaged."""
+        path = storage.absolute(path)
+        files = {}
+        for name in (TOKENIZER_FILE, CONFIG_FILE, SETTINGS_FILE):
+            if storage.is_file(storage.join(path, name)):
+                files[name] = storage.read_bytes(storage.join(path, name))
+        if TOKENIZER_FILE not in files:
+            what = (
+                f"the folder has no {TOKENIZER_FILE}" if storage.exists(path) else "there is no such tokenizer folder"
+            )
+            raise UsageError(f"{path}: {what}; make one with twilbert-vocab CORPUS --out {path}")
+        return cls(files, where=storage.join(path, TOKENIZER_FILE))
+
+    @classmethod
+    def of_model(cls, folder: str, entries: int) -> Tokenizer:
+        """The tokenizer in the folder of a model of so many `entries`; TwilbertError where it has other ones."""
+        tokenizer = cls.load(folder)
+        if tokenizer.vocab_size != entries:
+            raise TwilbertError(
+                f"{folder}: its tokenizer has {tokenizer.vocab_size:,} entries, its model {entries:,}; they do not "
+                "belong together: copy the folder again"
+            )
+        return tokenizer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._files, self._where)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was trained (twilbert_tokenizer.json); empty when another program made it."""
+        return json.loads(self._files.get(SETTINGS_FILE, b"{}"))
+
+    def save(self, folder: str) -> None:
+        """Write what transformers' AutoTokenizer reads (and the settings) into a model's folder."""
+        config = json.dumps(TOKENIZER_CONFIG, indent=1).encode()
+        for name, content in {CONFIG_FILE: config, **self._files}.items():
+            storage.write_bytes_atomic(storage.join(folder, name), content)
+
+    def encode_batch(
+        self, texts: Sequence[str | None] | pa.Array | pa.ChunkedArray, max_len: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of many texts, each cut at `max_len` tokens, no special tokens added; None is a text without tokens.
+
+        Returns (ids uint16 [total tokens], offsets int64 [texts + 1]): text i has ids[offsets[i]:offsets[i + 1]].
+        """
+        if self._words is not None:
+            ids, offsets = self._words.encode(_as_arrow(texts))
+        else:
+            ids, offsets = self._encode_whole([t or "" for t in _as_arrow(texts).to_pylist()])
+        return (ids, offsets) if max_len is None else cut(ids, offsets, max_len)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, no special tokens added, not cut."""
+        return self._encode_whole([text])[0].tolist()
+
+    def encode_masked(self, text: str) -> list[int]:
+        """Ids of one text in which "[MASK]" stands for the masked token; no special tokens added, not cut."""
+        reading = tokenizers.Tokenizer.from_buffer(self._files[TOKENIZER_FILE])
+        reading.no_truncation()
+        reading.no_padding()
+        with explained(self._where, TwilbertError, STUCK):
+            return reading.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`, one space between words."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def token(self, token_id: int) -> str:
+        """The token with this id; IndexError when there is none."""
+        token = self._backend.id_to_token(int(token_id))
+        if token is None:
+            raise IndexError(f"token id {token_id}: the vocabulary has {self.vocab_size} entries")
+        return token
+
+    def _encode_whole(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        with explained(self._where, TwilbertError, STUCK):
+            encoded = [one.ids for one in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
+        return np.fromiter(itertools.chain.from_iterable(encoded), np.uint16, int(offsets[-1])), offsets
+
+
+class _WordMemory:
+    """Encodes each distinct word once: a text's ids are those of its words, and texts repeat their words.
+
+    Words are found, told apart and put together by Arrow and numpy; Python sees each distinct word of a batch, never a
+    token. Only for tokenizers that `encodes_words_alone`.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]) -> None:
+        self._encode = encode
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._slots: dict[str, int] = {}
+        self._ids = np.empty(0, np.uint16)
+        self._offsets = np.zeros(1, np.int64)
+
+    def encode(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        words = pc.split_pattern(texts, " ")  # pyright: ignore[reportAttributeAccessIssue]
+        distinct = words.values.dictionary_encode()
+        with self._lock:
+            slots = self._slots_of(distinct.dictionary.to_pylist())
+            word_slots = slots[distinct.indices.to_numpy(zero_copy_only=False)]
+            starts, lengths = self._offsets[word_slots], np.diff(self._offsets)[word_slots]
+            ids, word_offsets = gather(self._ids, starts, lengths)
+        return ids, word_offsets[words.offsets.to_numpy()]
+
+    def _slots_of(self, words: list[str]) -> np.ndarray:
+        """Where each word's ids lie; unknown words are encoded and remembered."""
+        if len(self._slots) + len(words) > _MAX_REMEMBERED_WORDS:
+            self._forget()
+        new = [word for word in words if word not in self._slots]
+        if new:
+            ids, offsets = self._encode(new)
+            self._slots.update(zip(new, range(len(self._slots), len(self._slots) + len(new)), strict=True))
+            self._offsets = np.concatenate([self._offsets, self._offsets[-1] + offsets[1:]])
+            self._ids = np.concatenate([self._ids, ids])
+        return np.fromiter(map(self._slots.__getitem__, words), np.int64, len(words))
+
+
+def gather(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The runs ids[start : start + length], one after another: (flat ids, int64 offsets [runs + 1])."""
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    positions = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return ids[positions], offsets
+
+
+def cut(ids: np.ndarray, offsets: np.ndarray, max_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """A ragged array with every run cut at `max_len`."""
+    lengths = np.diff(offsets)
+    if not len(lengths) or lengths.max() <= max_len:
+        return ids, offsets
+    return gather(ids, offsets[:-1], np.minimum(lengths, max_len))
+
+
+@contextlib.contextmanager
+def explained(where: str, kind: type[TwilbertError], what: str) -> Iterator[None]:
+    """An error of the tokenizers library, or its panic, as one of ours."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise kind(f"{where}: {what} ({error}); make one with twilbert-vocab, or copy the folder anew") from error
+
+
+def _as_arrow(texts: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> pa.Array:
+    if isinstance(texts, pa.Array | pa.ChunkedArray):
+        arrow: Any = texts
+        return arrow.combine_chunks() if isinstance(texts, pa.ChunkedArray) else arrow
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError as error:
+        raise TwilbertError(
+            f"a text holds half a character (a lone surrogate) and cannot be encoded: {error}"
+        ) from error

@@ -1,0 +1,100 @@
+"""The released models' vocabulary: a file of BERT word pieces, one a line, as a tokenizer folder.
+
+    vocab file ─ check ─▶ clean ▸ split CJK ▸ lower-case ▸ strip accents ▸ split punctuation ▸ longest match ─▶ folder
+
+BERT's own algorithm, by the `tokenizers` library. The released vocabulary marks with `##` the pieces that started a
+word where it came from, so it is the wrong way round, and a third of it (upper case, accents) can never be produced;
+the released models were trained with exactly this. Cleaning (data/text.py) stays outside tokenizer.json: what is in
+it must give the ids the models know, of any text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from twilbert import outputs, storage
+from twilbert.data.cleaning import CLEANING
+from twilbert.data.tokenizer import tokenizer as runtime
+from twilbert.data.tokenizer.sentencepiece import SPECIAL_TOKENS, TOKENIZER_CONFIG
+from twilbert.errors import UsageError
+
+SETTINGS_FORMAT = 1
+CONTINUATION = "##"
+LONGEST_WORD = 200  # characters; a longer word is [UNK]
+
+
+def read_vocabulary(path: str) -> list[str]:
+    """The entries of a vocabulary file in the order of their ids; UsageError naming the line that cannot be one."""
+    path = storage.absolute(path)
+    if not storage.exists(path) or storage.is_folder(path):
+        raise UsageError(f"{path}: no such file; expected a vocabulary, one word piece a line")
+    try:
+        text = storage.read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 ({error}); expected a vocabulary, one word piece a line") from error
+    entries = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if tuple(entries[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+        raise UsageError(
+            f"{path}: its first five lines are not {' '.join(SPECIAL_TOKENS)}; not a vocabulary of TWilBERT"
+        )
+    if len(entries) > runtime.MAX_VOCAB_SIZE:
+        raise UsageError(f"{path}: {len(entries):,} entries, at most {runtime.MAX_VOCAB_SIZE:,} can be stored")
+    lines: dict[str, int] = {}
+    for number, entry in enumerate(entries, start=1):
+        if not entry:
+            raise UsageError(f"{path}, line {number}: empty; every line must hold one word piece, since lines are ids")
+        if entry in lines:
+            raise UsageError(f"{path}, line {number}: {entry!r} is already in line {lines[entry]}; entries must differ")
+        lines[entry] = number
+    return entries
+
+
+def from_vocabulary(entries: list[str]) -> Tokenizer:
+    """The `tokenizers` tokenizer of a BERT vocabulary whose first five entries are the special tokens."""
+    vocabulary = {entry: i for i, entry in enumerate(entries)}
+    made = Tokenizer(
+        models.WordPiece(
+            vocabulary,
+            unk_token="[UNK]",
+            max_input_chars_per_word=LONGEST_WORD,
+            continuing_subword_prefix=CONTINUATION,
+        )
+    )
+    made.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
+    )
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=False)
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return made
+
+
+def save_wordpiece_folder(vocab_file: str, out: str) -> runtime.Tokenizer:
+    """Write the tokenizer folder of a BERT vocabulary file, whole or not at all, and return its tokenizer.
+
+    UsageError when the file is no such vocabulary, or `out` holds something.
+    """
+    entries = read_vocabulary(vocab_file)
+    content = from_vocabulary(entries).to_str(pretty=False).encode()
+    settings = {
+        "format": SETTINGS_FORMAT,
+        "type": "wordpiece",
+        "vocab_size": len(entries),
+        "lowercase": True,
+        "strip_accents": True,
+        "byte_fallback": False,
+        "cleaning": CLEANING,
+        runtime.SUM: hashlib.sha256(content).hexdigest(),
+    }
+    with outputs.new_folder(out, "convert") as folder:
+        storage.write_bytes_atomic(storage.join(folder, runtime.TOKENIZER_FILE), content)
+        storage.write_json_atomic(storage.join(folder, runtime.CONFIG_FILE), TOKENIZER_CONFIG)
+        storage.write_json_atomic(storage.join(folder, runtime.SETTINGS_FILE), settings)
+    return runtime.Tokenizer.load(out)

@@ -1,0 +1,173 @@
+"""What evaluation reads: pairs (a corpus' valid split or raw files), encoded here into a scratch folder without Ray,
+texts line by line, and pairs with their order as a label.
+
+corpus/valid/*.parquet  ─┐
+raw TSV, CSV, JSONL, …  ─┴▶ (tweets, replies), cleaned ─▶ ids in row groups ─▶ scratch/valid/00000.parquet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+
+from twilbert import storage
+from twilbert.data.cleaning import clean
+from twilbert.data.corpus.corpus import INDEX_FILE, ROW_GROUP_ROWS, Corpus, read_shard
+from twilbert.data.encoded import format as encoded
+from twilbert.data.stream import rows as rows_of
+from twilbert.data.stream.build import pack
+from twilbert.data.stream.masking import MaskingSettings
+from twilbert.data.stream.micro_batch import COUNTS, UNKNOWN, MicroBatch
+from twilbert.data.stream.stream import EVALUATION_EPOCH
+from twilbert.data.tables import files, readers
+from twilbert.data.tables.lines import holds_pairs, text_lines
+from twilbert.data.tokenizer.tokenizer import Tokenizer
+from twilbert.errors import UsageError
+
+Texts = tuple[list[str], list[str | None]]  # tweets and replies; None is a single tweet's
+_PIECE_BYTES = 64 * 2**20
+
+
+def read_pairs(source: str, split: str = "valid") -> Iterator[Texts]:
+    """The pairs of a corpus' split, or of raw files as they are: cleaned, none dropped but lines that are no pairs.
+
+    UsageError when `source` is neither.
+    """
+    if storage.exists(storage.join(storage.absolute(source), INDEX_FILE)):
+        corpus = Corpus.open(source)
+        if split not in corpus.splits:
+            raise UsageError(f"{source}: has no split {split!r}; it has {', '.join(corpus.splits)}")
+        for shard in corpus.shards(split):
+            for table in read_shard(corpus.shard_path(shard), shard, ("orig_text", "reply_text")):
+                yield table.column("orig_text").to_pylist(), table.column("reply_text").to_pylist()
+        return
+    for path in files.find([source]):
+        file = files.inspect(path)
+        if file is None:
+            raise UsageError(f"{path}: empty; expected tweets and replies as TSV, CSV, JSON lines or Parquet")
+        for piece in files.cut(file, _PIECE_BYTES):
+            for block in readers.read_blocks(piece):
+                yield [clean(t) for t in block.orig_texts], [r if r is None else clean(r) for r in block.reply_texts]
+
+
+def encode_pairs(texts: Iterator[Texts], tokenizer: Tokenizer, max_len: int, folder: str) -> encoded.EncodedCorpus:
+    """`texts` as an encoded corpus with the one split "valid" in `folder`; UsageError when there are none.
+
+    A reply without text is none; a pair without a tweet is left out.
+    """
+    first = next(texts, None)
+    if first is None:
+        raise UsageError("no pairs to evaluate: the input holds none")
+    storage.make_dir(storage.join(folder, "valid"))
+    tables = chain.from_iterable(_tables(part, tokenizer, max_len) for part in chain([first], texts))
+    file = "valid/00000.parquet"
+    entry = {"file": file, **encoded.write_shard(storage.join(folder, file), tables)}
+    made = {"tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "max_len": max_len}
+    encoded.write_index(folder, corpus="scratch", shards={"valid": [entry]}, **made)
+    return encoded.EncodedCorpus.open_folder(folder)
+
+
+def kept(texts: Texts) -> Iterator[tuple[str, str | None]]:
+    """The pairs that `encode_pairs` keeps: its rows, in order."""
+    return ((t, r or None) for t, r in zip(*texts, strict=True) if t)
+
+
+def _tables(texts: Texts, tokenizer: Tokenizer, max_len: int):
+    tweets, replies = texts
+    size = ROW_GROUP_ROWS
+    for at in range(0, len(tweets), size):
+        rows = list(kept((tweets[at : at + size], replies[at : at + size])))
+        if rows:
+            sides = zip(*rows, strict=True)
+            yield encoded.make_table(*(tokenizer.encode_batch(side, max_len) for side in sides))
+
+
+def chosen_samples(
+    corpus: encoded.EncodedCorpus, split: str, rows: Sequence[int], masking: MaskingSettings, seed: int
+) -> MicroBatch:
+    """Both orders of chosen rows, masked as `evaluation_batches` masks them, as one micro-batch sorted by length."""
+    counts = corpus.split(split)
+    groups = np.cumsum([0, *(group.rows for group in counts.row_groups)])
+    needed = np.unique(np.searchsorted(groups, np.asarray(rows), side="right") - 1)
+    held = rows_of.read_rows(corpus, counts, needed.tolist())
+    row, direction = held.samples()
+    own = np.flatnonzero(np.isin(held.number[row], np.asarray(rows)))
+    own = own[np.argsort(held.lengths[row[own]], kind="stable")]
+    row, direction = row[own], direction[own]
+    alone = dict.fromkeys(COUNTS, 0) | {"epoch": EVALUATION_EPOCH, "n_masked": UNKNOWN, "n_samples": len(own)}
+    packed = pack(
+        held,
+        row,
+        direction,
+        np.full(len(own), EVALUATION_EPOCH),
+        sizes=np.array([len(own)]),
+        counts={name: np.array([value]) for name, value in alone.items() if name != "width"},
+        seed=seed,
+        masking=masking,
+        vocab_size=corpus.vocab_size,
+    )
+    return next(packed.micro_batches())
+
+
+def read_texts(source: str, cleaning: Callable[[str], str] = clean) -> Iterator[list[str]]:
+    """Texts, cleaned, in lists: each line of a text file (plain, gzip, zstd), "" where nothing is left.
+
+    Of a corpus (its valid split) or of files of pairs (TSV, CSV, JSON lines, Parquet): tweets and replies in turn,
+    always cleaned by `clean`. UsageError when there is no such file.
+    """
+    path = storage.absolute(source)
+    if holds_pairs(path):
+        if cleaning is not clean:
+            raise UsageError(f"{source}: pairs are read with this program's cleaning; give a text file of raw lines")
+        for texts in read_pairs(source):
+            yield [side for pair in zip(*texts, strict=True) for side in pair if side is not None]
+        return
+    for lines in text_lines(path):
+        yield [cleaning(line) for line in lines]
+
+
+class OrderedRows(NamedTuple):
+    """Pairs in the order they stand in; label 1 where the second replies to the first, 0 where it is the other way."""
+
+    firsts: list[str]
+    seconds: list[str]
+    labels: list[int]
+
+
+def read_ordered(source: str, cleaning: Callable[[str], str] = clean) -> OrderedRows:
+    """The rows FIRST, SECOND, LABEL of a TSV (never quoted), cleaned; the label is 1 or 0. A header is recognised.
+
+    UsageError, with the line's number, for a line of another form, and when there are none.
+    """
+    rows = OrderedRows([], [], [])
+    number = 0
+    for lines in text_lines(storage.absolute(source)):
+        for line in lines:
+            number += 1
+            cells = [cell.strip() for cell in line.split("\t")]
+            if number == 1 and len(cells) == 3 and not cells[2].isdigit():
+                continue
+            texts = [cleaning(cell) for cell in cells[:2]]
+            if len(cells) != 3 or cells[2] not in ("0", "1") or not all(texts):
+                raise UsageError(
+                    f"{source}: line {number}: expected FIRST, SECOND and 1 (the second replies to the first) or 0, "
+                    f"two tabs between them; found {len(cells)} cells: {line[:80]!r}"
+                )
+            rows.firsts.append(texts[0])
+            rows.seconds.append(texts[1])
+            rows.labels.append(int(cells[2]))
+    if not rows.labels:
+        raise UsageError(f"{source}: no rows; expected FIRST, SECOND and 1 or 0, two tabs between them")
+    return rows
+
+
+def token_counts(texts: Iterator[Texts], tokenizer: Tokenizer) -> np.ndarray:
+    """How often each id occurs in `texts`, int64 [V]."""
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for sides in texts:
+        for side in sides:
+            counts += np.bincount(tokenizer.encode_batch(side)[0], minlength=len(counts))
+    return counts

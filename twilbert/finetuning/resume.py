@@ -1,0 +1,242 @@
+"""What is kept of a fine-tuning until its results are written, so that the same command goes on after any end.
+
+OUT/  started.json                what decides the results: settings, task, device, data, weights
+      seed-N/best.safetensors     weights at the seed's best look at dev, and what they say of dev
+             ended.json           every look at dev; written last: with it the seed is over
+Both hold their own SHA-256: a seed of which either is damaged is trained again, and that is said.
+Once results.json is there, the weights of the seeds are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from twilbert import __version__, cli, outputs, storage
+from twilbert.data import checksums
+from twilbert.devices import find_device
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.finetuning.data import TaskData
+from twilbert.finetuning.encoders import Base, sha256_of
+from twilbert.finetuning.train import Evaluation, Outcome, resolve_precision
+from twilbert.parsing import read_record
+from twilbert.recipe.finetuning import FinetuneRecipe
+from twilbert.tasks.task import Task
+
+STARTED = "started.json"
+NEW = ".new"  # of the folder beside OUT that replaces it
+WEIGHTS, _ENDED = "best.safetensors", "ended.json"
+_SUM = "sha256"
+_PROBABILITIES = "dev/probabilities"  # beside the weights: both or neither are of the best evaluation
+_OURS = re.compile(
+    r"(started|results)\.json|recipe\.yaml|report\.html|(predictions|errors)-(dev|test)\.jsonl|"
+    r"confusion-(dev|test)\.tsv|seed-\d+/(metrics\.jsonl|best\.safetensors|ended\.json|(wandb/.*)?)|model/.*"
+)
+_MODEL_BEFORE = (
+    "config.json", "model.safetensors", "README.md", "configuration_twilbert.py", "modeling_twilbert.py",
+    "tokenizer.json", "tokenizer_config.json", "twilbert_tokenizer.json",
+)  # fmt: skip
+_OF_TASK = {"problem", "labels", "metric", "average", "class_metric", "remove_rt", "files", "root"}
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """ended.json."""
+
+    seed: int
+    best: int
+    """Which of `history`."""
+    history: list[Evaluation]
+    stopped_early: bool
+
+
+def identity(recipe: FinetuneRecipe, task: Task, base: Base, data: TaskData) -> dict[str, Any]:
+    """What must be the same for ended seeds to stand beside new ones, as JSON."""
+    device = find_device(recipe.training.device)
+    rows = [part for split in (data.train, data.dev) for part in (*vars(split.sequences).values(), split.labels)]
+    return recipe.model_dump(mode="json", exclude={"tracking", "runs"}) | {
+        "the task file": task.model_dump(mode="json", include=_OF_TASK),
+        "train and dev as encoded": sha256_of(*rows, data.max_len),
+        "the model's weights": base.digest(),
+        "the device": device.type,
+        "the precision": resolve_precision(recipe.training, device),
+        "twilbert": __version__,
+    }
+
+
+@contextlib.contextmanager
+def place(out: str, now: Mapping[str, Any], reads: Sequence[str], *, overwrite: bool) -> Iterator[str]:
+    """Where the fine-tuning of identity `now` works, for it alone: OUT, or OUT.new, which takes its place at the end.
+
+    UsageError where OUT holds something else and not `overwrite`, or something that may not be replaced: not written
+    by a fine-tuning, or with one of `reads` in it.
+    """
+    work = out
+    if overwrite and storage.is_folder(out) and storage.list_dir(out):
+        _check_replaceable(out, reads)
+        work = out + NEW if storage.is_local(out) else out
+    with held(work):
+        if overwrite and storage.exists(storage.join(work, STARTED)) and (work == out or _other(work, now)):
+            _check_replaceable(work, reads)
+            for name in sorted(storage.list_dir(work), key=lambda name: name == STARTED):
+                storage.delete(storage.join(work, name))
+        storage.probe_write(work)
+        start(work, now, reads)
+        yield work
+        if work != out:
+            _check_replaceable(out, reads)
+            target = Path(out).resolve()
+            with storage.temporary(target, folder=True) as new:
+                Path(work).rename(new)
+                storage.replace_folder(new, target)
+
+
+def _check_replaceable(out: str, reads: Sequence[str]) -> None:
+    """UsageError where OUT is no fine-tuning's folder, or replacing it would lose more than that."""
+    outputs.refuse_inputs(out, reads)
+    model = storage.join(out, "model")
+    strangers = [name for name in outputs.strangers_in(out, "finetune") if not _OURS.fullmatch(name)]
+    if storage.exists(model):
+        strangers += [f"model/{name}" for name in outputs.strangers_in(model, "finetune", _MODEL_BEFORE)]
+    if strangers or not storage.exists(storage.join(out, STARTED)):
+        named = f" ({outputs.shown(strangers)})" if strangers else ""
+        raise UsageError(f"{out}: holds something that finetune did not write{named}; choose another --out")
+
+
+def _other(out: str, now: Mapping[str, Any]) -> bool:
+    before = read_record(storage.join(out, STARTED), dict[str, Any])
+    return any(before.get(key) != now[key] for key in now)
+
+
+def start(out: str, now: Mapping[str, Any], reads: Sequence[str] = ()) -> None:
+    """Write down what decides the results in OUT; UsageError where something else is being made, or was made, there."""
+    path = storage.join(out, STARTED)
+    if not storage.exists(path):
+        if storage.list_dir(out):
+            raise UsageError(f"{out}: already holds something; choose another --out")
+        storage.write_json_atomic(path, now)
+        return
+    before = read_record(path, dict[str, Any])
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        differences = "; ".join(_change(key, before.get(key), now[key]) for key in changed)
+        remedy = "choose another --out, or --overwrite it"
+        try:
+            _check_replaceable(out, reads)
+        except UsageError:
+            remedy = "choose another --out"
+        raise UsageError(f"{out}: holds a fine-tuning with other settings ({differences:.600}); {remedy}")
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if isinstance(now, dict) and isinstance(before, dict):
+        return "; ".join(_change(f"{key}.{k}", before.get(k), now[k]) for k in now if before.get(k) != now[k])
+    if key in ("train and dev as encoded", "the model's weights"):
+        return f"{key} have changed"
+    return f"{key}: {before!r} → {now!r}"
+
+
+def write_seed(folder: str, outcome: Outcome) -> None:
+    """Keep an ended training."""
+    write_weights(storage.join(folder, WEIGHTS), outcome.probabilities, outcome.state)
+    best = outcome.history.index(outcome.best)
+    ended = _Ended(outcome.seed, best, outcome.history, outcome.stopped_early)
+    checksums.write_json(storage.join(folder, _ENDED), asdict(ended))
+
+
+def read_seed(folder: str) -> Outcome | None:
+    """What `write_seed` kept there; None where that training has not ended, or, with a line, where it is damaged."""
+    if not storage.exists(storage.join(folder, _ENDED)):
+        return None
+    try:
+        ended = checksums.read_json(storage.join(folder, _ENDED), _Ended)
+        if not 0 <= ended.best < len(ended.history):
+            raise TwilbertError(f"{storage.join(folder, _ENDED)}: no evaluation {ended.best}")
+        probabilities, state = read_weights(storage.join(folder, WEIGHTS))
+    except TwilbertError as error:
+        cli.say(f"{error}: that seed is trained again")
+        return None
+    return Outcome(ended.seed, ended.history[ended.best], ended.history, probabilities, state, ended.stopped_early)
+
+
+def drop_seed(folder: str, *, logs: bool = False) -> None:
+    """Remove what `write_seed` kept; the logs stay, or go too."""
+    for name in (_ENDED, WEIGHTS, *(("metrics.jsonl", "wandb") if logs else ())):  # first what makes it a seed
+        storage.delete(storage.join(folder, name))
+
+
+def write_weights(path: str, probabilities: np.ndarray, state: Mapping[str, Tensor]) -> None:
+    """Write weights and what they say of dev as a safetensors file that holds the SHA-256 of its tensors."""
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    tensors[_PROBABILITIES] = torch.from_numpy(np.ascontiguousarray(probabilities))
+    storage.write_bytes_atomic(path, save_safetensors(tensors, {_SUM: _sum(tensors)}))
+
+
+def read_weights(path: str) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """What was given to `write_weights`; TwilbertError naming the file when it is missing or damaged."""
+    try:
+        content = storage.read_bytes(path)
+        tensors = load_safetensors(content)
+    except (OSError, SafetensorError) as error:
+        raise TwilbertError(f"{path}: missing or damaged ({error})") from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    written = header.get("__metadata__", {}).get(_SUM)  # none in files of 0.2.0
+    if written is not None and written != _sum(tensors):
+        raise TwilbertError(f"{path}: damaged: its tensors do not give its own SHA-256")
+    return tensors.pop(_PROBABILITIES).numpy(), tensors
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    return sha256_of(*itertools.chain(*((name, tensors[name].numpy()) for name in sorted(tensors))))
+
+
+@contextlib.contextmanager
+def held(out: str) -> Iterator[None]:
+    """No other command works in the folder `out` meanwhile; UsageError where one does. Ends with the process.
+
+    On object stores, and mounts that know no locks, nothing is held. A folder that was made for a command is removed
+    when that is interrupted before any training has looked at dev.
+    """
+    if storage.exists(out) and not storage.is_folder(out):
+        raise UsageError(f"{out}: a file; choose another --out")
+    if not storage.is_local(out):
+        yield
+        return
+    with storage.undone_if_interrupted(out, lambda: _has_trained(out)), _locked(out):
+        yield
+
+
+def _has_trained(out: str) -> bool:
+    logs = [path for name in ("metrics.jsonl", "evaluations.json") for path in Path(out).rglob(name)]
+    return any(path.stat().st_size > len("[]\n") for path in logs)
+
+
+@contextlib.contextmanager
+def _locked(out: str) -> Iterator[None]:
+    storage.make_dir(out)
+    folder = os.open(storage.absolute(out), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{out}: another command works there; let it end, or choose another --out") from error
+        except OSError as error:
+            cli.say(f"{out}: cannot be locked ({error.strerror}); start no second command there meanwhile")
+        yield
+    finally:
+        os.close(folder)

@@ -1,0 +1,165 @@
+"""The final scoring: the one place where test rows are read, once, after every training has ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from twilbert.data.cleaning import clean
+from twilbert.devices import find_device
+from twilbert.finetuning.data import TaskData, encode_rows
+from twilbert.finetuning.encoders import Base
+from twilbert.finetuning.predictions import Judged
+from twilbert.finetuning.train import Outcome, dev_score, logits, new_network, resolve_precision
+from twilbert.model.classifier import probabilities
+from twilbert.recipe.finetuning import FinetuneRecipe
+from twilbert.tasks import metrics
+from twilbert.tasks.rows import Rows, read_split, read_test
+from twilbert.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Final:
+    """Everything that is told of a fine-tuning."""
+
+    scores: dict[str, Any]
+    """What goes into results.json."""
+    chosen: Outcome
+    judged: list[Judged]
+    """dev, and test where there is one."""
+
+
+def best_by_dev(task: Task, outcomes: Sequence[Outcome]) -> Outcome:
+    """The training with the best dev score; the first of equals."""
+    best = outcomes[0]
+    for outcome in outcomes[1:]:
+        if metrics.better(task.metric, outcome.best.score, best.best.score):
+            best = outcome
+    return best
+
+
+def score(base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcomes: Sequence[Outcome]) -> Final:
+    """Judge all trainings; reads the test rows, so nothing may be trained or chosen after it."""
+    chosen = best_by_dev(task, outcomes)
+    judged = [Judged("dev", read_split(task, "dev"), chosen.probabilities)]
+    scores: dict[str, Any] = {
+        "metric": task.metric,
+        "average": task.averaging,
+        "class_metric": task.class_metric,
+        "dev": _spread([outcome.best.score for outcome in outcomes]) | _details(task, judged[0]),
+        "seeds": [_of_seed(outcome) for outcome in outcomes],
+        "chosen_seed": chosen.seed,
+    }
+    test = read_test(task)
+    if test is not None:
+        every = _test_probabilities(base, task, data, recipe, outcomes, test)
+        judged.append(Judged("test", test, every[outcomes.index(chosen)]))
+        if test.labels is not None:
+            scores["test"] = _test_scores(task, test, every, judged[1])
+            for entry, probabilities_NC in zip(scores["seeds"], every, strict=True):
+                entry["test"] = _number(dev_score(task, test.labels, probabilities_NC))
+    return Final(scores, chosen, judged)
+
+
+def _test_probabilities(
+    base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcomes: Sequence[Outcome], test: Rows
+) -> list[np.ndarray]:
+    device = find_device(recipe.training.device)
+    bf16 = resolve_precision(recipe.training, device) == "bf16"
+    sequences = encode_rows(base, task, test, data.max_len)
+    found = []
+    for outcome in outcomes:
+        network = new_network(base, recipe, task, outcome.seed)
+        network.load_state_dict(outcome.state)
+        network.to(device, torch.bfloat16 if bf16 else torch.float32)
+        found.append(probabilities(task.problem, logits(network, sequences, device)).numpy())
+    return found
+
+
+def _test_scores(task: Task, test: Rows, every: list[np.ndarray], judged: Judged) -> dict[str, Any]:
+    """Mean and sd over seeds, the chosen model's interval, and all again without rows whose text stands in train."""
+    assert test.labels is not None
+    scores = _spread([dev_score(task, test.labels, one) for one in every]) | _details(task, judged)
+    seen = set(_cleaned(task, read_split(task, "train")))
+    unseen = np.array([texts not in seen for texts in _cleaned(task, test)])
+    scores["rows_also_in_train"] = int((~unseen).sum())
+    if unseen.any() and not unseen.all():
+        scores["without_rows_in_train"] = _spread([dev_score(task, test.labels[unseen], one[unseen]) for one in every])
+    return scores
+
+
+def _cleaned(task: Task, rows: Rows) -> list[tuple[str, ...]]:
+    """Each row's text, or texts, as a model sees them."""
+    sides = [rows.texts] if rows.texts_b is None else [rows.texts, rows.texts_b]
+    return list(zip(*([clean(text, task.remove_rt) for text in side] for side in sides), strict=True))
+
+
+def _details(task: Task, judged: Judged) -> dict[str, Any]:
+    """Scores of the chosen model: its metric with a bootstrap interval, all others, and those of each label."""
+    truths, said = judged.truths(task), judged.predictions(task)
+    interval = metrics.bootstrap(truths, said, task.metric, average=task.averaging, labels=task.metric_labels)
+    n_labels = len(task.labels)
+    found: dict[str, Any] = {
+        "rows": len(truths),
+        "chosen": _number(metrics.score(truths, said, task.metric, average=task.averaging, labels=task.metric_labels)),
+        "interval": {key: _number(value) for key, value in asdict(interval).items()} | {"level": 0.95},
+        "all": {key: _number(value) for key, value in metrics.report(truths, said, task.problem, n_labels).items()},
+    }
+    if task.problem != "regression":
+        per_label = metrics.per_label(truths, said, n_labels)
+        found["labels"] = {label: asdict(one) for label, one in zip(task.labels, per_label, strict=True)}
+    return found
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A score over seeds, in results.json."""
+
+    mean: float | None
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class _Interval:
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Scores(Spread):
+    """A split's scores in results.json, as far as they are read."""
+
+    rows: int
+    interval: _Interval
+    rows_also_in_train: int = 0
+    without_rows_in_train: Spread | None = None
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    """Mean and standard deviation (of a sample; None for one) over seeds."""
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": _number(float(np.mean(values))), "sd": None if sd is None else _number(sd), "n": len(values)}
+
+
+def _of_seed(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "seed": outcome.seed,
+        "dev": _number(outcome.best.score),
+        "best_step": outcome.best.step,
+        "best_epoch": round(outcome.best.epoch, 3),
+        "stopped_early": outcome.stopped_early,
+        "seconds": round(outcome.history[-1].seconds, 2),
+        "skipped_steps": outcome.history[-1].skipped,
+        "history": [{key: _number(value) for key, value in asdict(seen).items()} for seen in outcome.history],
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no nan: None."""
+    return None if math.isnan(value) else value

@@ -1,0 +1,160 @@
+"""Results for every row of many texts, in order, in bounded memory: labels and probabilities, or embeddings.
+
+    files ─ read ─▶ Chunk ─ model ─▶ table: the input's own columns, then the results, `error` the last
+
+A chunk of rows is read, computed and handed on before the next. Here one process does it; on Ray Data actors that
+each hold the model take a file at a time, and their tables come back in the files' order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from twilbert import cli
+from twilbert.cluster.joining import wait_for_room
+from twilbert.cluster.ray_session import DATA_CPUS, ensure_ray
+from twilbert.data.tables.inputs import TableFile
+from twilbert.data.tables.rows import Chunk, read
+from twilbert.devices import usable_cores
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.inference import model as inference
+from twilbert.model.classifier import MULTI_LABEL, REGRESSION
+
+_CHUNK_ROWS, _CHUNK_ROWS_OF_TOKENS = 16_384, 512
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is computed, as every worker needs to know it."""
+
+    model: str
+    device: str | None
+    precision: str
+    embeddings: str | None
+    prefix: str
+    trust_remote_code: bool = False
+
+    def load(self) -> inference.Model:
+        """The model, ready for use."""
+        return inference.load(self.model, self.device, self.precision, self.trust_remote_code)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows computed at a time; a row of token embeddings is much larger than one of labels."""
+        return _CHUNK_ROWS_OF_TOKENS if self.embeddings == "tokens" else _CHUNK_ROWS
+
+
+def results(model: inference.Model, chunk: Chunk, job: Job) -> pa.Table:
+    """The chunk's own columns, then its results, `error` the last."""
+    good = [number for number, error in enumerate(chunk.errors) if error is None]
+    texts = [chunk.texts[i] or "" for i in good]
+    pairs = None if chunk.pairs is None else [chunk.pairs[i] or "" for i in good]
+    # Where each row's result is among the good ones; null where it has none.
+    at = np.full(len(chunk.errors), -1)
+    at[good] = np.arange(len(good))
+    places = pa.array(at, mask=at < 0)
+    if job.embeddings:
+        made = {"embedding": _vectors(model.vectors(texts, pairs, job.embeddings), model, job.embeddings)}
+    else:
+        made = _labels(model, model.scores(texts, pairs))
+    table = chunk.kept
+    for name, column in made.items():
+        if job.prefix + name in table.column_names:
+            raise UsageError(f"the input already has a column {job.prefix + name!r}; choose other names with --prefix")
+        table = table.append_column(job.prefix + name, column.take(places))
+    return table.append_column(f"{job.prefix}error", pa.array(chunk.errors, pa.string()))
+
+
+def _labels(model: inference.Model, scores: np.ndarray) -> dict[str, pa.Array]:
+    assert model.head is not None
+    if model.head.problem == REGRESSION:
+        return {"predicted": pa.array(scores[:, 0])}
+    predicted = [prediction.label for prediction in model.predictions(scores)]
+    kind = pa.list_(pa.string()) if model.head.problem == MULTI_LABEL else pa.string()
+    shares = {f"p_{label}": pa.array(np.ascontiguousarray(p)) for label, p in zip(model.labels, scores.T, strict=True)}
+    return {"predicted": pa.array(predicted, kind), **shares}
+
+
+def _vectors(vectors: np.ndarray | list[np.ndarray], model: inference.Model, pooling: str) -> pa.Array:
+    if isinstance(vectors, np.ndarray):
+        return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    counts = np.array([0, *(len(one) for one in vectors)])
+    flat = np.concatenate([np.zeros(0, np.float32), *(one.reshape(-1) for one in vectors)])
+    inner = pa.FixedSizeListArray.from_arrays(pa.array(flat), model.config.hidden_size)
+    return pa.ListArray.from_arrays(pa.array(np.cumsum(counts), pa.int32()), inner)
+
+
+def here(files: list[TableFile], job: Job) -> Iterator[pa.Table]:
+    """The tables of all chunks, computed in this process."""
+    model = job.load()
+    cli.say(f"model {job.model} on {model.device}, {said_precision(model, job)}")
+    for file in files:
+        for chunk in read(file, job.chunk_rows):
+            yield results(model, chunk, job)
+
+
+def said_precision(model: inference.Model, job: Job) -> str:
+    """The number format as progress lines name it."""
+    used = model.exact_dtype if job.embeddings else model.dtype
+    return f"precision {str(used).removeprefix('torch.')}"
+
+
+class _Worker:
+    """An actor of Ray Data: holds the model, computes one file at a time."""
+
+    def __init__(self, files: list[TableFile], job: Job) -> None:
+        self._files, self._job = files, job
+        self._model = job.load()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        for number in batch["file"].tolist():
+            for chunk in read(self._files[number], self._job.chunk_rows):
+                yield results(self._model, chunk, self._job)
+
+
+def on_ray(files: list[TableFile], job: Job, address: str | None) -> Iterator[pa.Table]:
+    """The same tables from the Ray cluster at `address` (None: the one at hand, or a local one)."""
+    inference.load(job.model, "cpu", job.precision, job.trust_remote_code)  # a fault is one message, not each worker's
+    with ensure_ray(usable_cores() + DATA_CPUS, address):
+        import ray
+        from ray.exceptions import RayError
+
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        have = ray.cluster_resources()
+        gpus = int(have.get("GPU", 0)) if job.device in (None, "cuda") else 0
+        workers = min(len(files), gpus or max(1, int(have.get("CPU", 1)) - DATA_CPUS))
+        device = "a GPU" if gpus else "a CPU"
+        needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        if gpus:
+            wait_for_room([{"GPU": 1}])
+        cli.say(f"{len(files)} files on Ray Data, {workers} workers with {device} each")
+        dataset = ray.data.from_items([{"file": i} for i in range(len(files))], override_num_blocks=len(files))
+        tables = dataset.map_batches(
+            _Worker,
+            batch_size=1,
+            batch_format="numpy",
+            fn_constructor_args=(files, job),
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            **needs,
+        )
+        try:
+            yield from tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        except RayError as error:
+            raise TwilbertError(_cause(error)) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The message of what failed inside Ray's own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        cause = getattr(seen, "cause", None)
+        if isinstance(cause, TwilbertError):
+            return str(cause)
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    return str(error).strip().splitlines()[-1]

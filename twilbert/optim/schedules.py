@@ -1,0 +1,69 @@
+"""Learning-rate schedules: pure functions of the update's number, 1 for the first update.
+
+All begin with a linear warm-up: update k ≤ warmup_steps gets peak · k / warmup_steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+from twilbert.recipe.pretraining import Recipe
+
+
+def noam(update: int, *, peak: float, warmup_steps: int) -> float:
+    """Vaswani et al. 2017, equation 3, scaled so that `peak` is reached at `warmup_steps`.
+
+    With peak = hidden_size^-0.5 * warmup_steps^-0.5 it is hidden_size^-0.5 * min(k^-0.5, k * warmup_steps^-1.5).
+    """
+    return peak * min((warmup_steps / update) ** 0.5, update / warmup_steps)
+
+
+def constant(update: int, *, peak: float, warmup_steps: int) -> float:
+    """`peak` from `warmup_steps` on."""
+    return peak * min(1.0, update / warmup_steps)
+
+
+def linear(update: int, *, peak: float, warmup_steps: int, schedule_steps: int) -> float:
+    """Up to `peak` at `warmup_steps`, down to 0 at the update after `schedule_steps`."""
+    if update <= warmup_steps:
+        return peak * update / warmup_steps
+    return peak * (1 - _progress(update, warmup_steps, schedule_steps))
+
+
+def cosine(update: int, *, peak: float, warmup_steps: int, schedule_steps: int) -> float:
+    """Up to `peak` at `warmup_steps`, down half a cosine to 0 at the update after `schedule_steps`."""
+    if update <= warmup_steps:
+        return peak * update / warmup_steps
+    return peak * 0.5 * (1 + math.cos(math.pi * _progress(update, warmup_steps, schedule_steps)))
+
+
+def warmup_stable_decay(update: int, *, peak: float, warmup_steps: int, decay_start: int, schedule_steps: int) -> float:
+    """Up to `peak` at `warmup_steps`, `peak` to `decay_start`, down to 0 at the update after `schedule_steps`."""
+    if update <= decay_start:
+        return constant(update, peak=peak, warmup_steps=warmup_steps)
+    return peak * (1 - _progress(update, decay_start, schedule_steps))
+
+
+def _progress(update: int, start: int, end: int) -> float:
+    """0 at update `start`, 1 at the update after `end` and later."""
+    return min(1.0, (update - start) / (end + 1 - start))
+
+
+def learning_rate(recipe: Recipe, update: int) -> float:
+    """The learning rate of an update under a recipe's schedule; ValueError for an update before the first."""
+    if update < 1:
+        raise ValueError(f"updates count from 1, got {update}")
+    training = recipe.training
+    start = {"peak": recipe.peak_learning_rate, "warmup_steps": training.warmup_steps}
+    match training.schedule:
+        case "noam":
+            return noam(update, **start)
+        case "constant":
+            return constant(update, **start)
+        case "linear":
+            return linear(update, **start, schedule_steps=recipe.schedule_steps)
+        case "cosine":
+            return cosine(update, **start, schedule_steps=recipe.schedule_steps)
+        case "wsd":
+            end = recipe.schedule_steps
+            return warmup_stable_decay(update, **start, decay_start=recipe.decay_start, schedule_steps=end)

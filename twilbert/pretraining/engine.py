@@ -1,0 +1,118 @@
+"""The DeepSpeed engine of a recipe: its configuration as a pure function, and the engine with a bound optimiser."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from twilbert.optim.fragments import FragmentOptimizer
+from twilbert.optim.optimizers import OPTIMIZERS
+from twilbert.recipe.pretraining import Recipe
+
+
+def deepspeed_config(recipe: Recipe, precision: str, accumulation: int, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration, every key that changes numbers written out (its defaults are not neutral).
+
+    Micro-batches here hold equal tokens, not equal samples, so DeepSpeed's own sample counts are set to 1 a
+    micro-batch and mean nothing.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": accumulation * world_size,
+        "gradient_clipping": recipe.training.max_grad_norm,  # absent, it would be 1.0
+        "gradient_predivide_factor": 1.0,
+        "prescale_gradients": False,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},  # a gradient that is not finite skips
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": recipe.training.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "reduce_scatter": True,
+            "round_robin_gradients": False,  # fragments would not be where the mapping says
+            "allgather_bucket_size": 500_000_000,
+            "reduce_bucket_size": 500_000_000,
+            "sub_group_size": 1_000_000_000_000,  # one flat tensor a rank at stage 3 too
+            "stage3_param_persistence_threshold": 0,
+        },
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+
+
+def make_engine(
+    recipe: Recipe, model: nn.Module, precision: str, accumulation: int, world_size: int
+) -> tuple[Any, FragmentOptimizer]:
+    """(engine, optimiser): `model` wrapped by DeepSpeed with the recipe's optimiser bound to its shards.
+
+    Needs an initialised torch.distributed process group.
+    """
+    deepspeed = import_deepspeed()
+    from twilbert.pretraining.shards import check_fragments, local_fragments
+
+    training = recipe.training
+    settings = {"trust_clip": training.trust_clip} if training.optimizer == "lamb" else {}
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    optimizer: FragmentOptimizer = OPTIMIZERS[training.optimizer](
+        [p for p in model.parameters() if p.requires_grad],
+        beta1=training.beta1,
+        beta2=recipe.beta2,
+        epsilon=training.epsilon,
+        weight_decay=training.weight_decay,
+        exclude_1d=training.exclude_1d,
+        **settings,
+    )
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,  # pyright: ignore[reportArgumentType]
+        config=deepspeed_config(recipe, precision, accumulation, world_size),
+        dist_init_required=False,
+    )
+    fragments = local_fragments(engine)
+    check_fragments(engine, fragments)
+    optimizer.bind(fragments, parameters, sharded=training.zero_stage > 0)
+    return engine, optimizer
+
+
+def full_weights(engine: Any, rank: int) -> dict[str, torch.Tensor]:
+    """A copy of the model's state on the CPU: whole on rank 0, empty elsewhere. At stage 3 a collective a tensor."""
+    module = engine.module
+    if engine.zero_optimization_stage() < 3:
+        held = module.state_dict() if rank == 0 else {}
+        return {name: value.detach().to("cpu", copy=True) for name, value in held.items()}
+    import deepspeed
+
+    buffers = module.named_buffers() if rank == 0 else ()
+    weights = {name: buffer.detach().to("cpu", copy=True) for name, buffer in buffers}
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if rank == 0:
+                weights[name] = parameter.detach().cpu().clone()
+    return weights
+
+
+def import_deepspeed():
+    """The deepspeed module, quiet, on the accelerator there is, with its process group taken from torch's.
+
+    On a CPU nothing may be compiled at start: the shared-memory collectives would cost most of a minute.
+    """
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(backend, dist_init_required=False, auto_mpi_discovery=False)
+    return deepspeed

@@ -1,0 +1,65 @@
+"""Where the workers of a run on this machine meet: in a file, and then on the loopback interface.
+
+Ray Train has them meet at a TCP store of torch's, which listens on every interface and answers whoever asks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ray.train.torch import TorchConfig
+
+from twilbert.cluster import local_ray
+
+
+def torch_config(backend: str) -> TorchConfig:
+    """Ray Train's setting up of torch.distributed, by a file where the Ray in use is of this command alone."""
+    return _ByFile(backend=backend, folder=local_ray.folder()) if local_ray.folder() else TorchConfig(backend=backend)
+
+
+@dataclass
+class _ByFile(TorchConfig):
+    folder: str = ""
+
+    @property
+    def backend_cls(self) -> Any:
+        return _ByFileBackend
+
+
+class _ByFileBackend(TorchConfig().backend_cls):
+    def on_start(self, worker_group: Any, backend_config: _ByFile) -> None:
+        import ray
+
+        file = str(Path(backend_config.folder, f"rendezvous-{uuid.uuid4().hex}"))  # a new one for every start
+        world_size = len(worker_group)
+        joining = [
+            worker_group.execute_single_async(i, _join, backend_config, file, i, world_size) for i in range(world_size)
+        ]
+        ray.get(joining)
+
+
+def _join(config: _ByFile, file: str, rank: int, world_size: int) -> None:
+    import torch.distributed as dist
+    from ray.train import get_context
+
+    here = get_context()
+    names = {"RANK": rank, "WORLD_SIZE": world_size, "NODE_RANK": here.get_node_rank()}
+    names |= {"LOCAL_RANK": here.get_local_rank(), "LOCAL_WORLD_SIZE": here.get_local_world_size()}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if loopback:
+            os.environ.setdefault(variable, loopback)
+    dist.init_process_group(
+        config.backend,
+        store=dist.FileStore(file, world_size),  # pyright: ignore[reportPrivateImportUsage] - it is documented
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=config.timeout_s),
+    )

@@ -1,0 +1,335 @@
+"""The recipe: every setting of a pre-training run, its unit and its limits.
+
+Field names of `model` and `objective` are the original TWilBERT's; those of `training` are the field's. A recipe is
+frozen once checked. `twilbert.recipe.loading` reads it from YAML and reports every fault at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+ENDING = ("linear", "cosine", "wsd")
+"""Schedules that reach 0 at schedule_steps."""
+
+
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+Index = Annotated[int, _WHOLE, Field(ge=0, le=2**53)]
+"""A whole number from 0."""
+Count = Annotated[int, _WHOLE, Field(ge=1, le=2**31 - 1)]
+"""A whole number from 1."""
+Width = Annotated[int, _WHOLE, Field(ge=1, le=2**16)]
+"""Channels, keys or tokens: what one side of a tensor has."""
+Layers = Annotated[int, _WHOLE, Field(ge=1, le=1000)]
+"""Layers or heads, each with tensors of its own."""
+Workers = Annotated[int, _WHOLE, Field(ge=1, le=2**16)]
+"""Processes of one training."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are faults, values never change, field docstrings are the reference.
+
+    A value has its field's type: no text or truth value serves as a number, and numbers are finite.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        """YAML and JSON have lists alone."""
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Run(Section):
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Folder name of the run; null = the recipe's name and a short hash of what changes the science."""
+    storage_path: str = "runs"
+    """Folder or URI (s3://, gs://) that holds runs; on a cluster every node must see it."""
+
+
+class Corpus(Section):
+    path: str = "corpus"
+    """Folder made by twilbert-prepare."""
+    tokenizer: str = "tokenizer"
+    """Folder made by twilbert-vocab; absent or null with model.init_from = the model's own."""
+    max_len: Width = 128
+    """Longest tweet or reply, in tokens; longer ones are cut. A sample is at most 2 * max_len + 3 tokens."""
+    lanes: Width = 1
+    """Lanes that the row groups are dealt to, for many workers: each reads its own alone; 1 = each reads everything."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, values: Any) -> Any:
+        """A tokenizer of null is none named, so that an override can take back a recipe's."""
+        if isinstance(values, dict) and values.get("tokenizer", "") is None:
+            return {key: value for key, value in values.items() if key != "tokenizer"}
+        return values
+
+
+class PkmParams(Section):
+    factorize_embeddings: bool = False
+    """Store the values with embedding_size columns and project them to hidden_size."""
+    k_dim: Width = 512
+    """Width of queries and keys, in dimensions; even, since each half has its own keys."""
+    memory_size: Width = 256
+    """Keys per half; the memory holds memory_size squared values."""
+    n_heads: Layers = 4
+    """Memory heads; their outputs are summed."""
+    knn: Width = 32
+    """Nearest keys read per head."""
+    in_layers: tuple[Index, ...] = (10,)
+    """Encoder layers, counted from 0, whose feed-forward part the memory replaces."""
+    input_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of input channels dropped before the queries."""
+    output_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the memory's output dropped."""
+    batch_norm: bool = True
+    """Normalise queries over the real tokens of the batch (Lample et al. 2019, section 3.2)."""
+
+
+class Model(Section):
+    init_from: str | None = None
+    """Model folder to start from, whose sizes and vocabulary are taken over; null = random weights."""
+    max_len: Width | None = None
+    """Longest tweet that the 2 * max_len + 4 learned positions allow, in tokens; null = corpus.max_len."""
+    hidden_size: Width = 768
+    """Width H of the encoder."""
+    embedding_size: Width = 768
+    """Width E of the embeddings; differs from hidden_size only with factorize_embeddings."""
+    factorize_embeddings: bool = False
+    """Embed in embedding_size dimensions and project to hidden_size (Lan et al. 2020)."""
+    n_encoders: Layers = 6
+    """Encoder layers L."""
+    n_heads: Layers = 6
+    """Attention heads N."""
+    attention_size: Width | None = None
+    """Dimensions of one head; null = hidden_size / n_heads."""
+    cross_sharing: bool = False
+    """All layers share one block's weights (Lan et al. 2020); memory layers are never shared."""
+    input_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of embedding channels dropped (whole channels of a sample)."""
+    output_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of attention and feed-forward outputs dropped."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the truncated normal that weights start from."""
+    pkm: bool = False
+    """Use product-key memory layers (Lample et al. 2019)."""
+    pkm_params: PkmParams = PkmParams()
+
+
+class MaskProbs(Section):
+    mask: float = Field(default=0.8, ge=0, le=1)
+    """Share of chosen tokens replaced by [MASK]."""
+    random: float = Field(default=0.1, ge=0, le=1)
+    """Share replaced by a random token, never a special one."""
+    keep: float = Field(default=0.1, ge=0, le=1)
+    """Share left as they are."""
+
+
+class MaskedLm(Section):
+    type: Literal["span", "token"] = "span"
+    """span: runs of tokens up to max_span; token: single tokens (the original's "word")."""
+    max_span: Width = 3
+    """Longest span in tokens; lengths n are drawn with probability proportional to 1/n."""
+    budget: float = Field(default=0.15, gt=0, lt=1)
+    """Share of a sample's ordinary tokens that is masked."""
+    probs: MaskProbs = MaskProbs()
+
+
+class Rop(Section):
+    use_rop: bool = True
+    """Learn Reply Order Prediction beside the masked language model."""
+    n_hidden: Annotated[Index, Field(le=1000)] = 0
+    """Hidden layers of the ROP head."""
+    hidden_size: Width = 512
+    """Width of those layers."""
+
+
+class Objective(Section):
+    masked_lm: MaskedLm = MaskedLm()
+    rop: Rop = Rop()
+
+
+class Training(Section):
+    optimizer: Literal["adam", "adamw", "lamb"] = "adam"
+    """adam: as the original (epsilon before bias correction); adamw: Loshchilov & Hutter; lamb: You et al. 2020."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate; null under noam = the original's hidden_size^-0.5 * warmup_steps^-0.5."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float | None = Field(default=None, ge=0, lt=1)
+    """Decay of the second moment; null = 0.98 for adam, 0.999 for adamw and lamb."""
+    epsilon: float = Field(default=1e-6, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay of the weights, a share of them per unit of learning rate."""
+    exclude_1d: bool = True
+    """Leave tensors of one dimension (biases, LayerNorm) undecayed, and unadapted by lamb."""
+    trust_clip: float = Field(default=0.0, ge=0)
+    """Largest trust ratio of lamb; 0 = no limit."""
+    max_grad_norm: float = Field(default=0.0, ge=0)
+    """Largest global gradient norm; larger ones are scaled down to it; 0 = no clipping."""
+    schedule: Literal["noam", "linear", "cosine", "wsd", "constant"] = "noam"
+    """After a linear warm-up: noam (Vaswani et al. 2017, equation 3), linear or cosine down to 0 at schedule_steps, wsd
+    (warm-up, stable, decay: constant, then linear to 0 over the last decay_share of schedule_steps), constant."""
+    decay_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of schedule_steps that the decay of wsd takes."""
+    warmup_steps: Count = 8000
+    """Optimiser steps until the peak learning rate."""
+    schedule_steps: Count | None = None
+    """Step at which linear, cosine and wsd schedules reach 0; null = max_steps."""
+    max_steps: Count = 110_000
+    """Optimiser steps of the whole run."""
+    max_time: float | None = Field(default=None, gt=0)
+    """Minutes of training after which the run stops with a checkpoint; it resumes when started again."""
+    global_batch_size: Annotated[Count, Field(le=2**20)] = 2048
+    """Samples per optimiser step over all workers; one pair gives two samples."""
+    micro_batch_tokens: Count = 8192
+    """Padded tokens that one forward pass of one worker aims at; sets the number of accumulations."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto = bf16 where the device computes it, else fp32. bf16 keeps fp32 masters, accumulation and reduction."""
+    zero_stage: Annotated[Index, Field(le=3)] = 1
+    """What DeepSpeed shards over the workers: 1 moments, 2 also gradients, 3 also weights; 0 nothing."""
+    eval_steps: Count = 1000
+    """Steps between held-out evaluations."""
+    save_steps: Count = 1000
+    """Steps between checkpoints."""
+    save_total_limit: Count = 3
+    """Newest checkpoints kept, beside the best."""
+    save_keep_every: Count | None = None
+    """Checkpoints whose step this divides are kept for good; null = none of them."""
+    max_skipped_steps: Count = 10
+    """Steps in a row, skipped since their loss or gradient was not finite, after which the run stops."""
+    hang_timeout: float = Field(default=30, gt=0, le=525_600)
+    """Minutes without a step after which a worker writes down its stacks and is started again."""
+    logging_steps: Count = 10
+    """Steps between rows of metrics."""
+    seed: Index = 0
+    """Seed of weights, order, masks and dropout."""
+
+
+class Cluster(Section):
+    num_workers: Workers | tuple[Workers, Workers] = 1
+    """Training processes; on GPUs one each. [least, most]: as many as the cluster has room for, also later on."""
+    max_restarts: Index = 3
+    """Times in a row that workers which died are started again without a new checkpoint."""
+    use_gpu: bool = False
+    """Give each worker a GPU."""
+    address: str | None = None
+    """Ray cluster to join ("auto" or host:port); null = the surrounding Ray job's, else a local Ray."""
+    threads_per_worker: Count | None = None
+    """CPU threads of one worker; null = this machine's cores shared among its workers."""
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which no training begins."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers at most."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+class Tracking(Section):
+    project: str = "twilbert"
+    """Weights & Biases project."""
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto = online where WANDB_API_KEY is set, else offline; metrics.jsonl is always written."""
+    trace_samples: bool = False
+    """Write the sample ids of every step to trace.jsonl."""
+
+
+class Recipe(Section):
+    """One pre-training run."""
+
+    run: Run = Run()
+    corpus: Corpus = Corpus()
+    model: Model = Model()
+    objective: Objective = Objective()
+    training: Training = Training()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @property
+    def beta2(self) -> float:
+        """Decay of the second moment, the optimiser's own default when the recipe leaves it open."""
+        if self.training.beta2 is not None:
+            return self.training.beta2
+        return 0.98 if self.training.optimizer == "adam" else 0.999
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate at the end of warm-up."""
+        if self.training.learning_rate is not None:
+            return self.training.learning_rate
+        return (self.model.hidden_size * self.training.warmup_steps) ** -0.5
+
+    @property
+    def schedule_steps(self) -> int:
+        """The step at which a schedule with an end reaches it."""
+        return self.training.schedule_steps or self.training.max_steps
+
+    @property
+    def decay_start(self) -> int:
+        """The last step at the peak learning rate of a wsd schedule."""
+        return self.schedule_steps - round(self.training.decay_share * self.schedule_steps)
+
+    def architecture(self, vocab_size: int) -> dict[str, Any]:
+        """The arguments of `twilbert.model.config.ModelConfig` for a vocabulary of `vocab_size` entries."""
+        model, rop = self.model, self.objective.rop
+        sizes = model.model_dump(exclude={"init_from", "max_len", "attention_size"})
+        return sizes | {
+            "vocab_size": vocab_size,
+            "max_len": model.max_len or self.corpus.max_len,
+            "attention_size": model.attention_size or model.hidden_size // model.n_heads,
+            "use_rop": rop.use_rop,
+            "rop_n_hidden": rop.n_hidden,
+            "rop_hidden_size": rop.hidden_size,
+        }
+
+
+# What may change between starts of one run: where it runs and how often it reports, never what it computes.
+_FREE = {
+    "run": {"name", "storage_path"},
+    "corpus": {"path", "tokenizer"},  # their contents count, through their fingerprints
+    "training": {
+        "max_steps", "max_time", "schedule_steps", "micro_batch_tokens", "zero_stage",
+        "eval_steps", "save_steps", "save_total_limit", "save_keep_every", "logging_steps",
+        "max_skipped_steps", "hang_timeout",
+    },
+    "cluster": set(Cluster.model_fields),
+    "tracking": set(Tracking.model_fields),
+}  # fmt: skip
+
+
+def science(recipe: Recipe) -> dict[str, Any]:
+    """Dotted path -> value of everything that changes what a run computes (its identity, with the data's)."""
+    found: dict[str, Any] = {}
+
+    def walk(value: dict[str, Any], path: str, free: set[str]) -> None:
+        for key, item in value.items():
+            if key in free:
+                continue
+            dotted = f"{path}.{key}" if path else key
+            if isinstance(item, dict):
+                walk(item, dotted, _FREE.get(dotted, set()))
+            else:
+                found[dotted] = item
+
+    walk(recipe.model_dump(mode="json"), "", set())
+    if recipe.training.schedule in ENDING:
+        found["training.schedule_steps"] = recipe.schedule_steps
+    idle = set() if recipe.training.optimizer == "lamb" else {"training.trust_clip"}
+    if recipe.corpus.lanes == 1:  # runs from before there were lanes go on
+        idle.add("corpus.lanes")
+    if recipe.training.schedule != "wsd":
+        idle.add("training.decay_share")
+    found = {path: value for path, value in found.items() if path not in idle}
+    if not recipe.model.pkm:
+        found = {path: value for path, value in found.items() if not path.startswith("model.pkm_params.")}
+    return found

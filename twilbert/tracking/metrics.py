@@ -1,0 +1,156 @@
+"""Where a run's numbers go: always metrics.jsonl, and Weights & Biases unless it is disabled.
+
+Keys group by slash: train/ valid/ optim/ speed/ data/ pkm/. Every row carries its step, also in W&B, whose own step
+starts again at 0 after a restart.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from twilbert import cli, storage
+from twilbert.parsing import read_rows
+from twilbert.tracking.wandb_runs import Wandb
+
+# Four bins a decade from 0.0001 to 1000, the same at every step, so that steps can be laid side by side.
+EDGES = [round(10 ** (k / 4), 10) for k in range(-16, 13)]
+_KINDS = {
+    ".embeddings.": "embeddings",
+    ".attention.": "attention",
+    ".feed_forward.": "feed_forward",
+    ".memory.": "memory",
+    "masked_lm.": "heads",
+    "reply_order.": "heads",
+}
+
+
+def kind_of(name: str) -> str:
+    """The part of the model that a tensor belongs to; "other" for those of a module unknown here."""
+    return next((kind for mark, kind in _KINDS.items() if mark in name), "other")
+
+
+def trust_ratio_metrics(
+    names: Sequence[str], ratios: torch.Tensor, adapted: torch.Tensor
+) -> dict[str, float | Histogram]:
+    """optim/trust_ratio_{min,median,max} and optim/trust_ratios/KIND of the adapted tensors; none without them.
+
+    `ratios` [tensors] and `adapted` [tensors] (bool) as of `names`.
+    """
+    chosen = ratios[adapted]
+    if not len(chosen):
+        return {}
+    found: dict[str, float | Histogram] = {
+        "optim/trust_ratio_min": float(chosen.min()),
+        "optim/trust_ratio_median": float(chosen.quantile(0.5)),
+        "optim/trust_ratio_max": float(chosen.max()),
+    }
+    by_kind: dict[str, list[float]] = {}
+    for name, ratio, counts in zip(names, ratios.tolist(), adapted.tolist(), strict=True):
+        if counts:
+            by_kind.setdefault(kind_of(name), []).append(min(max(ratio, EDGES[0]), EDGES[-1]))  # ends take the rest
+    edges = torch.tensor(EDGES, dtype=torch.float64)
+    for kind, values in by_kind.items():
+        counts = torch.histogram(torch.tensor(values, dtype=torch.float64), edges).hist.int().tolist()
+        found[f"optim/trust_ratios/{kind}"] = Histogram(EDGES, counts)
+    return found
+
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Histogram(NamedTuple):
+    """Counts between edges: one more edge than counts."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class MetricsFile:
+    """metrics.jsonl of a run: one JSON object a line, in order of steps.
+
+    Appended to in a local or mounted folder. An object store cannot append: there rows are kept and the file is
+    written whole by `flush`, which the run calls at evaluations and checkpoints.
+    """
+
+    def __init__(self, path: str, last_step: int) -> None:
+        self.path = path
+        self._rows = [json.dumps(row) for row in read_metrics(path) if row["step"] <= last_step]
+        self.flush()
+        self._stream = None
+        if storage.is_local(path):
+            self._stream = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        line = json.dumps(row)
+        if self._stream is None:
+            self._rows.append(line)
+            return
+        with storage.explained_write(self.path):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    def flush(self) -> None:
+        """Make rows durable where `append` did not."""
+        if getattr(self, "_stream", None) is None:
+            storage.write_bytes_atomic(self.path, "".join(line + "\n" for line in self._rows).encode())
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.flush()
+        if self._stream is not None:
+            self._stream.close()
+
+
+def read_metrics(path: str) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; what is damaged in it is left out, and told of."""
+    return list(read_rows(path, cli.say))
+
+
+class Tracker:
+    """Rank 0's log: one row goes to metrics.jsonl and to W&B."""
+
+    def __init__(
+        self, run_folder: str, run_name: str, wandb: Wandb, config: dict[str, Any], run_id: str, last_step: int
+    ) -> None:
+        self._file = MetricsFile(storage.join(run_folder, METRICS_FILE), last_step)
+        self._wandb = wandb
+        folder = run_folder if storage.is_local(run_folder) else tempfile.mkdtemp(prefix="twilbert-wandb-")
+        self._run = wandb.open(folder, run_name, config, run_id)
+        where = "" if self._run.folder is None else f" in {self._run.folder}"
+        more = {"offline": f"; to upload later: wandb sync {self._run.folder}", "online": f"; {self._run.url}"}
+        self.first_line = (
+            f"tracking: W&B {wandb.mode}{wandb.why}{where}; metrics in {storage.join(run_folder, METRICS_FILE)}"
+            f"{more.get(wandb.mode, '')}"
+        )
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Write one row of `step`: numbers, and histograms, which metrics.jsonl holds as {"edges", "counts"}."""
+        row = {"step": step, **values}
+        self._file.append({key: v._asdict() if isinstance(v, Histogram) else v for key, v in row.items()})
+        if self._run.is_open:
+            self._run.log({key: _wandb_value(value) for key, value in row.items()})
+
+    def flush(self) -> None:
+        """Make the rows so far durable."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """End both logs."""
+        self._file.close()
+        self._wandb.close()
+
+
+def _wandb_value(value: Any) -> Any:
+    if not isinstance(value, Histogram):
+        return value
+    import numpy as np
+    import wandb
+
+    return wandb.Histogram(np_histogram=(np.asarray(value.counts), np.asarray(value.edges)))

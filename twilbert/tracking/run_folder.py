@@ -1,0 +1,300 @@
+"""A run's folder and identity: the same recipe and data resume, other science under an old name is refused.
+
+STORAGE/NAME/  identity.json  owner.json  recipe.yaml  metrics.jsonl  wandb/  checkpoint-000500/ …  model/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from twilbert import cli, outputs, storage
+from twilbert.errors import TwilbertError, UsageError
+from twilbert.parsing import read_record
+from twilbert.recipe import loading
+from twilbert.recipe.pretraining import Recipe
+
+State = Literal["running", "finished", "stopped", "failed"]
+STATE_FILE = "state.json"
+_BEAT_S = 30.0
+_SILENT_S = 5 * _BEAT_S  # a full disk queue or a short loss of the network is no death
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of a run."""
+
+    state: State
+    why: str = ""
+    """Of a run that stopped or failed, on one line."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """state.json."""
+
+    state: State
+    why: str
+    driver: str
+    """The token of who wrote it."""
+
+
+class Signs:
+    """Around a driver's training: `with Signs(run) as signs: …; signs.end(stop reason or "")`."""
+
+    def __init__(self, run: RunFolder, every: float = _BEAT_S) -> None:
+        self._run, self._every = run, every
+        self._over = threading.Event()
+        self._end: Status | None = None
+        self._thread = threading.Thread(target=self._beat, name="signs", daemon=True)
+
+    def __enter__(self) -> Signs:
+        self._write(Status("running"))
+        self._thread.start()
+        return self
+
+    def end(self, stopped: str) -> None:
+        """The training came to its end, or was stopped for that reason."""
+        self._end = Status("stopped", stopped) if stopped else Status("finished")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        if isinstance(error, KeyboardInterrupt):
+            self._end = Status("stopped", "interrupted, and left at once")
+        elif error is not None or self._end is None:
+            self._end = Status("failed", " ".join(str(error).split())[:500])
+        self._write(self._end)
+
+    def _beat(self) -> None:
+        while not self._over.wait(self._every):
+            self._write(Status("running"))
+
+    def _write(self, status: Status) -> None:
+        _write(self._run, status)
+
+
+def _write(run: RunFolder, status: Status) -> None:
+    """Unless another driver has taken the run over. A sign that cannot be written is reported, and ends nothing."""
+    try:
+        if run.is_ours():
+            record = asdict(_Record(status.state, status.why, run.token))
+            storage.write_json_atomic(storage.join(run.path, STATE_FILE), record)
+    except (OSError, TwilbertError) as error:
+        cli.say(f"the run's {STATE_FILE} could not be written: {error}")
+
+
+def settle(run: RunFolder) -> None:
+    """Say in the folder of a published run that it is finished, and remove what a killed driver left there."""
+    try:
+        storage.delete(storage.join(run.path, RAY_FOLDER))
+        if storage.is_local(run.path):
+            storage.remove_leftovers(Path(run.model))
+        token = read_record(storage.join(run.path, OWNER), Owner).token
+    except (OSError, TwilbertError) as error:
+        cli.say(f"what the run's last driver left is not all mended: {error}")
+        return
+    _write(replace(run, token=token), Status("finished"))
+
+
+def read(path: str, *, last_step: int, max_steps: int, hang_timeout: float) -> Status:
+    """What the run at `path` is doing.
+
+    `last_step` of its metrics, `max_steps` of its recipe and `hang_timeout` (minutes) decide for folders without a
+    state.json of their last driver: runs from before there was one, and runs that are just being started.
+    """
+    record = storage.join(path, STATE_FILE)
+    owner = storage.join(path, OWNER)
+    if storage.exists(record):
+        held = read_record(record, _Record)
+        if not storage.exists(owner) or read_record(owner, Owner).token == held.driver:
+            status = _of_record(held.state, held.why, _age(record))
+            if status.state == "failed" and RunFolder(path, "", "", {}).trained_steps >= max_steps:
+                return Status("finished")  # killed between publishing its model and saying so
+            return status
+    signs = [storage.join(path, name) for name in ("metrics.jsonl", OWNER, IDENTITY)]
+    age = min([_age(sign) for sign in signs if storage.exists(sign)], default=float("inf"))
+    if storage.exists(storage.join(path, RAY_FOLDER)) and age < hang_timeout * 60:
+        return Status("running")
+    trained = max(last_step, RunFolder(path, "", "", {}).trained_steps)
+    if trained >= max_steps:
+        return Status("finished")
+    if storage.exists(storage.join(path, "model")):  # published where a run leaves of its own accord
+        return Status("stopped", f"before step {max_steps:,}")
+    return Status("running") if age < _SILENT_S else Status("failed", "it ended without a word: killed, or crashed")
+
+
+def _of_record(state: State, why: str, age: float) -> Status:
+    if state != "running" or age < _SILENT_S:
+        return Status(state, why)
+    return Status("failed", f"its driver was killed or lost: no sign of it for {_span(age)}")
+
+
+def _age(path: str) -> float:
+    return time.time() - storage.modified(path)
+
+
+def _span(seconds: float) -> str:
+    """12 minutes · 3.5 hours · 4 days."""
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+IDENTITY = "identity.json"
+OWNER = "owner.json"
+RAY_FOLDER = ".ray"  # Ray Train's own files, of no use once it has ended
+_SHOWN = 8  # differences named in a refusal
+_CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
+PUBLISHED = "training.json"  # in the model folder: which checkpoint it is, and how far the run had come
+
+
+@dataclass(frozen=True)
+class Identity:
+    """identity.json."""
+
+    id: str
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """owner.json."""
+
+    token: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """training.json, as far as it is read."""
+
+    trained_steps: int
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run lives and who it is: `id` is drawn once, `identity` is what its science depends on."""
+
+    path: str
+    name: str
+    id: str
+    identity: dict[str, Any]
+    token: str = field(default="", compare=False)
+    """Of the driver that trains it: a later driver writes its own into the folder."""
+
+    def check_owner(self) -> None:
+        """TwilbertError when another driver has taken the run over: two must not write one run's checkpoints."""
+        if not self.is_ours():
+            raise TwilbertError(f"{self.path}: another command has since been started on this run; this one gives way")
+
+    def is_ours(self) -> bool:
+        """Whether no other driver has taken the run over since this one claimed it."""
+        return read_record(storage.join(self.path, OWNER), Owner).token == self.token
+
+    @property
+    def model(self) -> str:
+        """The finished run's model folder: the best by held-out loss, else the last."""
+        return storage.join(self.path, "model")
+
+    @property
+    def trained_steps(self) -> int:
+        """How far the run had come when it published its model folder; 0 when it has none."""
+        record = storage.join(self.model, PUBLISHED)
+        return read_record(record, Published).trained_steps if storage.exists(record) else 0
+
+    def publish(self, step: int, trained_steps: int) -> str:
+        """Copy the model of checkpoint `step` to the model folder, whole or not at all; the checkpoint's name."""
+        name = folder_name(step)
+        source = storage.join(self.path, name, "model")
+        record = {"run": self.id, "checkpoint": name, "trained_steps": trained_steps}
+        files = storage.list_dir(source)
+        with outputs.new_folder(
+            self.model, "pretrain", overwrite=True, before=(PUBLISHED, *files), keep=True
+        ) as target:
+            for file in files:
+                storage.write_bytes_atomic(storage.join(target, file), storage.read_bytes(storage.join(source, file)))
+            storage.write_json_atomic(storage.join(target, PUBLISHED), record)
+        return name
+
+
+def folder_name(step: int) -> str:
+    """checkpoint-000500 for step 500."""
+    return f"checkpoint-{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """500 for checkpoint-000500; None for other names."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def default_name(recipe_path: str, identity: dict[str, Any]) -> str:
+    """The recipe file's name and a short hash of what changes the science."""
+    stem = recipe_path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
+    return f"{stem}-{loading.short_hash(identity)}"
+
+
+def find(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder | None:
+    """The run of this name where there is one; UsageError that lists the differences when it has other science."""
+    path = storage.join(recipe.run.storage_path, name)
+    record = storage.join(path, IDENTITY)
+    if not storage.exists(record):
+        return None
+    held = read_record(record, Identity)
+    differences = _differences(held.identity, identity)
+    if differences:
+        raise UsageError(
+            f"run {name} at {path} was started with another recipe or other data:\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\n  start it under another name with run.name=NAME, or undo these changes to resume it"
+        )
+    return RunFolder(path, name, held.id, held.identity)
+
+
+def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder:
+    """The run's folder, found again or made, and ours from now on; writes what it records. Errors as `find`."""
+    run = find(recipe, name, identity)
+    if run is None:
+        run = RunFolder(storage.join(recipe.run.storage_path, name), name, uuid.uuid4().hex[:8], identity)
+        there = storage.list_dir(run.path) if storage.is_folder(run.path) else [name] * storage.exists(run.path)
+        if strangers := [file for file in there if not storage.is_temporary(file)]:
+            what = f"already holds something that is no run ({outputs.shown(strangers)})"
+            raise UsageError(f"{run.path}: {what}; start it under another name with run.name=NAME")
+        storage.write_json_atomic(storage.join(run.path, IDENTITY), {"id": run.id, "identity": identity})
+    run = replace(run, token=uuid.uuid4().hex)
+    storage.write_json_atomic(storage.join(run.path, OWNER), {"token": run.token})
+    storage.write_bytes_atomic(storage.join(run.path, "recipe.yaml"), loading.dump(recipe).encode())
+    return run
+
+
+@contextlib.contextmanager
+def claimed(recipe: Recipe, name: str, identity: dict[str, Any]) -> Iterator[RunFolder]:
+    """`claim` around a driver's work: of a new run that is interrupted before its first checkpoint nothing is left."""
+    path = storage.join(recipe.run.storage_path, name)
+    run: RunFolder | None = None
+
+    def stays() -> bool:
+        return (run is not None and not run.is_ours()) or any("checkpoint-" in name for name in storage.list_dir(path))
+
+    with storage.undone_if_interrupted(path, stays):
+        run = claim(recipe, name, identity)
+        yield run
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if before != after:
+            remedy = "; give training.schedule_steps its old value" if key == "training.schedule_steps" else ""
+            lines.append(f"{key}: was {before!s:.200}, now {after}{remedy}")
+    return [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else lines
