@@ -7,4 +7,4 @@ GOLDEN = TOP / "tests" / "golden"
 """Small numeric copies of the original's outputs, kept with the tests."""
 
 SHARED = TOP.parent / "shared"
-"""Files of the original and real data that may not be copied here; tests that read them are skipped where it is absent."""
+"""Files of the original and real data that may not be copied here; tests that read them skip where it is absent."""

@@ -20,7 +20,6 @@ from transformers import (
     dynamic_module_utils,
     pipeline,
 )
-from twilbert.transformers_hook import register_with_transformers
 
 import twilbert
 from tests.make_models import VOCABULARY, make_classifier, make_pretrained
@@ -124,47 +123,33 @@ def test_a_finetuned_folder_gives_our_outputs(head: str, code: str, tmp_path: Pa
 
 
 def test_the_folders_code_is_ours_and_stands_alone():
-    made = {name: content.decode() for name, content in remote_code.files().items()}
-    assert set(made) == {"configuration_twilbert.py", "modeling_twilbert.py"}
-    for text in made.values():
-        tree = ast.parse(text)
-        imported = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = {(n.module or "") if isinstance(n, ast.ImportFrom) else n.names[0].name for n in imported}
-        outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
-        assert outside <= {"torch", "transformers", "configuration_twilbert", "__future__"}
-        assert "register(" not in text
-    package = Path(twilbert.__file__).parent
-    assert (package / "model" / "layers.py").read_text().split("class Table(")[1].split("\n\n\n")[0] in made[
-        "modeling_twilbert.py"
-    ]
+    texts = {name: content.decode() for name, content in remote_code.files().items()}
+    assert {"configuration_twilbert.py", "modeling_twilbert.py", "twilbert_layers.py"} <= set(texts)
+    for text in texts.values():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                assert f"{node.module}.py" in texts
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                name = (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) or ""
+                assert name.split(".")[0] in {"torch", "transformers", "__future__", *sys.stdlib_module_names}
+    layers = Path(twilbert.__file__).parent / "model" / "layers.py"
+    assert layers.read_text().split("class Table(")[1].split("\n\n\n")[0] in texts["twilbert_layers.py"]
 
 
-def test_one_name_for_two_things_is_refused(monkeypatch: pytest.MonkeyPatch):
-    sources = {**remote_code._SOURCES, remote_code.MODELING: ("model/layers.py", "model/layers.py", "model/auto.py")}
-    monkeypatch.setattr(remote_code, "_SOURCES", sources)
-    with pytest.raises(ValueError, match="is defined in two modules"):
-        remote_code.files.__wrapped__()
-
-
-def test_importing_twilbert_is_light_and_enough():
-    """In a process of its own: neither torch nor transformers is loaded, and yet AutoConfig and AutoModel know us."""
+def test_importing_the_package_is_light_and_importing_hub_registers():
+    """In a process of its own: twilbert loads neither torch nor transformers; the Auto classes know us after hub."""
     script = (
         "import sys, twilbert\n"
         "assert not {'torch', 'transformers', 'pyarrow'} & set(sys.modules)\n"
+        "import twilbert.hub\n"
         "from transformers import AutoConfig, AutoModelForMaskedLM\n"
         "settings = AutoConfig.for_model('twilbert', hidden_size=8, embedding_size=8, n_encoders=1, n_heads=1,"
         " vocab_size=9)\n"
         "print(type(AutoModelForMaskedLM.from_config(settings)).__module__)\n"
+        "twilbert.hub.register()  # again: changes nothing\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "twilbert.hub.modeling"), done.stderr
-
-
-def test_registering_again_changes_nothing():
-    before = list(sys.meta_path)
-    register_with_transformers()
-    modeling.register()
-    assert sys.meta_path == before
 
 
 @pytest.mark.parametrize("code", ["ours", "the folder's"])
@@ -174,7 +159,7 @@ def test_what_transformers_saves_opens_everywhere(code: str, tmp_path: Path):
     words = _class(tmp_path / "m", "TWilBertForMaskedLM", code)
     words.register_for_auto_class("AutoModelForMaskedLM") if code != "ours" else None
     words.from_pretrained(str(tmp_path / "m")).save_pretrained(str(tmp_path / "again"))
-    assert {"configuration_twilbert.py", "modeling_twilbert.py"} < {p.name for p in (tmp_path / "again").iterdir()}
+    assert set(remote_code.files()) < {p.name for p in (tmp_path / "again").iterdir()}
     sizes, ours = load_model_folder(str(tmp_path / "again"))
     assert sizes == model.config
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in model.state_dict().items())

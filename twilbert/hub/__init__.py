@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import transformers
 
-from twilbert.hub import configuration, modeling, remote_code
+from twilbert.hub import modeling, remote_code
+from twilbert.hub.configuration import AUTO_MAP, TWilBertConfig
 
 
 def register() -> None:
     """Make transformers' Auto classes and pipelines know the models; calling it again changes nothing."""
     modeling.TWilBertPreTrainedModel.code = remote_code.files()
-    configuration.register()
-    for auto, path in configuration.AUTO_MAP.items():
+    transformers.AutoConfig.register(TWilBertConfig.model_type, TWilBertConfig, exist_ok=True)
+    for auto, path in AUTO_MAP.items():
         if auto != "AutoConfig":
             model_class = getattr(modeling, path.partition(".")[2])
-            getattr(transformers, auto).register(configuration.TWilBertConfig, model_class, exist_ok=True)
+            getattr(transformers, auto).register(TWilBertConfig, model_class, exist_ok=True)
 
 
 register()

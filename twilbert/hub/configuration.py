@@ -64,10 +64,3 @@ class TWilBertConfig(PretrainedConfig):
         if values.get("id2label") == {0: "LABEL_0", 1: "LABEL_1"}:
             del values["id2label"], values["label2id"]
         return values
-
-
-def register() -> None:
-    """Make transformers' AutoConfig know model folders; doing it again changes nothing."""
-    from transformers import AutoConfig  # here: importing it is what calls this (transformers_hook.py)
-
-    AutoConfig.register(TWilBertConfig.model_type, TWilBertConfig, exist_ok=True)
