@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.optim import lamb_reference as reference
 from tests.pretraining.training_runs import CPU, model_of, plan_of, rate, spawn
-from tests.train import lamb_reference as reference
 from twilbert import storage
 from twilbert.data.encoded.format import EncodedCorpus
 from twilbert.data.stream.stream import micro_batches

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.make_encoded import make_encoded
+from tests.optim import lamb_reference as reference
 from tests.optim.lamb_runs import (
     RATIO_BOUND,
     WEIGHTS_BOUND,
@@ -23,7 +24,6 @@ from tests.optim.lamb_runs import (
     resumed_runs,
 )
 from tests.pretraining.training_runs import spawn
-from tests.train import lamb_reference as reference
 from twilbert.data.encoded.format import EncodedCorpus
 
 STEPS = 8

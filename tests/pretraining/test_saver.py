@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train import saver_child
+from tests.pretraining import saver_child
 from twilbert import storage
 from twilbert.errors import TwilbertError
 from twilbert.pretraining import checkpoint
