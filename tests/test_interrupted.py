@@ -26,7 +26,7 @@ MOMENTS = 10
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory) -> dict[str, list[str]]:
     """Each verb's arguments; OUT stands for what it writes."""
-    base = tmp_path_factory.mktemp("interrupted")
+    base = tmp_path_factory.mktemp("verbs")
     (base / "base").mkdir()
     world, model, task = make_world(base), make_base(base / "base"), write_marked_task(base / "task")
     (base / "rows.tsv").write_text("TEXT\n" + "hola w1 w2 w3\n" * 20_000)
@@ -145,7 +145,7 @@ def test_sigterm_at_ten_moments_of_each_verb(commands, tmp_path, verb):
             assert after == names(whole), "it was over before, with all it writes"
             continue
         assert process.returncode == 130, (i, process.returncode, printed)
-        assert sum("interrupted" in line for line in printed.splitlines()) == 1, printed
+        assert sum(": interrupted" in line for line in printed.splitlines()) == 1, printed
         assert "Traceback" not in printed and "Exception ignored" not in printed, printed
         assert after == before or trained, (i, after, printed)
     print(f"{verb}: {lasts:.1f} s; {', '.join(ends)}")

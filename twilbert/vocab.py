@@ -103,7 +103,7 @@ def vocab(
 class _Sample:
     """The training texts, normalised, read in order with one row group in memory; keeps a few to compare.
 
-    A fault while reading is kept in `fault`: sentencepiece would wrap it in its own.
+    A fault or an interruption while reading is kept in `fault`: sentencepiece would wrap it in an error of its own.
     """
 
     corpus: Corpus
@@ -112,7 +112,7 @@ class _Sample:
     sentences: int = 0
     checked: list[str] = field(default_factory=list)
     normalised: list[str] = field(default_factory=list)
-    fault: TwilbertError | None = None
+    fault: TwilbertError | KeyboardInterrupt | None = None
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -123,7 +123,7 @@ class _Sample:
                     self.checked.append(text)
                     self.normalised.append(normalised)
                 yield normalised
-        except TwilbertError as error:
+        except (TwilbertError, KeyboardInterrupt) as error:
             self.fault = error
 
     def _texts(self) -> Iterator[tuple[str, bool]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from twilbert import signals
 from twilbert.cluster import joining
 from twilbert.cluster.joining import address_at_hand, require_answer, wait_for_room
 from twilbert.errors import TwilbertError, UsageError
@@ -101,7 +102,7 @@ def test_what_is_waited_for_is_told_now_and_then_and_ctrl_c_ends_the_wait(ray_lo
     other = Other.remote()
     ray_local.get(other.ready.remote())
     threading.Timer(2, os.kill, [os.getpid(), signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
+    with signals.handled(signals.interrupt), pytest.raises(KeyboardInterrupt):
         wait_for_room([{"CPU": 1}])
     assert capsys.readouterr().err.startswith("waiting for 1 CPU of the cluster: 0 of 4 CPU are free")
 

@@ -18,10 +18,10 @@ from twilbert.cluster import local_ray, ray_keeper
 STARTED = """
 import os, signal
 import grpc, psutil
-from twilbert import cluster, local_ray
+from twilbert.cluster import local_ray, ray_session
 own = os.nice(0)
 heard = []
-with cluster.ensure_ray(1):
+with ray_session.ensure_ray(1):
     import ray
     assert local_ray.address()
     assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == own
@@ -44,7 +44,7 @@ with cluster.ensure_ray(1):
         signal.pause()
     print(*heard, ray.get(ray.remote(lambda: "and Ray goes on").remote()))
 assert not local_ray.address()
-assert not any(process.is_running() for process in ours), ours
+assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in ours), ours
 """
 
 
@@ -70,26 +70,33 @@ def test_a_local_ray_is_for_its_command_alone_and_outlives_a_signal_to_its_group
 KEEP = [sys.executable, "-I", "-S", ray_keeper.__file__]
 
 
-def test_the_kept_command_ends_with_the_pipe_and_the_keeper_with_the_command():
+def test_the_command_ends_with_the_pipe_and_the_keeper_with_the_command():
     with subprocess.Popen([*KEEP, "sleep", "1000"], stdin=subprocess.PIPE) as keeper:
-        while not (kept := psutil.Process(keeper.pid).children()):
+        while not (children := psutil.Process(keeper.pid).children()):
             time.sleep(0.01)
-    assert not any(process.is_running() for process in kept)
-    assert keeper.returncode == -signal.SIGTERM & 0xFF
+    assert not any(process.is_running() for process in children)
+    assert keeper.returncode == -signal.SIGKILL & 0xFF
     with subprocess.Popen([*KEEP, "sh", "-c", "exit 7"], stdin=subprocess.PIPE) as keeper:
         assert keeper.wait() == 7
 
 
-def test_what_is_left_of_a_session_ends_with_its_keeper():
-    leaves_one = [*KEEP, "sh", "-c", "sleep 1000 & echo $!"]
+LEAVES_TWO = """
+import os, subprocess
+for group in (None, 0):
+    print(subprocess.Popen(["sleep", "1000"], process_group=group).pid, flush=True)
+"""
+
+
+def test_a_session_ends_with_its_keeper_and_groups_in_it_too():
     with subprocess.Popen(
-        leaves_one, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as keeper:
+        [*KEEP, sys.executable, "-c", LEAVES_TWO],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as keeper:  # fmt: skip
         assert keeper.stdout is not None
-        left = int(keeper.stdout.readline())
-        assert keeper.wait() == -signal.SIGKILL
-        psutil.wait_procs([psutil.Process(left)] if psutil.pid_exists(left) else [], timeout=5)
-    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+        left = [int(keeper.stdout.readline()) for _ in range(2)]
+        assert keeper.wait() == 0
+    for pid in left:
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_folders_whose_ray_is_gone_are_removed(tmp_path, monkeypatch):

@@ -174,8 +174,7 @@ class _LocalRay:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._keeper.wait(timeout=_END_S)
         if self._keeper.poll() is None or self.gone.is_set():  # too slow; or killed, and its children perhaps not
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._keeper.pid, signal.SIGKILL)
+            ray_keeper.kill_session(self._keeper.pid)
 
     def _watch(self) -> None:
         self._keeper.wait()

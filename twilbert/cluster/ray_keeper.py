@@ -12,26 +12,52 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
-_TERMINATIONS = 15  # one a second: a signal that reaches a Python program while it forks can be lost
+_END_S = 10.0
+
+
+def kill_session(leader: int) -> None:
+    """SIGKILL for all processes of this session but ourselves, until none runs; without /proc for its group alone.
+
+    Nothing that a local Ray holds outlives it, so that none of its processes needs time to put anything in order, and
+    Ray's own orderly end, interrupted on a busy machine, takes up to half a minute. Its workers lead groups of their
+    own in the session.
+    """
+    late = time.monotonic() + _END_S
+    while time.monotonic() < late and (running := _running_in(leader)):
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    if not Path("/proc/self/stat").exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, signal.SIGKILL)
+
+
+def _running_in(session: int) -> list[int]:
+    pids = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, _, its_session = stat.read_text(errors="replace").rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state not in "ZX" and int(stat.parent.name) != os.getpid():
+                pids.append(int(stat.parent.name))
+    return pids
 
 
 def main() -> None:
-    """Exit with the command's code, or with all that is left of our process group where we lead it."""
+    """Exit with the command's code, once nothing is left of our session where we lead it."""
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 
-    def leave_with_it() -> None:
+    def end_when_it_ends() -> None:
         code = command.wait()
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)
+        if os.getsid(0) == os.getpid():
+            kill_session(os.getpid())
         os._exit(code & 0xFF)
 
-    threading.Thread(target=leave_with_it).start()
+    threading.Thread(target=end_when_it_ends).start()
     sys.stdin.buffer.read()
-    for _ in range(_TERMINATIONS):
-        command.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            command.wait(timeout=1)
     command.kill()
 
 
