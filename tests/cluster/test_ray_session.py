@@ -44,13 +44,13 @@ def test_a_ray_job_is_recognised(monkeypatch, tmp_path):
 def test_a_containers_quota_bounds_the_cores(monkeypatch, tmp_path, quota, expected):
     """A pod on a large node sees all its cores; as many threads as those would crowd each other out of the quota."""
     (tmp_path / "cpu.max").write_text(quota + "\n")
-    monkeypatch.setattr(ray_session, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(devices, "_CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
     assert devices.usable_cores() == expected
 
 
 def test_without_a_quota_the_affinity_counts(monkeypatch, tmp_path):
-    monkeypatch.setattr(ray_session, "_CPU_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(devices, "_CPU_QUOTA", tmp_path / "none")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {5}, raising=False)
     assert devices.usable_cores() == 1
 

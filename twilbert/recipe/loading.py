@@ -38,7 +38,7 @@ def locate(path: str) -> str:
 
 def shipped_recipes() -> Path:
     """The folder of recipes inside an installed package, or at the top of a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
