@@ -93,9 +93,7 @@ def _blocks(
             except TwilbertError as error:
                 yield _fault(error)
 
-    # What Ray Data reports of an execution's beginning and end is no news to the user of a stream.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each execution's beginning, progress and end
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=read_ahead_bytes)
