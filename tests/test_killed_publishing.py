@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def test_a_run_whose_driver_was_killed_after_publishing_is_finished(tmp_path):
     assert Pretraining.read(str(run)).state == "finished"
     assert Pretraining.read(str(left_by_a_killed_driver(tmp_path / "earlier", published=40))).state == "failed"
     run_state.settle(run_folder.RunFolder(str(run), "run", "01234567", {}))
-    assert storage.read_json(str(run / "state.json")) == {"state": "finished", "why": "", "driver": "mine"}
+    assert json.loads(storage.read_bytes(str(run / "state.json"))) == {"state": "finished", "why": "", "driver": "mine"}
     assert not (run / ".ray").exists()
 
 
@@ -75,7 +76,7 @@ def test_killed_in_publishing_and_started_again(ray_local, tmp_path, when, capsy
     assert ("already finished" if when == "after" else f"at step {STEPS}") in said
     assert storage.sha256_file(str(run / "metrics.jsonl")) == before, "nothing was trained"
     assert load_model_folder(str(run / "model"))
-    assert storage.read_json(str(run / "state.json"))["state"] == "finished"
+    assert json.loads(storage.read_bytes(str(run / "state.json")))["state"] == "finished"
     assert not list(run.glob(".*"))
 
 

@@ -218,7 +218,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
     write(tmp_path / "out")
-    assert storage.read_json(str(tmp_path / "out" / outputs.RECORD)) == {"sample": ["a", "below/b"]}
+    assert json.loads(storage.read_bytes(str(tmp_path / "out" / outputs.RECORD))) == {"sample": ["a", "below/b"]}
 
 
 def test_an_old_folder_goes_when_the_new_one_stands(tmp_path):

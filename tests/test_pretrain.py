@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -173,7 +174,7 @@ def test_a_run_from_a_model_takes_its_sizes_and_vocabulary_and_starts_at_its_los
     assert load_model_folder(str(run / "model"))[0] == load_model_folder(str(source))[0]
     assert (run / "model" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     (after,) = [row for row in read_metrics(str(run / "metrics.jsonl")) if "valid/mlm_loss" in row]
-    step = int(storage.read_json(str(source / "training.json"))["checkpoint"].split("-")[1])
+    step = int(json.loads(storage.read_bytes(str(source / "training.json")))["checkpoint"].split("-")[1])
     before = {row["step"]: row for row in read_metrics(str(finished / "metrics.jsonl")) if "valid/mlm_loss" in row}
     # The memory's running statistics go on; they alone move.
     assert after["valid/mlm_loss"] == pytest.approx(before[step]["valid/mlm_loss"], abs=0.02)

@@ -16,7 +16,7 @@ from tests.report.parsing import parsed, shows_texts_as_they_are
 from twilbert import storage
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.recipe import loading
-from twilbert.recipe.pretraining import science
+from twilbert.recipe.pretraining import run_identity
 from twilbert.runs import main
 from twilbert.tracking import history, page, run_folder
 from twilbert.tracking.history import Pretraining
@@ -39,7 +39,7 @@ def rows(last: int, every: int = 10, ended: float = 5.0) -> list[dict[str, Any]]
 def make_run(folder: Path, *overrides: str, metrics: list[dict[str, Any]], state: str = "", age: float = 0) -> Path:
     """A run's folder without checkpoints; `state`: what its driver said last, `age` seconds ago."""
     recipe = loading.build({}, ["training.max_steps=100", *overrides])
-    identity = science(recipe) | {"data.corpus": "0123456789abcdef", "training.precision": "fp32"}
+    identity = run_identity(recipe, {"data.corpus": "0123456789abcdef", "training.precision": "fp32"})
     storage.write_json_atomic(str(folder / "identity.json"), {"id": "01234567", "identity": identity})
     storage.write_json_atomic(str(folder / "owner.json"), {"token": "mine"})
     (folder / "recipe.yaml").write_text(loading.dump(recipe))
@@ -144,12 +144,13 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     assert [step for step, _ in Pretraining.read(str(run)).curve("train/loss")] == [10, 20]
 
 
-def test_what_came_after_the_checkpoint_of_a_restart_is_forgotten():
+def test_rows_of_a_restart_replace_those_after_its_checkpoint(tmp_path):
     before = [{"step": s, "train/loss": float(s)} for s in (10, 20, 30, 40)]
     before.append({"step": 40, "valid/loss": 9.0})
     after = [{"step": s, "train/loss": -1.0} for s in (30, 40)]
-    curves = history.curves_of(before + after)
-    assert curves == {"train/loss": [(10, 10.0), (20, 20.0), (30, -1.0), (40, -1.0)]}
+    run = make_run(tmp_path / "run", metrics=before + after)
+    curves = {"train/loss": [(10, 10.0), (20, 20.0), (30, -1.0), (40, -1.0)]}
+    assert Pretraining.read(str(run)).metrics == curves
 
 
 def test_histograms_are_no_curves_and_a_missing_series_names_its_like(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     path = str(tmp_path / "a" / "b.json")
     storage.write_json_atomic(path, {"x": 1})
     storage.write_json_atomic(path, {"x": "ñ"})
-    assert storage.read_json(path) == {"x": "ñ"}
+    assert json.loads(storage.read_bytes(path)) == {"x": "ñ"}
     assert storage.list_dir(str(tmp_path / "a")) == ["b.json"]
 
 
@@ -38,12 +39,6 @@ def test_a_file_written_bit_by_bit_appears_whole_or_not_at_all(tmp_path):
 def test_faults_of_the_disk_are_one_message(number, words):
     with pytest.raises(TwilbertError, match=words), storage.explained_write("/data/x"):
         raise OSError(number, os.strerror(number))
-
-
-def test_damaged_json_names_the_file(tmp_path):
-    (tmp_path / "x.json").write_text('{"a": ')
-    with pytest.raises(TwilbertError, match=r"x\.json: not readable as JSON"):
-        storage.read_json(str(tmp_path / "x.json"))
 
 
 def test_unknown_schemes_are_refused():

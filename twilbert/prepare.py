@@ -193,7 +193,7 @@ def _write_rejects(pieces: list[raw_files.Piece], cleaned: list[raw_spill.PieceR
             if piece.file is not file:
                 file, before = piece.file, piece.file.header_lines
             for name in result.rejects:
-                for line, reason in storage.read_json(storage.join(spill, name)):
+                for line, reason in json.loads(storage.read_bytes(storage.join(spill, name))):
                     row = {"file": piece.file.path, "line": before + line + 1, "reason": reason}
                     sink.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
             before += result.lines

@@ -19,7 +19,7 @@ from twilbert.cluster.joining import wait_for_room
 from twilbert.data import checksums
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 from twilbert.recipe import loading
-from twilbert.recipe.pretraining import Recipe
+from twilbert.recipe.pretraining import Recipe, run_identity
 
 if TYPE_CHECKING:
     from twilbert.tracking.page import PretrainingRun
@@ -256,7 +256,7 @@ def open_data(recipe: Recipe) -> tuple[Any, Any]:
 
 def _identity(recipe: Recipe, corpus: Any, tokenizer: Any, precision: str) -> dict[str, Any]:
     data = {"data.corpus": corpus.id, "data.tokenizer": tokenizer.fingerprint}
-    return loading.identity(recipe, data) | {"training.precision": precision}
+    return run_identity(recipe, data) | {"training.precision": precision}
 
 
 def resolve_precision(recipe: Recipe) -> str:

@@ -144,16 +144,6 @@ def read_bytes(path: str) -> bytes:
         return stream.read()
 
 
-def read_json(path: str) -> Any:
-    """A JSON file's value; TwilbertError naming the file when it is damaged."""
-    try:
-        return json.loads(read_bytes(path))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TwilbertError(
-            f"{path}: not readable as JSON ({error}); the file is damaged: restore it or make it anew"
-        ) from error
-
-
 def sha256_file(path: str) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()

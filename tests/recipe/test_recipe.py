@@ -11,7 +11,7 @@ from twilbert.errors import UsageError
 from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.original.settings import ORIGINAL_SETTINGS
 from twilbert.recipe import loading
-from twilbert.recipe.pretraining import Recipe
+from twilbert.recipe.pretraining import Recipe, run_identity
 
 _OTHERS = ("finetune", "tune")  # recipes of other verbs, with their own schemas
 SHIPPED = sorted(p for p in (TOP / "recipes").glob("*.yaml") if p.stem not in _OTHERS)
@@ -134,8 +134,8 @@ def test_free_settings_do_not_change_a_runs_identity():
             "training.eval_steps=7", "training.max_steps=5", "tracking.project=p", "corpus.path=/elsewhere",
         ],
     )  # fmt: skip
-    assert loading.identity(base, {}) == loading.identity(same, {})
-    assert "corpus.lanes" not in loading.identity(base, {})  # runs from before there were lanes are found again
+    assert run_identity(base, {}) == run_identity(same, {})
+    assert "corpus.lanes" not in run_identity(base, {})  # runs from before there were lanes are found again
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_free_settings_do_not_change_a_runs_identity():
      "objective.masked_lm.budget=0.2", "model.output_dropout=0.1", "corpus.lanes=8"],
 )  # fmt: skip
 def test_science_changes_a_runs_identity(override):
-    assert loading.identity(Recipe(), {}) != loading.identity(loading.build({}, [override]), {})
+    assert run_identity(Recipe(), {}) != run_identity(loading.build({}, [override]), {})
 
 
 def test_max_steps_is_science_only_where_the_schedule_depends_on_it():
     def identity(*overrides):
         linear = ["training.schedule=linear", "training.learning_rate=1e-3", "training.warmup_steps=5"]
-        return loading.identity(loading.build({}, [*linear, *overrides]), {})
+        return run_identity(loading.build({}, [*linear, *overrides]), {})
 
     assert identity("training.max_steps=100") != identity("training.max_steps=200")
     assert identity("training.max_steps=100") == identity("training.max_steps=200", "training.schedule_steps=100")

@@ -8,14 +8,14 @@ from tests.pretraining.training_runs import small_recipe
 from twilbert import storage
 from twilbert.errors import UsageError
 from twilbert.recipe import loading
-from twilbert.recipe.pretraining import Recipe
+from twilbert.recipe.pretraining import Recipe, run_identity
 from twilbert.tracking.run_folder import claim, default_name, find
 
 DATA = {"data.corpus": "c0ffee", "data.tokenizer": "f00d"}
 
 
 def identity(recipe: Recipe, data: dict[str, str] = DATA) -> dict[str, object]:
-    return loading.identity(recipe, data) | {"training.precision": "fp32"}
+    return run_identity(recipe, data) | {"training.precision": "fp32"}
 
 
 def in_folder(tmp_path, **training) -> Recipe:

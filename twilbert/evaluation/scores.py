@@ -35,7 +35,7 @@ from twilbert.hub.folder import load_model_folder
 from twilbert.inference import model as inference
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
-from twilbert.parsing import read_rows
+from twilbert.tracking.metrics import METRICS_FILE, read_metrics
 
 _MICRO_BATCH_TOKENS = 8192
 SAMPLES = 12  # shown in a report
@@ -286,9 +286,9 @@ def _curves(folder: str) -> list[dict[str, float]]:
     """The rows of metrics.jsonl of the run that a model folder or checkpoint lies in; none where it lies in no run."""
     for _ in range(2):
         folder = folder.rpartition("/")[0]
-        path = storage.join(folder, "metrics.jsonl")
+        path = storage.join(folder, METRICS_FILE)
         if folder and storage.exists(path):
-            return list(read_rows(path, cli.say))
+            return read_metrics(path)
     return []
 
 

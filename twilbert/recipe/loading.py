@@ -20,7 +20,7 @@ from twilbert import credentials, storage
 from twilbert.errors import UsageError
 from twilbert.parsing import dump_yaml, parse_value, read_yaml
 from twilbert.recipe.checks import cross_faults
-from twilbert.recipe.pretraining import Recipe, science
+from twilbert.recipe.pretraining import Recipe
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
@@ -237,11 +237,6 @@ def relative_paths(recipe: Recipe) -> dict[str, str]:
         for key, path in paths.items()
         if not storage.is_uri(path) and not Path(path).expanduser().is_absolute()
     }
-
-
-def identity(recipe: Recipe, data: dict[str, str]) -> dict[str, Any]:
-    """Everything that changes the science: recipe fields and the fingerprints of the data."""
-    return science(recipe) | data
 
 
 def short_hash(values: dict[str, Any]) -> str:

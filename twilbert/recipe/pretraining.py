@@ -6,6 +6,7 @@ frozen once checked. `twilbert.recipe.loading` reads it from YAML and reports ev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -46,7 +47,7 @@ class Section(BaseModel):
 
 class Run(Section):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Folder name of the run; null = the recipe's name and a short hash of what changes the science."""
+    """Folder name of the run; null = the recipe's name and a short hash of the run identity."""
     storage_path: str = "runs"
     """Folder or URI (s3://, gs://) that holds runs; on a cluster every node must see it."""
 
@@ -307,29 +308,26 @@ _FREE = {
 }  # fmt: skip
 
 
-def science(recipe: Recipe) -> dict[str, Any]:
-    """Dotted path -> value of everything that changes what a run computes (its identity, with the data's)."""
-    found: dict[str, Any] = {}
-
-    def walk(value: dict[str, Any], path: str, free: set[str]) -> None:
-        for key, item in value.items():
-            if key in free:
-                continue
-            dotted = f"{path}.{key}" if path else key
-            if isinstance(item, dict):
-                walk(item, dotted, _FREE.get(dotted, set()))
-            else:
-                found[dotted] = item
-
-    walk(recipe.model_dump(mode="json"), "", set())
+def run_identity(recipe: Recipe, data: Mapping[str, str]) -> dict[str, Any]:
+    """Return dotted path -> value of everything that changes a run's results; `data`: fingerprints of what it reads."""
+    dump = recipe.model_dump(mode="json")
+    for section, free in _FREE.items():
+        dump[section] = {key: value for key, value in dump[section].items() if key not in free}
+    identity = flattened(dump) | data
     if recipe.training.schedule in ENDING:
-        found["training.schedule_steps"] = recipe.schedule_steps
-    idle = set() if recipe.training.optimizer == "lamb" else {"training.trust_clip"}
-    if recipe.corpus.lanes == 1:  # runs from before there were lanes go on
-        idle.add("corpus.lanes")
-    if recipe.training.schedule != "wsd":
-        idle.add("training.decay_share")
-    found = {path: value for path, value in found.items() if path not in idle}
-    if not recipe.model.pkm:
-        found = {path: value for path, value in found.items() if not path.startswith("model.pkm_params.")}
-    return found
+        identity["training.schedule_steps"] = recipe.schedule_steps
+    unused = [
+        *(["corpus.lanes"] if recipe.corpus.lanes == 1 else []),  # identities of older runs do not have it
+        *(["training.trust_clip"] if recipe.training.optimizer != "lamb" else []),
+        *(["training.decay_share"] if recipe.training.schedule != "wsd" else []),
+        *([key for key in identity if key.startswith("model.pkm_params.")] if not recipe.model.pkm else []),
+    ]
+    return {key: value for key, value in identity.items() if key not in unused}
+
+
+def flattened(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested settings as dotted path -> value."""
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        settings |= flattened(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return settings

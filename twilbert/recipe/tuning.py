@@ -87,8 +87,8 @@ class TuneRecipe(Section):
         """The sections of finetune.yaml as this recipe has them."""
         return {name: getattr(self, name) for name in search_space.SECTIONS}
 
-    def science(self) -> dict[str, Any]:
-        """What decides the results: not where it runs, nor where it is logged."""
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide the results: not where the sweep runs or logs."""
         return self.model_dump(mode="json", exclude={"cluster", "tracking", "runs"})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -11,21 +11,17 @@ from typing import TYPE_CHECKING, Any, Self
 import twilbert
 from twilbert import cli, storage
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.hub.folder import (
-    CONFIG_NAME,
-)
-from twilbert.parsing import read_record, read_rows, read_yaml
+from twilbert.hub.folder import CONFIG_NAME
+from twilbert.parsing import read_record, read_yaml
 from twilbert.recipe import loading
+from twilbert.recipe.pretraining import flattened
 from twilbert.tracking import run_folder
-from twilbert.tracking.metrics import METRICS_FILE
-from twilbert.tracking.run_folder import IDENTITY, PUBLISHED, Identity, Published, Status, step_of
+from twilbert.tracking.metrics import METRICS_FILE, Curve, curves_of, read_metrics
+from twilbert.tracking.run_folder import IDENTITY, PUBLISHED, Identity, Published, RunFolder, Status, step_of
 
 
 def newest_run(runs: str) -> str:
     """Folder of the newest run of pre-training that is finished; UsageError with the commands that make one."""
-    from twilbert.recipe import loading
-    from twilbert.tracking.run_folder import RunFolder
-
     found = []
     for name in storage.list_dir(runs):
         run = RunFolder(storage.join(storage.absolute(runs), name), name, "", {})
@@ -52,7 +48,6 @@ def newest_run(runs: str) -> str:
 if TYPE_CHECKING:
     from twilbert.inference.model import Model
 
-Curve = list[tuple[float, float]]
 _NUMBERS = {"training.max_steps": None, "training.global_batch_size": 0, "training.hang_timeout": 30}
 """Settings that are computed with, and what they are where a recipe has none."""
 
@@ -146,7 +141,7 @@ class Pretraining(Run):
         written = storage.join(path, "recipe.yaml")
         recipe = _read_recipe(written)
         log = storage.join(path, METRICS_FILE)
-        metrics = curves_of(read_rows(log, cli.say))
+        metrics = curves_of(read_metrics(log))
         model = storage.join(path, "model")
         models = {"model": model} if storage.exists(storage.join(model, "config.json")) else {}
         last = int(max((curve[-1][0] for curve in metrics.values()), default=0))
@@ -243,36 +238,8 @@ def held_out_scores(model: str) -> dict[str, float]:
     step = step_of(checkpoint)
     if step is None:
         return {}
-    curves = curves_of(read_rows(storage.join(run, METRICS_FILE), cli.say))
-    scores = {series: dict(curve).get(step) for series, curve in curves.items() if series.startswith("valid/")}
-    known = {series: value for series, value in scores.items() if value is not None}
-    return {"step": step, **known} if known else {}
-
-
-def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
-    """Rows of metrics.jsonl by series, numbers alone (a histogram is no curve).
-
-    A row of an earlier step than the one before it is a restart from a checkpoint: what came after that is forgotten,
-    so that no step stands twice.
-    """
-    curves: dict[str, dict[float, float]] = {}
-    last = -1.0
-    for row in rows:
-        step = row["step"]
-        if step < last:
-            for points in curves.values():
-                for later in [s for s in points if s >= step]:
-                    del points[later]
-        last = step
-        for key, value in row.items():
-            if key != "step" and isinstance(value, int | float):
-                curves.setdefault(key, {})[step] = value
-    return {key: list(points.items()) for key, points in curves.items() if points}
-
-
-def flattened(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested settings as dotted path → value."""
-    settings: dict[str, Any] = {}
-    for key, value in values.items():
-        settings |= flattened(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return settings
+    scores: dict[str, float] = {}
+    for row in read_metrics(storage.join(run, METRICS_FILE)):
+        if row["step"] == step:
+            scores |= {series: value for series, value in row.items() if series.startswith("valid/")}
+    return {"step": step, **scores} if scores else {}

@@ -6,9 +6,10 @@ starts again at 0 after a restart.
 
 from __future__ import annotations
 
+import bisect
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +63,8 @@ def trust_ratio_metrics(
 
 
 METRICS_FILE = "metrics.jsonl"
+Curve = list[tuple[float, float]]
+"""(step, value) in order of steps."""
 
 
 class Histogram(NamedTuple):
@@ -109,8 +112,26 @@ class MetricsFile:
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; what is damaged in it is left out, and told of."""
-    return list(read_rows(path, cli.say))
+    """Return the rows of a metrics.jsonl by step, none where there is no file; damaged lines are reported and skipped.
+
+    A row of an earlier step than the one before it comes from a restart and replaces all rows from that step on.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in read_rows(path, cli.say):
+        if rows and row["step"] < rows[-1]["step"]:
+            del rows[bisect.bisect_left(rows, row["step"], key=lambda other: other["step"]) :]
+        rows.append(row)
+    return rows
+
+
+def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Return each series of numbers in rows of metrics as [(step, value), …], each step once, without histograms."""
+    curves: dict[str, dict[float, float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key != "step" and isinstance(value, int | float):
+                curves.setdefault(key, {})[row["step"]] = value
+    return {key: list(points.items()) for key, points in curves.items()}
 
 
 class Tracker:

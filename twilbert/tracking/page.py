@@ -12,7 +12,8 @@ from typing import Any
 from twilbert.report import html
 from twilbert.report.charts import N_COLOURS, Chart, Series, line_chart
 from twilbert.report.html import Page, Tile
-from twilbert.tracking.history import Curve, Pretraining
+from twilbert.tracking.history import Pretraining
+from twilbert.tracking.metrics import Curve
 
 MOST_RUNS = N_COLOURS
 """Runs that a page can tell apart."""

@@ -120,7 +120,7 @@ def default_out(recipe: TuneRecipe) -> str:
     """tuned/NAME-HASH: the same sweep again goes on in its own folder."""
     stems = [task.rsplit("/", 1)[-1].removesuffix(".yaml") for task in recipe.tasks]
     name = stems[0] if len(stems) == 1 else ("all" if stems == registered() else f"{len(stems)}-tasks")
-    return storage.absolute(storage.join("tuned", f"{name}-{loading.short_hash(recipe.science())}"))
+    return storage.absolute(storage.join("tuned", f"{name}-{loading.short_hash(recipe.identity())}"))
 
 
 def studies(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> list[Study]:
@@ -209,7 +209,7 @@ def claim(recipe: TuneRecipe, out: str) -> None:
     written = storage.join(out, SWEEP)
     if storage.exists(written):
         before = read_yaml(written)
-        now = recipe.science()
+        now = recipe.identity()
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
             told = "; ".join(f"{key}: {before.get(key)!r} → {now.get(key)!r}" for key in changed)
@@ -218,7 +218,7 @@ def claim(recipe: TuneRecipe, out: str) -> None:
     if storage.exists(out) and storage.list_dir(out):
         raise UsageError(f"{out}: already holds something else; choose another --out")
     storage.probe_write(out)
-    storage.write_bytes_atomic(written, dump_yaml(recipe.science()).encode())
+    storage.write_bytes_atomic(written, dump_yaml(recipe.identity()).encode())
 
 
 def run(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> dict[str, Any]:
