@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from twilbert import storage
 from twilbert.data import checksums
 from twilbert.data.corpus import corpus as corpora
-from twilbert.data.encoded.format import N_SPECIAL, EncodedCorpus, make_table, write_index, write_shard
+from twilbert.data.encoded.format import EncodedCorpus, make_table, write_index, write_shard
+from twilbert.model.special_tokens import N_SPECIAL
 
 UNK = 1
 

@@ -15,8 +15,9 @@ from tests.original.original_weights import shared
 from twilbert.convert import main
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.hub.folder import is_classifier, load_classifier_folder, load_model_folder
-from twilbert.model.classifier import MULTI_LABEL, HeadConfig
+from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig
+from twilbert.model.problems import MULTI
 from twilbert.recipe import loading
 
 SIZES = config("plain")
@@ -51,7 +52,7 @@ def test_a_pre_training_file_becomes_a_model_folder_with_its_recipe(files: Path,
     assert not is_classifier(str(out))
 
 
-@pytest.mark.parametrize("problem", ["single_label_classification", MULTI_LABEL])
+@pytest.mark.parametrize("problem", ["single_label_classification", MULTI])
 def test_a_fine_tuned_file_becomes_a_classifiers_folder(files: Path, problem: str):
     head = HeadConfig(HEAD.labels, problem, HEAD.pooling, dropout=0.1)
     (files / "finetuning.json").write_text(json.dumps(finetuning_json(SIZES, head)))
@@ -67,7 +68,7 @@ def test_a_fine_tuned_file_becomes_a_classifiers_folder(files: Path, problem: st
 
 @pytest.mark.parametrize("name", ["cls", "avg", "max", "avg_multilabel"])
 def test_the_originals_fine_tuned_files_give_its_probabilities_through_convert(name: str, tmp_path: Path):
-    problem = {"problem": MULTI_LABEL} if name == "avg_multilabel" else {}
+    problem = {"problem": MULTI} if name == "avg_multilabel" else {}
     head = HeadConfig(("a", "b", "c"), pooling=name.split("_")[0], **problem)
     sizes = ModelConfig(300, 16, 32, 32, n_encoders=3, n_heads=4, attention_size=8)
     (tmp_path / "finetuning.json").write_text(json.dumps(finetuning_json(sizes, head)))

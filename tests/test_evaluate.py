@@ -11,7 +11,7 @@ import torch
 
 from tests.evaluation.evaluation_world import make_world
 from twilbert import evaluate as verb
-from twilbert.data.stream.masking import N_SPECIAL, MaskingSettings
+from twilbert.data.stream.masking import MaskingSettings
 from twilbert.data.stream.stream import evaluation_batches
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.evaluation import scoring
@@ -20,6 +20,7 @@ from twilbert.evaluation.pairs import Frequencies, PairScores, predict_masked
 from twilbert.evaluation.scores import evaluate_orders, evaluate_pairs, evaluate_texts
 from twilbert.hub.folder import load_model_folder
 from twilbert.inference import model
+from twilbert.model.special_tokens import N_SPECIAL
 
 
 @pytest.fixture(scope="module")

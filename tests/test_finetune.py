@@ -16,11 +16,9 @@ from twilbert.errors import UsageError
 from twilbert.finetuning import run as running
 from twilbert.finetuning import test_scores
 from twilbert.finetuning import train as loop
+from twilbert.model.problems import MULTI, REGRESSION, SINGLE
 from twilbert.recipe import finetuning
 from twilbert.recipe.finetuning import FinetuneRecipe
-from twilbert.tasks import task as tasks
-
-MULTI, REGRESSION = tasks.MULTI, tasks.REGRESSION
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +124,7 @@ def test_every_pooling_learns_and_is_read_back(model, task, tmp_path, pooling, s
 
 
 def test_multi_label_regression_and_pairs(model, tmp_path):
-    for problem, two, least in ((MULTI, False, 0.8), (REGRESSION, False, 0.0), (tasks.SINGLE, True, 0.8)):
+    for problem, two, least in ((MULTI, False, 0.8), (REGRESSION, False, 0.0), (SINGLE, True, 0.8)):
         folder = tmp_path / f"{problem}-{two}"
         recipe = quick_recipe(write_marked_task(folder, problem=problem, two=two), model, "training.epochs=6")
         results = finetune.run(recipe, str(folder / "out"))

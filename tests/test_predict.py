@@ -21,7 +21,8 @@ from tests.make_models import CONFIG, make_classifier, make_pretrained
 from tests.places import SHARED
 from twilbert import convert
 from twilbert.inference import batch
-from twilbert.model.classifier import MULTI_LABEL, REGRESSION, HeadConfig
+from twilbert.model.classifier import HeadConfig
+from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.predict import main
 
 TEXTS = ["hola que tal", "w1", "si si si no w2 w3", "@ana hola https://t.co/x", "w9 w8 w7 w6 w5", "no !"]
@@ -186,7 +187,7 @@ def test_faulty_json_lines_stay_too(classifier, tmp_path):
 def test_several_labels_and_a_regression(tmp_path):
     (tmp_path / "in.txt").write_text("\n".join(TEXTS))
     for name, head in {
-        "several": HeadConfig(LABELS, problem=MULTI_LABEL),
+        "several": HeadConfig(LABELS, problem=MULTI),
         "value": HeadConfig(("score",), problem=REGRESSION),
     }.items():
         (tmp_path / name).mkdir()

@@ -22,7 +22,8 @@ from twilbert.data.synthetic.language import Figures, figures
 from twilbert.data.synthetic.pairs import BATCH_LINES, HEADER, draw_lines
 from twilbert.data.synthetic.tasks import LabelledTexts, draw_labelled
 from twilbert.errors import UsageError
-from twilbert.tasks.task import DATA_DIR, MULTI, REGRESSION, Task, load_task, registered
+from twilbert.model.problems import MULTI, REGRESSION
+from twilbert.tasks.task import DATA_DIR, Task, load_task, registered
 
 FORMAT = 1
 _INFO, _PAIRS = "sample.json", "pairs.tsv"

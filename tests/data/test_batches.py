@@ -6,8 +6,9 @@ import numpy as np
 
 from tests.make_encoded import make_texts
 from twilbert.data.batches import batches, encode
-from twilbert.data.tokenizer.tokenizer import CLS, PAD, SEP, Tokenizer
+from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.data.tokenizer.wordpiece import from_vocabulary
+from twilbert.model.special_tokens import CLS, PAD, SEP
 
 WORDS = sorted({word for text in make_texts(300) for word in text.lower().split()})
 TOKENIZER = Tokenizer(

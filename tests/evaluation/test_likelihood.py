@@ -11,9 +11,9 @@ import torch
 
 from tests.model import small
 from twilbert.data.cleaning import clean_as_original
-from twilbert.data.stream.masking import CLS, MASK, SEP
 from twilbert.evaluation.likelihood import means, token_log_likelihoods
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.special_tokens import CLS, MASK, SEP
 
 
 def _texts(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:

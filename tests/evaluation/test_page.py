@@ -9,10 +9,10 @@ import pytest
 
 from tests.evaluation.evaluation_world import WORDS, make_world
 from tests.report.parsing import parsed, shows_texts_as_they_are
-from twilbert.data.stream.masking import CLS, MASK, SEP
 from twilbert.evaluation import page
 from twilbert.evaluation.pairs import MaskedWord, PairScores, SamplePredictions, SampleScores
 from twilbert.evaluation.scores import evaluate_pairs, evaluate_texts
+from twilbert.model.special_tokens import CLS, MASK, SEP
 
 
 @pytest.fixture(scope="module")

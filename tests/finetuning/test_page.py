@@ -11,8 +11,9 @@ import pytest
 from tests.report.parsing import shows_texts_as_they_are
 from twilbert.finetuning import page
 from twilbert.finetuning.predictions import Judged
+from twilbert.model.problems import MULTI, REGRESSION, SINGLE
 from twilbert.tasks.rows import Rows
-from twilbert.tasks.task import MULTI, REGRESSION, SINGLE, Task
+from twilbert.tasks.task import Task
 
 
 def of_run(problem: str, text: str, *, pairs: bool) -> str:

@@ -31,9 +31,10 @@ from twilbert.hub.folder import (
     save_classifier_folder,
     save_model_folder,
 )
-from twilbert.model.classifier import MULTI_LABEL, REGRESSION, ClassificationModel, HeadConfig
+from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.problems import MULTI, REGRESSION
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -44,7 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
 HEADS = {
     "cls": HeadConfig(("a", "b", "c"), dropout=0.1),
     "concat": HeadConfig(("a", "b"), pooling="concat", special_tokens=False),
-    "multi": HeadConfig(("x", "y", "z"), problem=MULTI_LABEL, pooling="avg"),
+    "multi": HeadConfig(("x", "y", "z"), problem=MULTI, pooling="avg"),
     "score": HeadConfig(("score",), problem=REGRESSION, pooling="max"),
 }
 TEXT = {"remove_rt": True, "max_len": 12}
@@ -192,7 +193,7 @@ def test_flags_make_it_multi_label(tmp_path: Path):
     said = start.eval()(**_batch(), labels=flags)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(said.logits, flags)
     assert said.loss.item() == pytest.approx(expected.item())
-    assert (start.config.problem_type, start.config.head["problem"]) == (MULTI_LABEL, MULTI_LABEL)
+    assert (start.config.problem_type, start.config.head["problem"]) == (MULTI, MULTI)
 
 
 def test_tokens_get_labels_from_a_finetuned_encoder(tmp_path: Path):

@@ -14,7 +14,8 @@ import twilbert
 from tests.make_models import CONFIG, make_classifier, make_pretrained
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.hub.folder import load_classifier_folder, load_model_folder
-from twilbert.model.classifier import MULTI_LABEL, REGRESSION, HeadConfig
+from twilbert.model.classifier import HeadConfig
+from twilbert.model.problems import MULTI, REGRESSION
 
 TEXTS = ["hola", "que tal no si w1 w2 w3", "w1", "@ana RT hola https://t.co/x", "", "w5 w6 !", "hola hola hola hola si"]
 
@@ -66,7 +67,7 @@ def test_a_str_a_list_and_a_series_give_the_same(classifier):
 
 def test_several_labels_and_a_regression(tmp_path):
     (tmp_path / "several").mkdir()
-    several = twilbert.load(make_classifier(tmp_path / "several", HeadConfig(("a", "b", "c"), problem=MULTI_LABEL)))
+    several = twilbert.load(make_classifier(tmp_path / "several", HeadConfig(("a", "b", "c"), problem=MULTI)))
     for one in several.predict(TEXTS):
         assert one.label == tuple(name for name, p in one.probabilities.items() if p >= 0.5)
     (tmp_path / "value").mkdir()

@@ -16,15 +16,14 @@ from twilbert.hub.folder import (
     save_classifier_folder,
     save_model_folder,
 )
-from twilbert.model.classifier import MULTI_LABEL, POOLINGS, REGRESSION, ClassificationModel, HeadConfig, pool
-from twilbert.model.config import CLS_ID, SEP_ID
+from twilbert.model.classifier import POOLINGS, ClassificationModel, HeadConfig, pool
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.problems import MULTI, REGRESSION
+from twilbert.model.special_tokens import CLS, SEP
 
 TEXT = {"remove_rt": True, "max_len": 16}
 # A pair, a text, nothing but special tokens; padded with ids that would show if they were read.
-IDS = torch.tensor(
-    [[CLS_ID, 7, 8, SEP_ID, 9, SEP_ID], [CLS_ID, 10, 11, SEP_ID, 12, 13], [CLS_ID, SEP_ID, 14, 15, 16, 17]]
-)
+IDS = torch.tensor([[CLS, 7, 8, SEP, 9, SEP], [CLS, 10, 11, SEP, 12, 13], [CLS, SEP, 14, 15, 16, 17]])
 LENGTHS = torch.tensor([6, 4, 2])
 TAKEN = {True: [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3], [0, 1]], False: [[1, 2, 4], [1, 2], [0, 1]]}
 
@@ -68,7 +67,7 @@ def test_probabilities():
     logits = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.bfloat16)
     for problem, labels, expected in (
         ("single_label_classification", ("a", "b", "c"), logits.float().softmax(-1)),
-        (MULTI_LABEL, ("a", "b", "c"), logits.float().sigmoid()),
+        (MULTI, ("a", "b", "c"), logits.float().sigmoid()),
         (REGRESSION, ("score",), logits[:, :1].float()),
     ):
         model = ClassificationModel(config("plain"), HeadConfig(labels, problem))
@@ -107,7 +106,7 @@ def test_a_head_that_makes_no_sense_is_refused(fields: dict, says: str):
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("labels", [("NEG", "POS"), ("a", "b", "c", "ñ")])
 def test_a_folder_gives_the_model_back(pooling: str, labels: tuple[str, ...], tmp_path: Path):
-    head = HeadConfig(labels, MULTI_LABEL, pooling, special_tokens=False, dropout=0.1)
+    head = HeadConfig(labels, MULTI, pooling, special_tokens=False, dropout=0.1)
     model = ClassificationModel(config("all"), head).eval()
     save_classifier_folder(str(tmp_path / "m"), config("all"), head, TEXT, model.state_dict())
     assert is_classifier(str(tmp_path / "m"))

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from tests import places
 from twilbert.errors import UsageError
 from twilbert.model import task_losses
-from twilbert.model.task_losses import APPROXIMATING, LOSSES, MULTI, REGRESSION, SINGLE, auto_weights, build
+from twilbert.model.problems import MULTI, REGRESSION, SINGLE
+from twilbert.model.task_losses import APPROXIMATING, LOSSES, auto_weights, build
 
 GOLDEN = np.load(places.GOLDEN / "task_losses.npz")
 OURS = {"jaccard_acc": "jaccard", "root_mean_squared_error": "rmse"}

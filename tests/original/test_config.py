@@ -11,7 +11,8 @@ from tests.model.small import config
 from tests.original.keras_files import finetuning_json, original_json
 from tests.original.original_weights import shared
 from twilbert.errors import UsageError
-from twilbert.model.classifier import MULTI_LABEL, HeadConfig
+from twilbert.model.classifier import HeadConfig
+from twilbert.model.problems import MULTI
 from twilbert.original.config import read_original_config, translate
 from twilbert.original.settings import ORIGINAL_SETTINGS
 from twilbert.recipe import loading
@@ -142,7 +143,7 @@ def test_what_a_fine_tuned_model_needs_beside():
     reverse = translate(finetuning_json(SIZES, head, categories=None, rev_categories={"1": "b", "0": "a"}))
     assert reverse.head(2)["labels"] == ["a", "b"]
     several = translate(finetuning_json(SIZES, head, multi_label=True, categories={"0": 0, "1": 1}))
-    assert several.head(11)["problem"] == MULTI_LABEL and several.head(11)["labels"][10] == "10"
+    assert several.head(11)["problem"] == MULTI and several.head(11)["labels"][10] == "10"
 
 
 def test_settings_of_fine_tuning_name_the_command_or_file_that_has_them_now():

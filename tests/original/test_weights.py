@@ -15,9 +15,10 @@ from tests.model.small import MEMORY, config
 from tests.original.keras_files import random_arrays, write_finetuned, write_pretraining
 from tests.original.original_weights import shared
 from twilbert.errors import UsageError
-from twilbert.model.classifier import MULTI_LABEL, POOLINGS, ClassificationModel, HeadConfig
+from twilbert.model.classifier import POOLINGS, ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.problems import MULTI
 from twilbert.original.hdf5 import open_keras
 from twilbert.original.weights import (
     UNTRAINED_NORM,
@@ -105,7 +106,7 @@ def test_layouts_are_those_of_the_originals_files(name: str):
 
 
 def golden_head(name: str) -> HeadConfig:
-    problem = {"problem": MULTI_LABEL} if name == "avg_multilabel" else {}
+    problem = {"problem": MULTI} if name == "avg_multilabel" else {}
     return HeadConfig(("a", "b", "c"), pooling=name.split("_")[0], **problem)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.make_tasks import FOUR_ROWS, write_rows, write_task
 from twilbert import storage
 from twilbert.errors import UsageError
-from twilbert.tasks import task as tasks
+from twilbert.model.problems import MULTI
 from twilbert.tasks.checks import require, validate
 from twilbert.tasks.rows import Rows, read_split, read_test
 from twilbert.tasks.task import Task, load_task
@@ -105,7 +105,7 @@ def test_no_test_and_a_test_without_labels(folder: Path):
 def test_layouts_of_two_texts_multi_label_regression_and_csv(tmp_path: Path):
     write_rows(tmp_path, "train.tsv", [("a", "b", "1|0"), ("c", "-", "0|1")], header="T\tU\tL")
     two = {"id": None, "text": "T", "text_b": "U", "label": "L"}
-    multi = {"problem": tasks.MULTI, "missing_text": "-", "files": {"train": "train.tsv", "dev": "train.tsv"}}
+    multi = {"problem": MULTI, "missing_text": "-", "files": {"train": "train.tsv", "dev": "train.tsv"}}
     rows = read_split(load_task(write_task(tmp_path, columns=two, **multi)), "train")
     assert rows.texts_b == ["b", ""] and rows.labels.tolist() == [[1, 0], [0, 1]] and rows.ids == ["1", "2"]
     write_rows(tmp_path, "train.tsv", [("a", "b", "P|N"), ("c", "-", "")], header="T\tU\tL")

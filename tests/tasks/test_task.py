@@ -11,6 +11,7 @@ from tests import places
 from tests.make_tasks import write_task
 from twilbert import sample, storage
 from twilbert.errors import UsageError
+from twilbert.model.problems import MULTI
 from twilbert.tasks import task as tasks
 from twilbert.tasks.checks import require
 from twilbert.tasks.metrics import METRICS
@@ -35,7 +36,7 @@ def test_the_registered_tasks_are_those_of_the_original():
     chosen = {name: load_task(name).metric_labels for name in ("stance17", "haha19", "coset17")}
     assert chosen == {"stance17": (0, 2), "haha19": (1,), "coset17": None}
     affect, stance = load_task("semeval18_affect"), load_task("multistance18", "/data")
-    assert affect.problem == tasks.MULTI and len(affect.labels) == 11 and affect.metric == "jaccard"
+    assert affect.problem == MULTI and len(affect.labels) == 11 and affect.metric == "jaccard"
     assert stance.columns.text_b == "NEXT" and stance.path("dev") == "/data/multistance18/dev.csv"
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from twilbert.data.cleaning import clean
-from twilbert.data.tokenizer.tokenizer import CLS, PAD, SEP, Tokenizer, gather
+from twilbert.data.tokenizer.tokenizer import Tokenizer, gather
+from twilbert.model.special_tokens import CLS, PAD, SEP
 
 LENGTH_STEP = 8
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twilbert.data.stream.masking import MASK, N_SPECIAL, ROP_NONE, ROP_REPLY_SECOND
+from twilbert.data.stream.masking import ROP_NONE, ROP_REPLY_SECOND
 from twilbert.evaluation.pairs import MaskedWord, SamplePredictions
+from twilbert.model.special_tokens import MASK, N_SPECIAL
 from twilbert.report.html import percent
 
 _WORD_START, _CONTINUATION = "▁", "##"

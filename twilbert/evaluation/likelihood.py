@@ -16,9 +16,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from twilbert.data.stream.masking import CLS, MASK, SEP
 from twilbert.data.stream.partition import cut, pieces_needed
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.special_tokens import CLS, MASK, SEP
 
 SPECIAL_OF_TEXT = 2  # [CLS] and [SEP]
 BATCH_TOKENS = 8192

@@ -17,11 +17,12 @@ import torch
 
 from twilbert.data import batches as sequences
 from twilbert.data.batches import Sequences
-from twilbert.data.stream.masking import MASK, N_SPECIAL, ROP_NONE, ROP_REPLY_SECOND, MaskingSettings
+from twilbert.data.stream.masking import ROP_NONE, ROP_REPLY_SECOND, MaskingSettings
 from twilbert.data.stream.micro_batch import MicroBatch
 from twilbert.errors import TwilbertError
 from twilbert.evaluation import scoring
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.special_tokens import MASK, N_SPECIAL
 
 
 class Frequencies:

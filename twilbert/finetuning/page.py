@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 from twilbert.finetuning.predictions import Judged, row_record, worst_errors
+from twilbert.model.problems import REGRESSION, SINGLE
 from twilbert.recipe.pretraining import flattened
 from twilbert.report import html
 from twilbert.report.charts import Series, line_chart
 from twilbert.report.html import Tile
 from twilbert.tasks import metrics
-from twilbert.tasks.task import REGRESSION, SINGLE, Task
+from twilbert.tasks.task import Task
 
 _MOST_CONFUSED = 12  # labels up to which a confusion matrix is drawn
 _MOST_ERRORS = 25  # on the page

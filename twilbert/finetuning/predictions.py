@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from twilbert.finetuning.train import predictions
+from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.tasks.rows import Rows
-from twilbert.tasks.task import MULTI, REGRESSION, Task
+from twilbert.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from twilbert.finetuning.predictions import Judged, row_record, worst_errors
 from twilbert.finetuning.test_scores import Final, Scores
 from twilbert.finetuning.train import Evaluation, Outcome, build_loss, new_network, resolve_precision, train
 from twilbert.hub.card import code, plain
+from twilbert.model.problems import SINGLE
 from twilbert.parsing import read_checked
 from twilbert.recipe import finetuning
 from twilbert.recipe.finetuning import FinetuneRecipe
 from twilbert.tasks import metrics
 from twilbert.tasks.checks import Findings, require
-from twilbert.tasks.task import SINGLE, Task, load_task
+from twilbert.tasks.task import Task, load_task
 from twilbert.tracking.metrics import Tracker
 from twilbert.tracking.wandb_runs import Wandb
 

@@ -17,6 +17,7 @@ from twilbert.finetuning.encoders import Base
 from twilbert.finetuning.predictions import Judged
 from twilbert.finetuning.train import Outcome, dev_score, logits, new_network, resolve_precision
 from twilbert.model.classifier import probabilities
+from twilbert.model.problems import REGRESSION
 from twilbert.recipe.finetuning import FinetuneRecipe
 from twilbert.tasks import metrics
 from twilbert.tasks.rows import Rows, read_split, read_test
@@ -110,7 +111,7 @@ def _details(task: Task, judged: Judged) -> dict[str, Any]:
         "interval": {key: _number(value) for key, value in asdict(interval).items()} | {"level": 0.95},
         "all": {key: _number(value) for key, value in metrics.report(truths, said, task.problem, n_labels).items()},
     }
-    if task.problem != "regression":
+    if task.problem != REGRESSION:
         per_label = metrics.per_label(truths, said, n_labels)
         found["labels"] = {label: asdict(one) for label, one in zip(task.labels, per_label, strict=True)}
     return found

@@ -24,12 +24,13 @@ from twilbert.inference.model import THRESHOLD
 from twilbert.model import task_losses
 from twilbert.model.classifier import HeadConfig, probabilities
 from twilbert.model.memory import discard_running_statistics, update_running_statistics
+from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.optim import schedules
 from twilbert.plugins import is_import_path, load_object
 from twilbert.recipe.finetuning import FinetuneRecipe
 from twilbert.recipe.finetuning import Training as Settings
 from twilbert.tasks import metrics
-from twilbert.tasks.task import MULTI, REGRESSION, Task
+from twilbert.tasks.task import Task
 
 _EVALUATION_TOKENS = {"cpu": 4096, "cuda": 65536}
 _MOST_SKIPPED = 10  # steps in a row without a finite loss and gradient

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
-from twilbert.model.config import PAD_ID, ModelConfig
+from twilbert.model.config import ModelConfig
+from twilbert.model.special_tokens import PAD
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 AUTO_MAP = {
@@ -40,7 +41,7 @@ class TWilBertConfig(PretrainedConfig):
         # The length transformers cuts at follows from max_len; kept in the file for readers of the file.
         self.n_positions = 2 * self.max_len + 4
         values.pop("n_positions", None)
-        values.setdefault("pad_token_id", PAD_ID)
+        values.setdefault("pad_token_id", PAD)
         values.setdefault("tie_word_embeddings", False)
         values.setdefault("auto_map", dict(AUTO_MAP))
         super().__init__(**values)

@@ -23,7 +23,7 @@ from twilbert.errors import TwilbertError, UsageError
 from twilbert.hub import encoder_files
 from twilbert.hub.folder import read_head
 from twilbert.model.classifier import HeadConfig, build_head, classify, probabilities
-from twilbert.model.config import CLS_ID, PAD_ID
+from twilbert.model.special_tokens import CLS, PAD
 from twilbert.model.tensor_files import read_weights, require_finite
 from twilbert.parsing import read_record
 from twilbert.plugins import Trust
@@ -145,7 +145,7 @@ class RivalClassifier(nn.Module):
         ids_BT = torch.where(real_BT, input_ids_BT, self.pad_id)
         hidden_BTH = self.encoder(input_ids=ids_BT, attention_mask=real_BT.long(), **types).last_hidden_state
         # Heads know special tokens by our numbers.
-        ours_BT = torch.where(torch.isin(ids_BT, self.special_ids), CLS_ID, PAD_ID)
+        ours_BT = torch.where(torch.isin(ids_BT, self.special_ids), CLS, PAD)
         return classify(self.head, self.classifier, hidden_BTH, lengths_B, ours_BT)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:

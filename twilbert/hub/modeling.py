@@ -27,11 +27,12 @@ from transformers.modeling_outputs import (
 )
 
 from twilbert.hub.configuration import TWilBertConfig
-from twilbert.model.classifier import MULTI_LABEL, REGRESSION, SINGLE_LABEL, HeadConfig, build_head, classify
+from twilbert.model.classifier import HeadConfig, build_head, classify
 from twilbert.model.encoder import Encoder, Padding, find_padding
 from twilbert.model.heads import MaskedLMHead, ReplyOrderHead
 from twilbert.model.layers import Linear, Table
 from twilbert.model.memory import ProductKeyMemory, QueryNorm
+from twilbert.model.problems import MULTI, REGRESSION, SINGLE
 from twilbert.plugins import Trust
 
 IGNORED_LABEL = -100
@@ -234,10 +235,10 @@ class TWilBertForSequenceClassification(TWilBertPreTrainedModel):
     def _loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         if self.config.problem_type is None:
             # As the library does: flags tell that labels are not exclusive.
-            flags = labels.is_floating_point() and self.head.problem == SINGLE_LABEL
-            self.head = dataclasses.replace(self.head, problem=MULTI_LABEL if flags else self.head.problem)
+            flags = labels.is_floating_point() and self.head.problem == SINGLE
+            self.head = dataclasses.replace(self.head, problem=MULTI if flags else self.head.problem)
             self.config.update({"problem_type": self.head.problem, "head": self.head.to_dict()})
-        if self.head.problem == SINGLE_LABEL:
+        if self.head.problem == SINGLE:
             return _cross_entropy(logits_BC, labels)
         labels_BC = labels.view_as(logits_BC).float()
         if self.head.problem == REGRESSION:
@@ -282,7 +283,7 @@ def _head_of(config: TWilBertConfig, trust: Trust) -> HeadConfig:
     """The head of config.head, where there is one; labels and problem as the library's own fields say."""
     given = dict(config.head or {})
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    problem = config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL)
+    problem = config.problem_type or (REGRESSION if len(names) == 1 else SINGLE)
     return HeadConfig.from_dict(given | {"labels": names, "problem": problem}, trust)
 
 

@@ -26,9 +26,9 @@ from twilbert.model.classifier import ClassificationModel, classify
 from twilbert.model.encoder import Padding
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.layers import Table
+from twilbert.model.special_tokens import N_SPECIAL
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-N_SPECIAL = 5  # ids before the words
 TOLERANCE = 1e-4  # largest difference to torch, in logits
 OPSET = 18
 _MOST_IN_ONE_FILE = 1_900_000_000  # bytes; protocol buffers end at 2 GiB, so larger weights go beside the file

@@ -23,7 +23,7 @@ from twilbert.data.tables.rows import Chunk, read
 from twilbert.devices import usable_cores
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.inference import model as inference
-from twilbert.model.classifier import MULTI_LABEL, REGRESSION
+from twilbert.model.problems import MULTI, REGRESSION
 
 _CHUNK_ROWS, _CHUNK_ROWS_OF_TOKENS = 16_384, 512
 
@@ -75,7 +75,7 @@ def _labels(model: inference.Model, scores: np.ndarray) -> dict[str, pa.Array]:
     if model.head.problem == REGRESSION:
         return {"predicted": pa.array(scores[:, 0])}
     predicted = [prediction.label for prediction in model.predictions(scores)]
-    kind = pa.list_(pa.string()) if model.head.problem == MULTI_LABEL else pa.string()
+    kind = pa.list_(pa.string()) if model.head.problem == MULTI else pa.string()
     shares = {f"p_{label}": pa.array(np.ascontiguousarray(p)) for label, p in zip(model.labels, scores.T, strict=True)}
     return {"predicted": pa.array(predicted, kind), **shares}
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from twilbert import storage
 from twilbert.data import batches
 from twilbert.data.cleaning import clean
-from twilbert.data.tokenizer.tokenizer import CLS, MASK, SEP, Tokenizer
+from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.devices import computes_bf16, find_device
 from twilbert.errors import UsageError
 from twilbert.hub import encoders
@@ -30,8 +30,10 @@ from twilbert.hub.folder import (
     load_model_config,
     load_model_folder,
 )
-from twilbert.model.classifier import MULTI_LABEL, POOLINGS, REGRESSION, ClassificationModel, HeadConfig, pool
+from twilbert.model.classifier import POOLINGS, ClassificationModel, HeadConfig, pool
 from twilbert.model.heads import PretrainingModel
+from twilbert.model.problems import MULTI, REGRESSION
+from twilbert.model.special_tokens import CLS, MASK, SEP
 
 PRECISIONS = ("auto", "fp32", "bf16")
 EMBEDDINGS = (*POOLINGS, "tokens")
@@ -148,7 +150,7 @@ class Model:
         if head.problem == REGRESSION:
             return [Prediction(float(value), {}) for value in scores[:, 0]]
         every = [dict(zip(head.labels, row, strict=True)) for row in scores.tolist()]
-        if head.problem == MULTI_LABEL:
+        if head.problem == MULTI:
             return [Prediction(tuple(label for label, p in one.items() if p >= THRESHOLD), one) for one in every]
         return [Prediction(head.labels[best], one) for best, one in zip(scores.argmax(1).tolist(), every, strict=True)]
 

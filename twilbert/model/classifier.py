@@ -17,18 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.model.config import CLS_ID, SEP_ID, ModelConfig
+from twilbert.model.config import ModelConfig
 from twilbert.model.encoder import Encoder
 from twilbert.model.layers import Linear
+from twilbert.model.problems import MULTI, PROBLEMS, REGRESSION, SINGLE, Problem
+from twilbert.model.special_tokens import CLS, SEP
 from twilbert.plugins import Trust, load_object, require_trust
 
-SINGLE_LABEL, MULTI_LABEL, REGRESSION = (
-    "single_label_classification",
-    "multi_label_classification",
-    "regression",
-)
-PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
-"""What the outputs mean, in transformers' words."""
 POOLINGS = ("cls", "avg", "max", "concat")
 
 
@@ -38,7 +33,7 @@ class HeadConfig:
 
     labels: tuple[str, ...]
     """Names of the outputs in their order; for a regression one name, e.g. ("score",)."""
-    problem: str = SINGLE_LABEL
+    problem: Problem = SINGLE
     """One of PROBLEMS: outputs that make 1 together, each between 0 and 1, or any number."""
     pooling: str = "cls"
     """One of POOLINGS: the first token, the mean, the maximum, or the three side by side in this order."""
@@ -55,7 +50,7 @@ class HeadConfig:
         if not isinstance(self.labels, list | tuple):
             raise TwilbertError(f"classification head: labels {self.labels!r:.80} must be a list of names")
         object.__setattr__(self, "labels", tuple(self.labels))
-        least = 2 if self.problem == SINGLE_LABEL else 1
+        least = 2 if self.problem == SINGLE else 1
         if self.problem not in PROBLEMS:
             fault = f"problem {self.problem!r} is none of {', '.join(PROBLEMS)}"
         elif self.pooling not in POOLINGS:
@@ -145,7 +140,7 @@ def _taken(hidden_BTH: Tensor, lengths_B: Tensor | None, special_tokens: bool, i
         return real_BT
     if input_ids_BT is None:
         raise ValueError("to leave out [CLS] and [SEP], pool needs input_ids_BT")
-    ordinary_BT = real_BT & (input_ids_BT != CLS_ID) & (input_ids_BT != SEP_ID)
+    ordinary_BT = real_BT & (input_ids_BT != CLS) & (input_ids_BT != SEP)
     return ordinary_BT | (real_BT & ~ordinary_BT.any(1, keepdim=True))
 
 
@@ -178,9 +173,9 @@ def classify(
 def probabilities(problem: str, logits_BC: Tensor) -> Tensor:
     """Logits → fp32 [B, C]: the classes' probabilities, each label's own, or for a regression the values."""
     logits_BC = logits_BC.float()
-    if problem == SINGLE_LABEL:
+    if problem == SINGLE:
         return logits_BC.softmax(-1)
-    return logits_BC.sigmoid() if problem == MULTI_LABEL else logits_BC
+    return logits_BC.sigmoid() if problem == MULTI else logits_BC
 
 
 class ClassificationModel(nn.Module):

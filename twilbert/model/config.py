@@ -10,12 +10,6 @@ from typing import Any
 
 from twilbert.errors import TwilbertError
 
-PAD_ID = 0
-MASK_ID = 2
-CLS_ID = 3
-SEP_ID = 4
-
-
 _LARGEST = {"n_encoders": 1_024, "vocab_size": 2**24}
 """The largest value of a size, for each 2^17 where nothing is said: far beyond any model, and still bounded work."""
 

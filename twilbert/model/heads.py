@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from twilbert.model.config import MASK_ID, ModelConfig
+from twilbert.model.config import ModelConfig
 from twilbert.model.encoder import Encoder
 from twilbert.model.layers import LayerNorm, Linear, gelu
 from twilbert.model.losses import token_cross_entropy
+from twilbert.model.special_tokens import MASK
 
 NO_LABEL = -100
 """Reply-order label of a sample without a reply: it takes no part in that loss."""
@@ -125,7 +126,7 @@ class PretrainingModel(nn.Module):
         correct_K = _argmax(mlm_KV) == labels_K
         nll_K = token_cross_entropy(mlm_KV, labels_K)
         rop_loss_sum, rop_correct, n_rop = _reply_order_sums(rop_B2, rop_labels)
-        at_mask_K = (_tokens_at(input_ids, masked_index) == MASK_ID).float()
+        at_mask_K = (_tokens_at(input_ids, masked_index) == MASK).float()
         return PretrainingOutput(
             mlm_loss_sum=nll_K.sum(),
             rop_loss_sum=rop_loss_sum,
@@ -156,7 +157,7 @@ class PretrainingModel(nn.Module):
         return Scores(
             token_cross_entropy(mlm_KV, masked_labels.long()),
             _argmax(mlm_KV),
-            _tokens_at(input_ids, masked_index) == MASK_ID,
+            _tokens_at(input_ids, masked_index) == MASK,
             None if rop_B2 is None else rop_B2.float().log_softmax(-1),
         )
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twilbert.errors import UsageError
+from twilbert.model.problems import MULTI, REGRESSION, SINGLE
 
 EPSILON = 1e-16  # the original's; below fp32's reach except where a sum is 0
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
 def _counts(y_BC: Tensor, p_BC: Tensor) -> tuple[Tensor, Tensor, Tensor]:

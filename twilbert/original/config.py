@@ -12,6 +12,7 @@ from typing import Any
 
 from twilbert import storage
 from twilbert.errors import UsageError
+from twilbert.model.problems import MULTI, SINGLE
 from twilbert.original.settings import ORIGINAL_SETTINGS
 from twilbert.parsing import dump_yaml, read_json
 from twilbert.recipe import loading
@@ -49,10 +50,9 @@ class OriginalConfig:
 
     def head(self, n_classes: int) -> dict[str, Any]:
         """The fields of `HeadConfig` for a file of `n_classes` outputs; UsageError where categories do not fit."""
-        problem = "multi_label" if self.values.get("task.multi_label") else "single_label"
         return {
             "labels": self._labels(n_classes),
-            "problem": f"{problem}_classification",
+            "problem": MULTI if self.values.get("task.multi_label") else SINGLE,
             "pooling": self.values.get("finetuning.collapse_mode", "cls"),
             "special_tokens": True,  # the original ignored use_special_tokens
             "dropout": self.values.get("finetune_model.dropout", self.values.get("finetuning.dropout", 0.0)),

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from twilbert.errors import UsageError
+from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.tasks.rows import Rows, is_file, missing_message, read_split, read_test
-from twilbert.tasks.task import MULTI, REGRESSION, Task
+from twilbert.tasks.task import Task
 
 LONG = 10_000  # characters; such a text is kept, and cut in tokens
 

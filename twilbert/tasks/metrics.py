@@ -24,6 +24,8 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics as sk
 
+from twilbert.model.problems import MULTI, REGRESSION, SINGLE
+
 _PRF = ("precision", "recall", "f1", "stance_f1")
 METRICS = ("accuracy", *_PRF, "jaccard", "pearson", "spearman", "mae")
 LOWER_IS_BETTER = frozenset({"mae"})
@@ -137,15 +139,15 @@ def confusion(truths: np.ndarray, predictions: np.ndarray, n_labels: int) -> np.
 
 def report(truths: np.ndarray, predictions: np.ndarray, problem: str, n_labels: int) -> dict[str, float]:
     """All scores that fit the problem, by name: f1_macro, precision_micro, accuracy, jaccard, pearson …"""
-    if problem == "regression":
+    if problem == REGRESSION:
         return {name: score(truths, predictions, name) for name in ("pearson", "spearman", "mae")}
     found = {"accuracy": score(truths, predictions, "accuracy")}
-    if problem == "multi_label_classification":
+    if problem == MULTI:
         found["jaccard"] = score(truths, predictions, "jaccard")
     for name in ("f1", "precision", "recall"):
         for average in ("macro", "micro", "weighted"):
             found[f"{name}_{average}"] = score(truths, predictions, name, average=average)
-    if problem == "single_label_classification" and n_labels > 2:
+    if problem == SINGLE and n_labels > 2:
         found |= {name: score(truths, predictions, name) for name in ("pearson", "spearman", "mae")}
     return found
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from twilbert import storage
 from twilbert.errors import UsageError
-from twilbert.tasks.task import MULTI, REGRESSION, Task, registered
+from twilbert.model.problems import MULTI, REGRESSION
+from twilbert.tasks.task import Task, registered
 
 SplitName = Literal["train", "dev", "test"]
 _SHOWN = 5  # faulty lines told one by one

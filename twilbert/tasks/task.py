@@ -17,12 +17,12 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from twilbert import storage
 from twilbert.errors import UsageError
+from twilbert.model.problems import MULTI, REGRESSION, SINGLE, Problem
 from twilbert.parsing import read_yaml
 from twilbert.recipe.loading import explain, salvage, shipped_recipes
 from twilbert.recipe.pretraining import Index, Section
 
 DATA_DIR = "tasks"
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 _CLASS_METRICS = ("precision", "recall", "f1", "stance_f1")  # what class_metric can narrow
 _OF_PROBLEM = {
     SINGLE: ("accuracy", "precision", "recall", "f1", "stance_f1", "pearson", "spearman", "mae"),
@@ -85,7 +85,7 @@ class TaskFile(Section):
     """All columns in the files' order, where there are more than those named; what is generated has them too."""
     missing_text: str | None = None
     """What stands in a text column where there is no text (read as empty)."""
-    problem: Literal["single_label_classification", "multi_label_classification", "regression"] = SINGLE
+    problem: Problem = SINGLE
     """What a model predicts: one of the labels, any of the labels, or a number."""
     labels: tuple[Label, ...] = Field(min_length=1)
     """All labels, as in the files; their order numbers them from 0. For regression the score's name."""

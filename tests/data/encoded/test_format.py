@@ -13,6 +13,7 @@ from twilbert.data import checksums
 from twilbert.data.encoded import format as layout
 from twilbert.data.encoded.format import EncodedCorpus, read_row_group
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.model.special_tokens import N_SPECIAL
 
 
 def test_the_index_counts_what_the_row_groups_hold(tmp_path):
@@ -26,9 +27,9 @@ def test_the_index_counts_what_the_row_groups_hold(tmp_path):
         orig, reply = table.column("orig_ids").to_pylist(), table.column("reply_ids").to_pylist()
         assert group.pairs == sum(1 for ids in reply if ids)
         assert group.tokens == sum(map(len, orig)) + sum(map(len, reply))
-        assert group.maskable == sum(i >= layout.N_SPECIAL for ids in orig + reply for i in ids)
+        assert group.maskable == sum(i >= N_SPECIAL for ids in orig + reply for i in ids)
         assert table.column("orig_len").to_pylist() == [len(ids) for ids in orig]
-        assert table.column("reply_maskable").to_pylist() == [sum(i >= layout.N_SPECIAL for i in ids) for ids in reply]
+        assert table.column("reply_maskable").to_pylist() == [sum(i >= N_SPECIAL for i in ids) for ids in reply]
     assert sum(group.tokens for group in train.row_groups) == train.tokens
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests import places
-from twilbert.data.stream.masking import MASK, PAD, MaskingSettings, Samples, mask_samples
+from twilbert.data.stream.masking import MaskingSettings, Samples, mask_samples
+from twilbert.model.special_tokens import MASK, PAD
 
 FILE = places.SHARED / "golden" / "masking.json"
 SPECIAL = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]

@@ -8,11 +8,6 @@ import numpy as np
 import pytest
 
 from twilbert.data.stream.masking import (
-    CLS,
-    MASK,
-    PAD,
-    SEP,
-    UNK,
     MaskingSettings,
     Samples,
     choose_spans,
@@ -22,6 +17,7 @@ from twilbert.data.stream.masking import (
     ranges,
 )
 from twilbert.errors import UsageError
+from twilbert.model.special_tokens import CLS, MASK, PAD, SEP, UNK
 
 VOCAB = 500
 SPAN = MaskingSettings("span", max_span=3, budget=0.15)

@@ -14,12 +14,13 @@ import pytest
 from tests.make_encoded import make_encoded
 from twilbert.data.encoded.format import EncodedCorpus, read_row_group
 from twilbert.data.stream.build import build
-from twilbert.data.stream.masking import CLS, MASK, PAD, SEP, MaskingSettings
+from twilbert.data.stream.masking import MaskingSettings
 from twilbert.data.stream.micro_batch import VALUES, MicroBatch, Packed
 from twilbert.data.stream.order import StreamPlan, epoch_windows, items
 from twilbert.data.stream.ray_stream import ray_micro_batches
 from twilbert.data.stream.stream import accumulation_for, evaluation_batches, micro_batches
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.model.special_tokens import CLS, MASK, PAD, SEP
 
 SPAN, TOKEN = MaskingSettings("span"), MaskingSettings("token")
 COUNTS = ("step", "epoch", "accumulation", "n_masked", "n_rop", "n_samples")

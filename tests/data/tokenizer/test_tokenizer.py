@@ -16,8 +16,9 @@ import tokenizers
 from tests.make_encoded import make_texts
 from twilbert.data.cleaning import clean
 from twilbert.data.tokenizer.sentencepiece import WHOLE_WORDS, encodes_words_alone, from_sentencepiece, text_normaliser
-from twilbert.data.tokenizer.tokenizer import CLS, MASK, PAD, SEP, UNK, Tokenizer
+from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.model.special_tokens import CLS, MASK, PAD, SEP, UNK
 
 NASTY = [
     "", " ", "url", "user", "urlando users burla curl", "user, url. (url) 'user'", "url[MASK]", "[MASK]", "[CLS]x[SEP]",

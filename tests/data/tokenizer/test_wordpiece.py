@@ -10,9 +10,10 @@ import pytest
 
 from tests import places
 from twilbert.data.cleaning import clean
-from twilbert.data.tokenizer.tokenizer import MASK, UNK, Tokenizer
+from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.data.tokenizer.wordpiece import LONGEST_WORD, save_wordpiece_folder
 from twilbert.errors import UsageError
+from twilbert.model.special_tokens import MASK, UNK
 
 GOLDEN = places.SHARED / "golden"
 ENTRIES = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", "hola", "##s", "que", "tal", "!", ".", "[", "]", "mask", "日"]

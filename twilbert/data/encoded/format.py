@@ -27,11 +27,11 @@ from twilbert.data.checksums import Listed
 from twilbert.data.corpus.corpus import Corpus
 from twilbert.data.tables.files import open_parquet
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.model.special_tokens import N_SPECIAL
 
 FORMAT = 1
 INDEX_FILE = "encoded.json"
 _TOTALS = ("rows", "pairs", "singles", "tokens")  # of a split's row groups
-N_SPECIAL = 5  # ids 0..4 are [PAD] [UNK] [MASK] [CLS] [SEP]: never maskable
 SCHEMA = pa.schema(
     [
         ("orig_ids", pa.list_(pa.uint16())),

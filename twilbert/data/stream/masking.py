@@ -15,11 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from twilbert.data.encoded.format import N_SPECIAL
 from twilbert.data.stream.randomness import Purpose, below, key, uniform
 from twilbert.errors import UsageError
+from twilbert.model.special_tokens import CLS, MASK, N_SPECIAL, SEP
 
-PAD, UNK, MASK, CLS, SEP = range(N_SPECIAL)
 ROP_REPLY_SECOND, ROP_REPLY_FIRST, ROP_NONE = 1, 0, -100  # (tweet, reply); (reply, tweet); single tweet
 _ATTEMPT_STRIDE = 1 << 32  # draws set aside for one attempt at token masking: more than any sample has positions
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]")  # ids 0..4
+from twilbert.model.special_tokens import SPECIAL_TOKENS
+
 WORD_MARK = "▁"
 WHOLE_WORDS = ("▁url", "▁user")
 _SPACE = r"[\s\x{1c}-\x{1f}]"  # what Python's str.split() takes as white space

@@ -21,11 +21,10 @@ import pyarrow.compute as pc
 import tokenizers
 
 from twilbert import storage
-from twilbert.data.tokenizer.sentencepiece import SPECIAL_TOKENS, TOKENIZER_CONFIG, encodes_words_alone
+from twilbert.data.tokenizer.sentencepiece import TOKENIZER_CONFIG, encodes_words_alone
 from twilbert.errors import TwilbertError, UsageError, is_panic
+from twilbert.model.special_tokens import N_SPECIAL, SPECIAL_TOKENS
 
-PAD, UNK, MASK, CLS, SEP = range(5)
-N_SPECIAL = 5
 MAX_VOCAB_SIZE = 65_535  # ids are stored as uint16
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"

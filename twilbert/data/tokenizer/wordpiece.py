@@ -17,8 +17,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from twilbert import outputs, storage
 from twilbert.data.cleaning import CLEANING
 from twilbert.data.tokenizer import tokenizer as runtime
-from twilbert.data.tokenizer.sentencepiece import SPECIAL_TOKENS, TOKENIZER_CONFIG
+from twilbert.data.tokenizer.sentencepiece import TOKENIZER_CONFIG
 from twilbert.errors import UsageError
+from twilbert.model.special_tokens import SPECIAL_TOKENS
 
 SETTINGS_FORMAT = 1
 CONTINUATION = "##"
