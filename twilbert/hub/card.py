@@ -160,7 +160,7 @@ def _use(task: str) -> str:
         "tokenizer cleans tweets itself (links, mentions, entities).\n\n"
         "```python\nfrom transformers import pipeline\n\n"
         f'model = pipeline("{task}", "REPO_OR_FOLDER", trust_remote_code=True)\nprint(model("{example}"))\n```\n\n'
-        "With the package twilbert: `import twilbert`, then the same without trust_remote_code, or "
+        "With the package twilbert: `import twilbert.hub`, then the same without trust_remote_code, or "
         f'`twilbert.load("FOLDER").{"fill_mask" if task == "fill-mask" else "predict"}("{example}")`.'
     )
 
