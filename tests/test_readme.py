@@ -1,4 +1,4 @@
-"""The READMEs: commands have options that exist, blocks run as they stand, links lead somewhere, tables are current.
+"""The READMEs: commands have options that exist, blocks run as they stand, links lead somewhere, settings are current.
 
 A block of README.md runs in a folder where the files lie that it names. What needs a cluster or the original's weights
 runs in other tests (test_cluster_runs, test_convert).
@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests.places import TOP
-from tests.recipe import settings_tables
+from tests.recipe import settings_lists
 from tests.small_world import TEXTS, make_world
 from twilbert import cli
 
@@ -88,9 +88,9 @@ def test_the_spanish_readme_shows_the_same_commands():
     assert all(len(READMES[name].splitlines()) <= 200 for name in ("README.md", "README.es.md"))
 
 
-def test_the_tables_of_every_setting_are_current():
+def test_the_lists_of_every_setting_are_current():
     text = READMES["recipes/README.md"]
-    assert settings_tables.renewed(text) == text, "stale: python -m tests.recipe.settings_tables writes them anew"
+    assert settings_lists.renewed(text) == text, "stale: python -m tests.recipe.settings_lists writes them anew"
 
 
 @pytest.fixture

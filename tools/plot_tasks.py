@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-WIDTH, LEFT, RIGHT, LINE, HEADING, MARGIN = 520, 186, 418, 22, 28, 12
+WIDTH, LEFT, RIGHT, LINE, HEADING, MARGIN = 520, 200, 420, 22, 28, 12
 LOW, HIGH = 0.5, 0.9
 STYLE = """
 text { font: 15px -apple-system, "Segoe UI", "Noto Sans", Helvetica, Arial, sans-serif; fill: #1f2328;
