@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from twilbert import cli, outputs, storage
+from twilbert.cluster.ray_errors import user_errors
 from twilbert.cluster.ray_session import ensure_ray, in_ray_job
 from twilbert.data import checksums
 from twilbert.data.cleaning import CLEANING
@@ -205,29 +206,14 @@ def run_here(work: Callable[[int], R], count: int) -> Iterator[R]:
 
 
 def run_on_ray(work: Callable[[int], R], count: int) -> Iterator[R]:
-    """`work(0)` … `work(count - 1)` as Ray Data tasks, as they end; raises the first error a user should read."""
+    """`work(0)` … `work(count - 1)` as Ray Data tasks, as they end."""
     import ray.data
 
     items = ray.data.from_items([{"index": index} for index in range(count)], override_num_blocks=count)
-    done = items.map(_OneTask(work))
-    for row in done.iter_rows():
-        result = pickle.loads(row["result"])
-        if isinstance(result, TwilbertError):
-            raise result
-        yield result
-
-
-class _OneTask:
-    """A row with an index → a row with the pickled result, or with the error a user should read instead of a trace."""
-
-    def __init__(self, work: Callable[[int], Any]) -> None:
-        self.work = work
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
-        try:
-            return {"result": pickle.dumps(self.work(int(row["index"])))}
-        except TwilbertError as error:
-            return {"result": pickle.dumps(error)}
+    done = items.map(lambda row: {"result": pickle.dumps(work(int(row["index"])))})
+    with user_errors("preparing"):
+        for row in done.iter_rows():
+            yield pickle.loads(row["result"])
 
 
 def _watched(what: str, results: Iterable[R], count: int) -> Iterator[R]:

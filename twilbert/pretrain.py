@@ -51,7 +51,7 @@ def train_worker(config: dict[str, Any]) -> None:
         with contextlib.closing(Worker(job, *ranks, get_device())) as worker:
             _train(worker)
     except TwilbertError as error:
-        ray.get(job.control.fail.remote(str(error), error.exit_code))
+        ray.get(job.control.fail.remote(error))
         raise
     except Exception as error:
         ray.get(job.control.crashed.remote(described(error), may_be_mended(error)))

@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray import tune
 
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import UsageError
 from twilbert.recipe import tuning as recipes
 from twilbert.tuning import final, records, search
 
@@ -88,19 +88,3 @@ def test_what_no_node_has_is_refused_since_ray_would_wait_in_silence(nodes):
 def test_one_and_a_half_gpus_are_no_share():
     with pytest.raises(UsageError, match=r"cluster\.gpus_per_trial: 1\.5 is no share of one GPU; give at most 1"):
         recipes.load("tune.yaml", ["cluster.gpus_per_trial=1.5"])
-
-
-def test_a_users_fault_in_a_task_of_ray_is_the_message_it_is(monkeypatch):
-    from ray.exceptions import RayTaskError
-
-    fault = UsageError("test.tsv: not here; put it there")
-    inner = RayTaskError("train_seed", "a long traceback", fault).as_instanceof_cause()
-    outer = RayTaskError("_score", "a longer one", inner).as_instanceof_cause()
-
-    def get(_):
-        raise outer
-
-    monkeypatch.setattr(ray, "get", get)
-    with pytest.raises(TwilbertError) as told:
-        final._fetched(None)
-    assert str(told.value) == "test.tsv: not here; put it there" and told.value is fault

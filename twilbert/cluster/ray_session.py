@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from twilbert import credentials, signals
-from twilbert.cluster import local_ray
+from twilbert.cluster import local_ray, ray_errors
 from twilbert.cluster.joining import address_at_hand, require_answer, wait_for_room
 from twilbert.devices import usable_cores
 from twilbert.errors import TwilbertError, UsageError
@@ -89,13 +89,15 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
 
 
 def quiet_ray_data() -> None:
-    """No progress bars or INFO lines of Ray Data: the commands have their own progress."""
+    """No progress bars or INFO lines of Ray Data, and a task's exception raised, not logged with pages of traceback."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    for name in ("ray.data", "ray.train", "ray.tune"):
+    context.raise_original_map_exception = True  # else its kind and message are lost
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -167,6 +169,6 @@ def probe_storage_everywhere(path: str) -> None:
         try:
             ray.get(task)
         except RayTaskError as error:
-            failed.append(f"node {node[:8]}: {error.cause}")
+            failed.append(f"node {node[:8]}: {ray_errors.user_error(error) or ray_errors.summary(error)}")
     if failed:
         raise TwilbertError("run.storage_path: not writable everywhere; " + "; ".join(failed))

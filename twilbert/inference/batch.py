@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from twilbert import cli
 from twilbert.cluster.joining import wait_for_room
+from twilbert.cluster.ray_errors import user_errors
 from twilbert.cluster.ray_session import DATA_CPUS, ensure_ray
 from twilbert.data.tables.inputs import TableFile
 from twilbert.data.tables.rows import Chunk, read
 from twilbert.devices import usable_cores
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import UsageError
 from twilbert.inference import model as inference
 from twilbert.model.problems import MULTI, REGRESSION
 
@@ -109,9 +110,11 @@ class _Worker:
 
     def __init__(self, files: list[TableFile], job: Job) -> None:
         self._files, self._job = files, job
-        self._model = job.load()
+        self._model: inference.Model | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        # Loaded with the first file: Ray starts an actor that raises in its construction again and again.
+        self._model = self._model or self._job.load()
         for number in batch["file"].tolist():
             for chunk in read(self._files[number], self._job.chunk_rows):
                 yield results(self._model, chunk, self._job)
@@ -122,7 +125,6 @@ def on_ray(files: list[TableFile], job: Job, address: str | None) -> Iterator[pa
     inference.load(job.model, "cpu", job.precision, job.trust_remote_code)  # a fault is one message, not each worker's
     with ensure_ray(usable_cores() + DATA_CPUS, address):
         import ray
-        from ray.exceptions import RayError
 
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
@@ -143,18 +145,5 @@ def on_ray(files: list[TableFile], job: Job, address: str | None) -> Iterator[pa
             compute=ray.data.ActorPoolStrategy(size=workers),
             **needs,
         )
-        try:
+        with user_errors("predicting on Ray"):
             yield from tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-        except RayError as error:
-            raise TwilbertError(_cause(error)) from error
-
-
-def _cause(error: BaseException) -> str:
-    """The message of what failed inside Ray's own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        if isinstance(cause, TwilbertError):
-            return str(cause)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    return str(error).strip().splitlines()[-1]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twilbert import cli, signals
-from twilbert.cluster import local_ray, ray_session
+from twilbert.cluster import local_ray, ray_errors, ray_session
 from twilbert.errors import TwilbertError
 
 STOP_NO, STOP_SIGNAL, STOP_TIME = 0, 1, 2
@@ -37,7 +37,7 @@ class RunControl:
         self._crash = ""
         self._progress: dict[str, Any] = {}
         self._lines: list[str] = []
-        self._fault: tuple[str, int] | None = None
+        self._fault: TwilbertError | None = None
         self._outcome: dict[str, Any] | None = None
 
     def secrets(self) -> dict[str, str]:
@@ -67,9 +67,10 @@ class RunControl:
         if self._attempts > limit:
             why = self._crash or "a process or its node was lost"
             self.fail(
-                f"the workers died {self._attempts} times without a new checkpoint; the latest reason: {why}. "
-                "Checkpoints are intact: mend it and start the same command, or raise cluster.max_restarts",
-                TwilbertError.exit_code,
+                TwilbertError(
+                    f"the workers died {self._attempts} times without a new checkpoint; the latest reason: {why}. "
+                    "Checkpoints are intact: mend it and start the same command, or raise cluster.max_restarts"
+                )
             )
         self._attempts += 1
         self._crash = ""
@@ -79,18 +80,19 @@ class RunControl:
         self._crash = self._crash or reason
         if not may_be_mended:
             self.fail(
-                f"{reason}: another start would end alike, so none is made. Checkpoints are intact: mend it and start "
-                "the same command",
-                TwilbertError.exit_code,
+                TwilbertError(
+                    f"{reason}: another start would end alike, so none is made. Checkpoints are intact: mend it and "
+                    "start the same command"
+                )
             )
 
     def sealed(self) -> None:
         """Rank 0: there is a new checkpoint."""
         self._attempts = 1
 
-    def fail(self, message: str, exit_code: int) -> None:
+    def fail(self, error: TwilbertError) -> None:
         """A worker met a fault that trying again would not mend."""
-        self._fault = self._fault or (message, exit_code)
+        self._fault = self._fault or error
 
     def failed(self) -> bool:
         """Whether a worker has failed for good."""
@@ -100,7 +102,7 @@ class RunControl:
         """Rank 0: the run's outcome."""
         self._outcome = outcome
 
-    def poll(self) -> tuple[dict[str, Any], list[str], tuple[str, int] | None, dict[str, Any] | None]:
+    def poll(self) -> tuple[dict[str, Any], list[str], TwilbertError | None, dict[str, Any] | None]:
         """Driver: progress, new lines, fault, outcome."""
         lines, self._lines = self._lines, []
         return self._progress, lines, self._fault, self._outcome
@@ -133,7 +135,9 @@ def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
         outcome = None
     if failure:
         local_ray.check(local_ray.PATIENCE_S)
-        raise _explained(failure[-1]) from failure[-1]
+        what = f"training failed ({ray_errors.summary(failure[-1])}); checkpoints are intact"
+        error = ray_errors.user_error(failure[-1]) or TwilbertError(f"{what}: start the same command again")
+        raise error from failure[-1]
     if outcome is None:
         raise TwilbertError("the workers ended without a result; see the Ray log of the run")
     return outcome
@@ -159,9 +163,7 @@ def _until_over(thread: threading.Thread, control: Any) -> dict[str, Any] | None
                 display.say(line)
             display.show(progress)
             if fault is not None:
-                error = TwilbertError(fault[0])
-                error.exit_code = fault[1]
-                raise error
+                raise fault
             if time.monotonic() - looked > _DRAIN_POLL_S:
                 looked, known = time.monotonic(), leaving
                 leaving = ray_session.draining_nodes()
@@ -178,18 +180,6 @@ def _until_over(thread: threading.Thread, control: Any) -> dict[str, Any] | None
                 raise KeyboardInterrupt
             if not alive:
                 return outcome
-
-
-def _explained(error: BaseException) -> BaseException:
-    """A worker's own TwilbertError out of Ray's wrapping, or one message with the root cause."""
-    seen: list[BaseException] = [error]
-    for current in seen:
-        if isinstance(current, TwilbertError):
-            return current
-        inner = [current.__cause__, getattr(current, "cause", None), *getattr(current, "worker_failures", {}).values()]
-        seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return TwilbertError(f"training failed ({first_line}); checkpoints are intact: start the same command again")
 
 
 class _Display:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twilbert import cli, storage
-from twilbert.errors import TwilbertError
+from twilbert.cluster.ray_errors import user_errors
 from twilbert.finetuning.page import score_with_spread
 from twilbert.finetuning.run import RESULTS, Prepared, read_results, score_and_write
 from twilbert.finetuning.train import Outcome
@@ -59,25 +59,10 @@ def score_all(
         for name, (study, best, folder) in running.items()
     }
     for name, reference in waiting.items():
-        found[name] = _fetched(reference)
+        with user_errors():
+            found[name] = ray.get(reference)
         cli.say(f"{name}: test {score_with_spread(found[name].get('test'))}")
     return found
-
-
-def _fetched(reference: Any) -> Any:
-    """A task's value; a fault that the user can act on as the one message it is, without Ray's traceback."""
-    import ray
-    from ray.exceptions import RayTaskError
-
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        cause = error
-        while isinstance(cause, RayTaskError):  # of a task inside a task
-            cause = cause.cause
-        if isinstance(cause, TwilbertError):
-            raise cause from error
-        raise
 
 
 def _score(

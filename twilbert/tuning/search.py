@@ -21,6 +21,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from twilbert import cli
+from twilbert.cluster.ray_errors import summary
 from twilbert.credentials import unseen_by_ray_tune
 from twilbert.errors import Interrupted, UsageError
 from twilbert.recipe.tuning import Cluster, Scheduler, TuneRecipe
@@ -208,7 +209,8 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         plan = self._plans[trial.config["trial"]]
         if records.read(plan.folder).status == "open":
-            records.end(plan.folder, "failed", _said(trial))
+            error = trial.get_pickled_error() or trial.get_error()
+            records.end(plan.folder, "failed", summary(error)[:300])
         self._over(plan)
 
     def _over(self, plan: TrialPlan) -> None:
@@ -221,9 +223,3 @@ class Watch(tune.Callback):
         ended = sum(records.read(other.folder).status != "open" for other in study)
         leads = f"; best so far: trial {best.number}" if best else ""
         cli.say(f"{plan.study} trial {plan.number} {state.status}: {told} ({ended} of {len(study)} over{leads})")
-
-
-def _said(trial: Any) -> str:
-    error = trial.get_pickled_error() or trial.get_error()
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "no message"

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from twilbert import outputs, storage
+from twilbert.cluster.ray_errors import user_errors
 from twilbert.data.corpus import corpus as corpora
 from twilbert.data.corpus.corpus import Corpus, Shard, read_shard
 from twilbert.data.encoded import format as layout
 from twilbert.data.encoded.format import EncodedCorpus
 from twilbert.data.tokenizer.tokenizer import Tokenizer
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import UsageError
 
 MAX_MAX_LEN = 65_535  # lengths are stored as uint16
 
@@ -49,7 +50,6 @@ def encode_corpus(
     """
     import ray
     import ray.data
-    from ray.exceptions import RayError
 
     target = folder(corpus, tokenizer, max_len)
     before = (layout.INDEX_FILE, *corpora.files_before(corpus.path)[1:])
@@ -65,14 +65,10 @@ def encode_corpus(
         if jobs:
             work = functools.partial(_encode_job, fingerprint=tokenizer.fingerprint, tokenizer=ray.put(tokenizer))
             tasks = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(work, num_cpus=1)
-            try:
-                for result in tasks.iter_rows():
-                    if result["error"]:
-                        raise TwilbertError(result["error"])
-                    entries[result["file"]] = result["entry"]
+            with user_errors(f"{corpus.path}: encoding"):
+                for entry in tasks.iter_rows():
+                    entries[entry["file"]] = entry
                     report(len(entries), len(jobs))
-            except RayError as error:
-                raise TwilbertError(f"{corpus.path}: encoding failed in a Ray task ({_first_line(error)})") from error
         layout.write_index(
             out,
             tokenizer=tokenizer.fingerprint,
@@ -95,15 +91,13 @@ def encode_shard(source: str, shard: Shard, target: str, tokenizer: Tokenizer, m
 
 
 def _encode_job(job: dict[str, Any], *, fingerprint: str, tokenizer: Any) -> dict[str, Any]:
-    """One Ray Data row in, one out. A user's fault travels as its message: an exception would come with Ray's stack."""
+    """Encode one shard in a Ray Data task; its entry for encoded.json."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has one CPU
     shard = Shard(**job["shard"])
-    try:
-        target = storage.join(job["out"], shard.file)
-        entry = encode_shard(job["source"], shard, target, _fetch(fingerprint, tokenizer), job["max_len"])
-    except TwilbertError as error:
-        return {"file": shard.file, "entry": None, "error": str(error)}
-    return {"file": shard.file, "entry": {"file": shard.file, **entry}, "error": ""}
+    target = storage.join(job["out"], shard.file)
+    return {"file": shard.file} | encode_shard(
+        job["source"], shard, target, _fetch(fingerprint, tokenizer), job["max_len"]
+    )
 
 
 @functools.lru_cache(maxsize=2)
@@ -121,7 +115,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return value
     return [_plain(item) for item in value] if hasattr(value, "__len__") else int(value)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,16 +16,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from twilbert.cluster.ray_errors import user_errors
 from twilbert.data.stream.build import build
-from twilbert.data.stream.micro_batch import SCHEMA, MicroBatch, Packed
+from twilbert.data.stream.micro_batch import MicroBatch, Packed
 from twilbert.data.stream.order import Item, StreamPlan, items
-from twilbert.errors import TwilbertError
 
 READ_AHEAD_BYTES = 128 * 2**20  # built and not yet consumed, a worker
 _BLOCK_BYTES = 2 * 2**20  # a block leaves its task at this size
 _ITEMS_AN_EXECUTION = 256  # items of one Ray Data execution: the next is started when it is used up
 _PAUSE_S = 0.1  # between two rounds of the executor over its tasks, which cost 1 ms of the consumer's CPU each
-_FAULT = "fault"  # the column of a task's last row that tells what stopped it; null in every other row
 
 
 class RestingExecutor:
@@ -67,12 +66,9 @@ def ray_micro_batches(
     while some := list(islice(remaining, _ITEMS_AN_EXECUTION)):
         blocks = _blocks(plan, rank, some, read_ahead_bytes, parallel_tasks)
         try:
-            for table in blocks:
-                fault = table.column(_FAULT)[-1].as_py()
-                sound = table.slice(0, table.num_rows - 1) if fault else table
-                yield from Packed.from_table(sound).micro_batches()
-                if fault:
-                    raise TwilbertError(fault)
+            with user_errors():
+                for table in blocks:
+                    yield from Packed.from_table(table).micro_batches()
         finally:
             blocks.close()
 
@@ -86,12 +82,8 @@ def _blocks(
 
     def work(numbers: pa.Table) -> Iterator[pa.Table]:
         for number in numbers.column("item").to_pylist():
-            try:
-                for run in build(plan, rank, some[number]):
-                    table = run.to_table()
-                    yield table.append_column(_FAULT, pa.nulls(table.num_rows, pa.string()))
-            except TwilbertError as error:
-                yield _fault(error)
+            for run in build(plan, rank, some[number]):
+                yield run.to_table()
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each execution's beginning, progress and end
     context = DataContext.get_current().copy()
@@ -116,14 +108,3 @@ def _blocks(
         yield from tables
     finally:
         tables.close()  # type: ignore[attr-defined]  # a generator, typed as an iterator
-
-
-def _fault(error: TwilbertError) -> pa.Table:
-    """A last row that carries the error's message: as data, since Ray would wrap it in its own text and traceback."""
-    columns = {field.name: pa.nulls(1, field.type).fill_null(0) for field in SCHEMA if not _is_list(field)}
-    columns |= {field.name: pa.array([[]], field.type) for field in SCHEMA if _is_list(field)}
-    return pa.table(columns, schema=SCHEMA).append_column(_FAULT, pa.array([str(error)]))
-
-
-def _is_list(field: pa.Field) -> bool:
-    return pa.types.is_large_list(field.type)
