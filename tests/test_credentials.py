@@ -85,7 +85,7 @@ def test_other_addresses_are_not(address):
 def test_ray_tune_sees_no_key_that_arrow_still_does(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    with credentials.unseen_by_ray_tune():
+    with credentials.hidden_from_ray_tune():
         assert "AWS_SECRET_ACCESS_KEY" not in os.environ and os.environ["AWS_REGION"] == "eu-west-1"
         below = subprocess.run(["printenv", "AWS_SECRET_ACCESS_KEY"], capture_output=True, text=True, check=True)
         assert below.stdout == "word\n", "the process itself still has it"

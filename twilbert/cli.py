@@ -25,7 +25,7 @@ def main() -> int:
     program = Path(sys.argv[0]).stem
     with signals.handled(signals.interrupt):
         try:
-            with signals.held_back():  # libraries may catch all that is raised while they are imported
+            with signals.deferred():  # libraries may catch all that is raised while they are imported
                 verb = importlib.import_module(f"twilbert.{program.removeprefix('twilbert-')}")
             code = verb.main()
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What may hold a credential: variables that are handed on, and addresses. None is ever written down."""
+"""Credentials in environment variables and addresses, which must never reach a file or a log."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Iterator
 
-# Settings that Ray may write to its logs; whatever else is handed on travels as a secret, without a guess at its name.
+# Variables that Ray may log; all others are passed to workers as secrets, whatever their names.
 _PLAIN = {
     "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION",
     "DS_ACCELERATOR", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE",
     "WANDB_PROJECT",
 }  # fmt: skip
 _PLAIN_VALUE = re.compile(r"(https?://)?[\w./:-]{0,200}")
-_LONG_WORD = re.compile(r"\w{24,}")  # a key that was put into the wrong variable
+_LONG_WORD = re.compile(r"\w{24,}")  # a key in the wrong variable
 _PASSWORD = re.compile(
     r"://[^\s@/:]*:[^\s@]+@|[?&][\w-]*(secret|token|password|signature|sig|key)[\w-]*=", re.IGNORECASE
 )
@@ -25,7 +25,7 @@ IN_ADDRESS = (
 
 
 def is_plain(name: str, value: str) -> bool:
-    """Whether a variable is a setting that anybody may read."""
+    """Whether a variable is a setting without any secret."""
     return name in _PLAIN and _PLAIN_VALUE.fullmatch(value) is not None and not _LONG_WORD.search(value)
 
 
@@ -35,15 +35,15 @@ def in_address(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def unseen_by_ray_tune() -> Iterator[None]:
-    """Around a search: Ray Tune would copy the AWS keys of `os.environ` into a runtime environment, which Ray logs.
+def hidden_from_ray_tune() -> Iterator[None]:
+    """Hide AWS keys during the body from Ray Tune, which copies them to a runtime environment, which Ray logs.
 
-    They stay in the process's own environment, where Arrow's object stores and what it starts look for them.
+    They stay in the C environment of the process, which Arrow's object stores and child processes read.
     """
     names = [name for name, value in os.environ.items() if name.startswith("AWS_") and not is_plain(name, value)]
     hidden = {name: os.environ.pop(name) for name in names}
     for name, value in hidden.items():
-        os.putenv(name, value)  # which os.environ does not show
+        os.putenv(name, value)  # not visible in os.environ
     try:
         yield
     finally:

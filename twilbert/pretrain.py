@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs in every worker; config["job"] is a `twilbert.pretraining.job.Job`."""
+    """The function that Ray Train runs in every worker; config["job"] is a `twilbert.pretraining.job.Job`."""
     import ray
     from ray.train import get_context
 
-    from twilbert.pretraining.mendable import described, may_be_mended
+    from twilbert.pretraining.failures import describe, is_recoverable
 
     job = config["job"]
-    if get_context().get_world_rank() == 0:
+    context = get_context()
+    if context.get_world_rank() == 0:
         ray.get(job.control.attempt.remote(job.recipe.cluster.max_restarts))
-    if ray.get(job.control.failed.remote()):  # a fault that starting again does not mend
+    if ray.get(job.control.failed.remote()):  # nothing to restart
         return
     os.environ.update(ray.get(job.control.secrets.remote()))
-    here = get_context()
-    ranks = here.get_world_rank(), here.get_world_size(), here.get_local_world_size()
+    ranks = context.get_world_rank(), context.get_world_size(), context.get_local_world_size()
     try:
         from ray.train.torch import get_device
 
@@ -54,7 +54,7 @@ def train_worker(config: dict[str, Any]) -> None:
         ray.get(job.control.fail.remote(error))
         raise
     except Exception as error:
-        ray.get(job.control.crashed.remote(described(error), may_be_mended(error)))
+        ray.get(job.control.crashed.remote(describe(error), is_recoverable(error)))
         raise
 
 
@@ -72,7 +72,7 @@ def _train(worker: Any) -> None:
     order, scores = 0, {}
 
     for step, micro_batches, waited in worker.steps():
-        optimizer.update = step - len(worker.skipped)  # a skipped step moves the cursor, not the schedule
+        optimizer.update = step - len(worker.skipped)  # a skipped step advances the data, not the schedule
         optimizer.taken = optimizer.skip = False
         optimizer.learning_rate = learning_rate(recipe, optimizer.update)
         n_masked, n_rop = worker.normalisers(micro_batches)
@@ -81,7 +81,7 @@ def _train(worker: Any) -> None:
             worker.seed_dropout(step, number)
             out = engine(*scoring.tensors(micro_batch, device))
             # DeepSpeed divides by the accumulation and averages over workers: multiply by both, so that the gradient
-            # is that of the global batch's own mean, however it was cut.
+            # is that of the mean over the global batch, for any partition.
             loss = out.mlm_loss_sum / n_masked + out.rop_loss_sum / n_rop
             engine.backward(loss * (worker.accumulation * worker.world_size))
             sums += scoring.sums_of(out, micro_batch)
@@ -98,8 +98,8 @@ def _train(worker: Any) -> None:
             worker.skip(step, "its gradient is not finite" if loss_is_finite else f"its loss is {log.loss}")
         worker.watchdog.touch()
         worker.trace(step, micro_batches)
-        worker.beat(step, log.loss, log.tokens_per_second)
-        worker.seal()
+        worker.heartbeat(step, log.loss, log.tokens_per_second)
+        worker.commit()
 
         last = step == training.max_steps
         if step % training.logging_steps == 0 or last:
@@ -118,15 +118,15 @@ def _train(worker: Any) -> None:
         if step % training.save_steps == 0 or last or order or is_best:
             worker.save(step, log.state(trained))
         worker.watchdog.touch()
-        log.started += time.monotonic() - trained  # evaluating and saving are no training time
+        log.started += time.monotonic() - trained  # evaluating and saving do not count as training time
         if order in STOP_REASONS:
             break
 
-    worker.seal(wait=True)
+    worker.commit(wait=True)
     if tracker:
         published = worker.publish()
         stop = order if order in STOP_REASONS else 0
-        stop = stop if worker.step < training.max_steps else 0  # asked to stop at the very end: it is done
+        stop = stop if worker.step < training.max_steps else 0  # a stop at the very end: it is done
         outcome = {"step": worker.step, "stop": stop, "scores": scores, "published": published}
         ray.get(worker.job.control.finish.remote(outcome))
 
@@ -157,12 +157,11 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     from twilbert.pretraining.control import STOP_REASONS
     from twilbert.pretraining.initial_model import check_initial_model, check_room
     from twilbert.tracking import run_folder
-    from twilbert.tracking import run_folder as run_state
 
     recipe = resolve(recipe)
     corpus, tokenizer = open_data(recipe)
     least, most = recipe.cluster.least_workers, recipe.cluster.most_workers
-    # A logical CPU for every worker's stream: one that waits for another's would hold up the step of both.
+    # One logical CPU for each worker's stream: a stream that waits for another's would delay the step of both.
     num_cpus = most + max(ray_session.DATA_CPUS, most)
     with contextlib.ExitStack() as claims, ray_session.ensure_ray(num_cpus, recipe.cluster.address):
         ray_session.check_resources(least, 1, recipe.cluster.use_gpu)
@@ -173,19 +172,19 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
         known = run_folder.find(recipe, name, identity)
         check_room(recipe, tokenizer.vocab_size)
         if known is None:
-            check_initial_model(recipe, tokenizer)  # a run that is on its way needs it no more
+            check_initial_model(recipe, tokenizer)  # a run that resumes does not need it
         elif known.trained_steps >= recipe.training.max_steps:
             done = known.trained_steps
-            run_state.settle(known)
+            run_folder.settle(known)
             cli.say(f"already finished at step {done}; raise training.max_steps or change the recipe to train more")
             return {"run": known.path, "model": known.model, "step": done, "stop": 0, "scores": {}}
         storage.probe_write(recipe.run.storage_path)
         if len(ray_session.nodes()) > 1:
             ray_session.probe_storage_everywhere(recipe.run.storage_path)
         encoded = _encoded(recipe, corpus, tokenizer)
-        folder = claims.enter_context(run_folder.claimed(recipe, name, identity))  # until no worker writes there
+        folder = claims.enter_context(run_folder.claimed(recipe, name, identity))  # until all workers have ended
         cli.say(f"run {name} in {folder.path}{' (found, resuming)' if known else ''}; precision {precision}")
-        with run_state.Signs(folder) as signs:
+        with run_folder.Signs(folder) as signs:
             outcome = _fit(recipe, folder, encoded, precision)
             signs.end(STOP_REASONS.get(outcome["stop"], ""))
     return {"run": folder.path, "model": folder.model, **outcome}
@@ -214,9 +213,9 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
         torch_config=torch_config("nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=RunConfig(
-            name=f"{int(time.time())}",  # always new: what to resume is ours to know, not Ray Train's
+            name=f"{int(time.time())}",  # always new: Ray Train resumes nothing
             storage_path=ray_folder,
-            failure_config=FailureConfig(max_failures=-1),  # RunControl.attempt counts those that got nowhere
+            failure_config=FailureConfig(max_failures=-1),  # RunControl.attempt counts those without a new checkpoint
             worker_runtime_env={"env_vars": environment},
         ),
     )
@@ -228,9 +227,9 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths and what it takes over from model.init_from.
+    """The recipe with absolute paths and the settings of model.init_from.
 
-    UsageError where it contradicts that model, and for relative paths inside a Ray job, whose folder is thrown away.
+    UsageError where it contradicts that model, and for relative paths inside a Ray job, whose folder is deleted.
     """
     from twilbert.pretraining.initial_model import inherit
 
@@ -239,7 +238,7 @@ def resolve(recipe: Recipe) -> Recipe:
         relative = loading.relative_paths(recipe)
         if relative:
             raise UsageError(
-                "relative paths in a Ray job lie in a temporary copy of the folder that is thrown away:\n"
+                "relative paths in a Ray job lie in a temporary copy of the folder that is deleted:\n"
                 + "\n".join(f"  {key}: {path}" for key, path in relative.items())
                 + "\n  give absolute paths or URIs that every node sees, e.g. run.storage_path=/shared/runs"
             )
@@ -247,7 +246,7 @@ def resolve(recipe: Recipe) -> Recipe:
 
 
 def open_data(recipe: Recipe) -> tuple[Any, Any]:
-    """(Corpus, Tokenizer) of the recipe; UsageError, with the command that makes it, for what is missing."""
+    """(Corpus, Tokenizer) of the recipe; UsageError with the command that makes the missing one."""
     from twilbert.data.corpus.corpus import Corpus
     from twilbert.data.tokenizer.tokenizer import Tokenizer
 
@@ -260,7 +259,7 @@ def _identity(recipe: Recipe, corpus: Any, tokenizer: Any, precision: str) -> di
 
 
 def resolve_precision(recipe: Recipe) -> str:
-    """fp32 or bf16, auto decided by the devices that will train."""
+    """fp32 or bf16; auto is decided by the devices that will train."""
     training = recipe.training
     if training.precision != "auto":
         return training.precision
@@ -268,15 +267,15 @@ def resolve_precision(recipe: Recipe) -> str:
 
 
 def _encoded(recipe: Recipe, corpus: Any, tokenizer: Any) -> Any:
-    """The encoded corpus, made now when it is missing; TwilbertError when a shard, of text or of ids, has changed."""
+    """The encoded corpus, made now when it is missing; TwilbertError when a shard of text or ids has changed."""
     from twilbert.data.encoded import encode
 
-    found = encode.find(corpus, tokenizer, recipe.corpus.max_len)
-    if found is None:
+    encoded = encode.find(corpus, tokenizer, recipe.corpus.max_len)
+    if encoded is None:
         cli.say(f"{corpus.path}: not yet encoded with {recipe.corpus.tokenizer}; encoding it now, once")
         return encode.encode_corpus(corpus, tokenizer, recipe.corpus.max_len)
-    checksums.check_files([*corpus.listed, *found.listed])
-    return found
+    checksums.check_files([*corpus.listed, *encoded.listed])
+    return encoded
 
 
 def _dry_run(recipe: Recipe, name: str) -> str:
@@ -287,9 +286,9 @@ def _dry_run(recipe: Recipe, name: str) -> str:
         corpus, tokenizer = open_data(recipe)
     except UsageError as error:
         print(f"# missing: {error}")
-        return f"{name}: the recipe is valid; what is missing stands above"
+        return f"{name}: the recipe is valid; what is missing is listed above"
     if recipe.training.precision == "auto" and recipe.cluster.use_gpu:
-        print("# run: what it is depends on the GPUs' arithmetic; give training.precision to know its name here")
+        print("# run: its name depends on what the GPUs compute in; give training.precision to see it here")
         return f"{name}: the recipe is valid; nothing was started"
     from twilbert.pretraining.initial_model import check_initial_model
     from twilbert.tracking import run_folder
@@ -304,15 +303,15 @@ def _dry_run(recipe: Recipe, name: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         "pretrain",
         "Pre-train a TWilBERT as a recipe says; the same command resumes a run.",
         "twilbert-pretrain recipes/tiny.yaml training.max_steps=200",
     )
-    made.add_argument("recipe", help="YAML file, or the name of a shipped recipe (recipes/base.yaml)")
-    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
-    made.add_argument("--dry-run", action="store_true", help="show the resolved recipe and checks, start nothing")
-    return made
+    parser.add_argument("recipe", help="YAML file, or the name of a shipped recipe (recipes/base.yaml)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument("--dry-run", action="store_true", help="show the resolved recipe and checks, start nothing")
+    return parser
 
 
 def _command(args: argparse.Namespace) -> str:

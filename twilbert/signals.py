@@ -1,6 +1,6 @@
 """SIGINT and SIGTERM, to the process or to its group: both interrupt a command, and neither is lost.
 
-Handlers belong to the main thread: in another one, where a program calls us so, its signals stay as they are.
+Only the main thread can set handlers; when called from another one, nothing here changes signals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], object], *numbers: int) -> Iterator[None]:
-    """`handler` hears these signals, or both of the above, during the body."""
+    """Handle these signals (default: SIGINT and SIGTERM) by `handler` during the body."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -29,23 +29,28 @@ def handled(handler: Callable[[int, FrameType | None], object], *numbers: int) -
 
 
 def interrupt(*_: object) -> None:
-    """A handler that does what Python does for Ctrl-C."""
+    """Raise KeyboardInterrupt, as Python does for Ctrl-C."""
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[list[int]]:
-    """Signals during the body, listed as they come, are heard after it.
+def deferred() -> Iterator[list[int]]:
+    """Defer signals until after the body; the list that is yielded grows as they arrive.
 
-    An exception in the middle of a fork is printed and forgotten by Python, and with it a Ctrl-C.
+    A KeyboardInterrupt raised in the middle of a fork would be printed and dropped by Python.
     """
-    came: list[int] = []
-    with handled(lambda number, _: came.append(number)):
+    arrived: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        signal.alarm(0)  # Ray's own handler, in place while it starts, has the process aborted 3 s after a SIGTERM
+        arrived.append(number)
+
+    with handled(note):
         try:
-            yield came
-        except SystemExit as error:  # of the handler that Ray sets for SIGTERM
+            yield arrived
+        except SystemExit as error:  # by the handler that Ray sets for SIGTERM
             if error.code != signal.SIGTERM:
                 raise
-            came.append(signal.SIGTERM)
-    if came:
-        signal.raise_signal(came[0])
+            arrived.append(signal.SIGTERM)
+    if arrived:
+        signal.raise_signal(arrived[0])

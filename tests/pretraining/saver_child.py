@@ -50,7 +50,7 @@ def save(root: str, step: int, kill: tuple[int, str] | None = None) -> None:
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     saver.begin(Snapshot(step, {"step": step}, set()), fragments, lambda flat: by_flat[id(flat)], weights)
     saver.finish()
-    assert saver.sealed_step == step
+    assert saver.committed_step == step
     dist.destroy_process_group()
 
 

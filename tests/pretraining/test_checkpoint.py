@@ -1,4 +1,4 @@
-"""Checkpoints: state by parameter name whatever wrote and reads it, a seal that shows every damage, careful removal."""
+"""Checkpoints: optimiser state by parameter name for any world size and stage, damage detected, careful deletion."""
 
 from __future__ import annotations
 
@@ -192,11 +192,11 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
         reader.restore([Fragment("b.bias", (3,), 0, 3, torch.zeros(3), 0)], moments)
 
 
-# ---- the seal ------------------------------------------------------------------------------------------------------
+# ---- the manifest --------------------------------------------------------------------------------------------------
 
 
-def seal(run: Path, step: int, run_id: str = "0123abcd") -> Path:
-    """A small sealed checkpoint."""
+def commit(run: Path, step: int, run_id: str = "0123abcd") -> Path:
+    """A small committed checkpoint."""
     folder = run / checkpoint.folder_name(step)
     contents = {"model/model.safetensors": b"weights" * 100, "state.json": b'{"step": 1}', "recipe.yaml": b"run: {}"}
     contents |= {"model/config.json": b"{}"} | dict.fromkeys(map(checkpoint.optimizer_file, (0, 1), (2, 2)), b"moments")
@@ -230,7 +230,7 @@ DAMAGES = {
 
 
 def test_a_whole_checkpoint_verifies(tmp_path):
-    folder = seal(tmp_path, 500)
+    folder = commit(tmp_path, 500)
     assert folder.name == "checkpoint-000500"
     assert checkpoint.verify(str(folder), "0123abcd") is None
     assert checkpoint.verify(str(folder)) is None, "whoever's it is"
@@ -238,7 +238,7 @@ def test_a_whole_checkpoint_verifies(tmp_path):
 
 @pytest.mark.parametrize("reason", DAMAGES)
 def test_every_damage_is_named(tmp_path, reason):
-    folder = seal(tmp_path, 1)
+    folder = commit(tmp_path, 1)
     DAMAGES[reason](folder)
     said = checkpoint.verify(str(folder), "0123abcd")
     assert said is not None
@@ -247,7 +247,7 @@ def test_every_damage_is_named(tmp_path, reason):
 
 @pytest.mark.parametrize("content", ['{"files": {"state.json": 3}, "run": "0123abcd"}', "[]", "{}", '{"run": "x"}'])
 def test_a_manifest_of_another_shape_is_damage_too(tmp_path, content):
-    folder = seal(tmp_path, 1)
+    folder = commit(tmp_path, 1)
     (folder / "manifest.json").write_text(content)
     assert "manifest.json is damaged" in str(checkpoint.verify(str(folder), "0123abcd"))
 
@@ -263,12 +263,12 @@ def rewrite(folder: Path, change: Callable[[dict], object]) -> str:
 def test_a_manifest_lists_what_a_checkpoint_needs_and_nothing_outside_it(tmp_path):
     (tmp_path / "outside").write_bytes(b"weights" * 100)
     outside = {"size": 700, "sha256": checkpoint.describe_file(str(tmp_path), "outside").sha256}
-    assert rewrite(seal(tmp_path, 1), lambda files: files.clear()) == "manifest.json does not list model/config.json"
+    assert rewrite(commit(tmp_path, 1), lambda files: files.clear()) == "manifest.json does not list model/config.json"
     needed = ["state.json", "recipe.yaml", "model/model.safetensors", checkpoint.optimizer_file(1, 2)]
     for step, file in enumerate(needed, 2):
         lacking = "optimizer-00000-of-00001.safetensors" if file.startswith("optimizer") else file
-        assert rewrite(seal(tmp_path, step), lambda files, file=file: files.pop(file)).endswith(f"not list {lacking}")
-    seal(tmp_path, 8).joinpath("model", ".hidden").write_bytes(b"weights" * 100)
+        assert rewrite(commit(tmp_path, step), lambda files, file=file: files.pop(file)).endswith(f"not list {lacking}")
+    commit(tmp_path, 8).joinpath("model", ".hidden").write_bytes(b"weights" * 100)
     hidden = lambda files: files.update({"model/.hidden": outside})  # noqa: E731
     assert rewrite(tmp_path / checkpoint.folder_name(8), hidden) == "None", "a model folder may hold more"
     for step, file in enumerate(
@@ -285,13 +285,13 @@ def test_a_manifest_lists_what_a_checkpoint_needs_and_nothing_outside_it(tmp_pat
         ],
         9,
     ):
-        said = rewrite(seal(tmp_path, step), lambda files, file=file: files.update({file: outside}))
+        said = rewrite(commit(tmp_path, step), lambda files, file=file: files.update({file: outside}))
         assert said == f"manifest.json lists {file!r}, which is no file of a checkpoint"
 
 
 def test_a_folder_in_the_place_of_a_file_is_damage(tmp_path):
     for step, file in enumerate(["state.json", "manifest.json", "model/model.safetensors"]):
-        folder = seal(tmp_path, step)
+        folder = commit(tmp_path, step)
         (folder / file).unlink()
         (folder / file).mkdir()
         assert "a folder" in str(checkpoint.verify(str(folder), "0123abcd"))
@@ -348,9 +348,9 @@ def test_moments_that_are_not_finite_are_refused_by_tensor(tmp_path):
         checkpoint.OptimizerReader(str(tmp_path)).restore([fragment], lambda p: (torch.zeros(6), torch.zeros(6)))
 
 
-def test_resume_takes_the_newest_that_verifies_and_says_what_it_passed_over(tmp_path):
+def test_resume_takes_the_newest_that_verifies_and_reports_what_it_skipped(tmp_path):
     for step in (10, 20, 30, 40):
-        seal(tmp_path, step)
+        commit(tmp_path, step)
     (tmp_path / "checkpoint-000040" / "manifest.json").unlink()
     flip_bit(tmp_path / "checkpoint-000030" / "state.json")
     (tmp_path / "model").mkdir()  # not a checkpoint
@@ -358,8 +358,8 @@ def test_resume_takes_the_newest_that_verifies_and_says_what_it_passed_over(tmp_
     found = checkpoint.newest(str(tmp_path), "0123abcd", said.append)
     assert found == str(tmp_path / "checkpoint-000020")
     assert said == [
-        "passed over checkpoint-000040: no manifest.json: its writing was not finished",
-        "passed over checkpoint-000030: state.json does not match its sha256",
+        "skipped checkpoint-000040: no manifest.json: its writing was not finished",
+        "skipped checkpoint-000030: state.json does not match its sha256",
     ]
 
 
@@ -371,7 +371,7 @@ def test_a_run_without_checkpoints_starts_anew(tmp_path):
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_overwritten(tmp_path):
     for step in (10, 20):
-        flip_bit(seal(tmp_path, step) / "state.json")
+        flip_bit(commit(tmp_path, step) / "state.json")
     said: list[str] = []
     with pytest.raises(TwilbertError, match=r"no checkpoint verifies.*run\.name"):
         checkpoint.newest(str(tmp_path), "0123abcd", said.append)
@@ -387,8 +387,8 @@ def steps_left(run: Path) -> list[int]:
 
 def test_the_newest_and_the_best_stay(tmp_path):
     for step in (10, 20, 30, 40, 50):
-        seal(tmp_path, step)
-    (tmp_path / "checkpoint-000015").mkdir()  # never sealed
+        commit(tmp_path, step)
+    (tmp_path / "checkpoint-000015").mkdir()  # never committed
     checkpoint.retire(str(tmp_path), written=50, keep=2, protected={20})
     assert steps_left(tmp_path) == [20, 40, 50]
     checkpoint.retire(str(tmp_path), written=50, keep=9, protected=set())
@@ -396,7 +396,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
 
 
 def test_the_last_one_is_never_removed(tmp_path):
-    seal(tmp_path, 10)
+    commit(tmp_path, 10)
     checkpoint.retire(str(tmp_path), written=10, keep=1, protected=set())
     assert steps_left(tmp_path) == [10]
 
@@ -404,7 +404,7 @@ def test_the_last_one_is_never_removed(tmp_path):
 def test_damaged_checkpoints_of_later_steps_do_not_push_out_sound_ones(tmp_path):
     """The run resumed at 10, since 30 and 40 were damaged, and has just saved 20: the only sound ones are 10 and 20."""
     for step in (10, 20, 30, 40):
-        folder = seal(tmp_path, step)
+        folder = commit(tmp_path, step)
         if step > 20:
             flip_bit(folder / "state.json")
     checkpoint.retire(str(tmp_path), written=20, keep=1, protected=set())

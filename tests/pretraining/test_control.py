@@ -40,7 +40,7 @@ def control(monkeypatch) -> Local:
 def test_the_outcome_comes_back_and_lines_are_printed_in_order(control, capsys):
     def fit() -> None:
         control.actor.say("first")
-        control.actor.beat(PROGRESS)
+        control.actor.heartbeat(PROGRESS)
         time.sleep(0.5)
         control.actor.say("second")
         control.actor.finish({"step": 4, "stop": 0})
@@ -71,9 +71,9 @@ def test_a_first_signal_asks_for_a_checkpoint_and_the_handlers_come_back(control
     before = signal.getsignal(number)
 
     def fit() -> None:
-        control.actor.beat(PROGRESS)
+        control.actor.heartbeat(PROGRESS)
         os.kill(os.getpid(), number)
-        while not (stop := control.actor.beat(PROGRESS)):
+        while not (stop := control.actor.heartbeat(PROGRESS)):
             time.sleep(0.01)
         control.actor.finish({"stop": stop})
 
@@ -93,9 +93,9 @@ def test_a_signal_before_the_first_step_leaves_at_once(control):
 
 def test_a_second_signal_leaves_at_once(control):
     def fit() -> None:
-        control.actor.beat(PROGRESS)
+        control.actor.heartbeat(PROGRESS)
         os.kill(os.getpid(), signal.SIGINT)
-        while not control.actor.beat(PROGRESS):
+        while not control.actor.heartbeat(PROGRESS):
             time.sleep(0.01)
         time.sleep(_SAME_SIGNAL_S + 0.3)  # sooner, it would count as the same Ctrl-C
         os.kill(os.getpid(), signal.SIGINT)
@@ -109,9 +109,9 @@ def test_a_signal_that_comes_twice_at_once_is_one(control):
     """A terminal and a launcher may both pass on one Ctrl-C."""
 
     def fit() -> None:
-        control.actor.beat(PROGRESS)
+        control.actor.heartbeat(PROGRESS)
         os.kill(os.getpid(), signal.SIGINT)
-        while not (stop := control.actor.beat(PROGRESS)):
+        while not (stop := control.actor.heartbeat(PROGRESS)):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.5)
@@ -142,4 +142,4 @@ def test_a_workers_exception_ends_the_run_where_another_start_cannot_mend_it(con
     if ends:
         _, _, fault, _ = control.actor.poll()
         assert fault is not None and fault.message.startswith("TypeError: a defect (in pretrain.py, line ")
-        assert "another start would end alike" in fault.message
+        assert "a restart would fail in the same way" in fault.message

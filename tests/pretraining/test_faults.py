@@ -72,7 +72,7 @@ def test_what_another_start_cannot_mend_is_one_message_at_once(train, capsys, ki
     message = capsys.readouterr().err
     (line,) = [line for line in message.splitlines() if "error: " in line]
     assert f"{type(ERRORS[kind]).__name__}" in line and str(ERRORS[kind]) in line
-    assert "another start would end alike" in line
+    assert "a restart would fail in the same way" in line
     assert message.count("tracking:") == 1, "the workers were started once"
 
 

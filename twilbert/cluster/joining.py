@@ -1,6 +1,6 @@
-"""Join a Ray cluster without a wait that has no bound or no word.
+"""Join a Ray cluster with bounded waits and messages.
 
-Ray itself tries a dead address for a quarter of an hour, and waits for room in silence.
+Ray itself tries a dead address for a quarter of an hour and waits for free resources silently.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Mapping, Sequence
 from twilbert import cli
 from twilbert.errors import TwilbertError, UsageError
 
-_CONNECT_S, _ANSWER_S = 10, 30  # until a port answers; until a Ray does, that may be busy
-_SAY_S = 30  # between two lines about what is waited for
+_CONNECT_S, _ANSWER_S = 10, 30  # to connect; for an answer from a busy Ray
+_SAY_S = 30  # between two progress lines
 _HOST_PORT = re.compile(r"\[?(?P<host>[\w.:-]+?)\]?:(?P<port>\d+)")
 
 
 def address_at_hand(address: str | None = None) -> str | None:
-    """`address`, else RAY_ADDRESS, where one names a cluster: "auto" or HOST:PORT; None for a Ray of one's own.
+    """`address`, else RAY_ADDRESS, where one names a cluster: "auto" or HOST:PORT; None for a local Ray.
 
-    UsageError for an address that is no cluster's.
+    UsageError for an address that cannot be a cluster's.
     """
     target = (address or os.environ.get("RAY_ADDRESS", "")).strip()
     if target in ("", "local"):
@@ -66,7 +66,7 @@ def require_answer(target: str) -> None:
 
 
 def wait_for_room(bundles: Sequence[Mapping[str, float]]) -> None:
-    """Wait until Ray has these resources free, each bundle on one node; says every 30 s what it waits for.
+    """Wait until Ray has these resources free, each bundle on one node; prints every 30 s what it waits for.
 
     TwilbertError where there is no logical CPU at all: nothing would ever run.
     """
@@ -75,7 +75,7 @@ def wait_for_room(bundles: Sequence[Mapping[str, float]]) -> None:
 
     if ray.cluster_resources().get("CPU", 0) < 1:
         raise TwilbertError("the cluster has no logical CPU: add nodes, or start one of them with --num-cpus above 0")
-    # A request of Ray's own: it waits its turn among others', and a cluster that can grow hears of it.
+    # A placement group queues with other requests and makes an autoscaling cluster grow.
     group = placement_group([dict(bundle) for bundle in bundles])
     say_next = time.monotonic()
     try:

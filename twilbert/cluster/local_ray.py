@@ -1,4 +1,4 @@
-"""A Ray of this machine for one command: on the loopback interface, behind a token, and ended with the command.
+"""A local Ray for one command: on the loopback interface, with a token, and stopped with the command.
 
 command ── pipe ──▶ ray_keeper.py (a session of its own) ──▶ ray start --head --block ──▶ Ray's processes
 """
@@ -25,7 +25,7 @@ from twilbert import signals
 from twilbert.cluster import ray_keeper
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 
-_OBJECT_STORE_BYTES = 2**30  # blocks in flight, never a whole corpus
+_OBJECT_STORE_BYTES = 2**30  # blocks in flight, not a whole corpus
 _START_S = 120.0  # a loaded machine takes half a minute
 _END_S = 30.0
 PATIENCE_S = 3.0
@@ -51,17 +51,17 @@ _running: _LocalRay | None = None
 
 
 def address() -> str:
-    """Where it is, for `ray.init`, and empty where there is none."""
+    """Its address for `ray.init`; empty when none runs."""
     return _running.address if _running else ""
 
 
 def folder() -> str:
-    """Where its sockets and logs lie, and empty where there is none."""
+    """The folder of its sockets and logs; empty when none runs."""
     return _running.folder if _running else ""
 
 
 def check(patience: float = 0.0) -> None:
-    """TwilbertError when that Ray is gone though nobody here ended it, or is seen to go within `patience` seconds.
+    """TwilbertError when that Ray has ended by itself, or does so within `patience` seconds.
 
     Calls to a Ray whose processes die may fail a second or two before its first process has ended.
     """
@@ -74,11 +74,11 @@ def check(patience: float = 0.0) -> None:
 
 @contextlib.contextmanager
 def start(num_cpus: int, interrupted: Sequence[int] = ()) -> Iterator[str]:
-    """A local Ray around the body: the address for `ray.init`. TwilbertError where it cannot start or has ended.
+    """Run a local Ray during the body; yields the address for `ray.init`. TwilbertError when it fails to start or dies.
 
-    Should it end before the body does, the main thread is interrupted, for which alone it lets go of Ray's calls, and
-    the error is raised in place of what came of that. Its folder is removed, unless the body failed: its logs stay
-    until the next local Ray starts. KeyboardInterrupt when something appears in `interrupted` before it is up.
+    When it dies during the body, the main thread is interrupted (nothing else ends its calls of Ray), and the error
+    replaces the interrupt. The folder is removed unless the body failed: then its logs stay until the next local Ray
+    starts. KeyboardInterrupt when `interrupted` becomes non-empty before it is up.
     """
     global _running
     with _environment():
@@ -94,7 +94,7 @@ def start(num_cpus: int, interrupted: Sequence[int] = ()) -> Iterator[str]:
             raise
         finally:
             local_ray, _running = _running, None
-            with signals.held_back():
+            with signals.deferred():
                 local_ray.end()
             if not logs_matter and not local_ray.gone.is_set():
                 shutil.rmtree(local_ray.folder, ignore_errors=True)
@@ -102,11 +102,10 @@ def start(num_cpus: int, interrupted: Sequence[int] = ()) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Variables of this process, and of those that the body starts: a token, and less of Ray Train.
+    """Set environment variables during the body: a token for Ray, and features of Ray Train that are off.
 
-    Ray takes its mode from the environment as it is imported, and its token once a process: where a program has
-    imported Ray without a token before, there can be none. A token that the user works with stays; Ray's own file is
-    no sign of one, since Ray makes it by itself, for all to read.
+    Ray reads its mode when it is imported and its token once per process: a program that imported Ray without one
+    before cannot use one here. A token of the user's is kept, but not the file that Ray generates by itself.
     """
     global _mode
     given = os.environ.get("RAY_AUTH_MODE", "disabled")
@@ -132,18 +131,18 @@ class _LocalRay:
         self.gone = threading.Event()
         self._ending = False
         gcs, self._raylet_port, client = _free_ports(3)
-        # Written so, Ray does not know it for a loopback address, for which it would put the machine's own.
+        # In this form Ray does not replace the loopback address by the machine's own.
         self.address = f"[::ffff:127.0.0.1]:{gcs}"
         command = [
             *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
             *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--node-manager-port={self._raylet_port}"),
             *(f"--ray-client-server-port={client}", f"--num-cpus={num_cpus}", f"--temp-dir={self.folder}"),
             *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--include-dashboard=false"),
-            "--include-log-monitor=false",  # it would read all logs ten times a second
+            "--include-log-monitor=false",  # it reads all logs ten times a second
         ]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | _SETTINGS
         self._output = Path(self.folder, "ray-start.log")
-        # The keeper inherits the lock and holds it: a folder that is not locked has no Ray any more.
+        # The keeper inherits the lock: a folder that is not locked belongs to no live Ray.
         with locked(self.folder) as lock, self._output.open("wb") as output:
             self._keeper = subprocess.Popen(
                 [sys.executable, "-I", "-S", ray_keeper.__file__, *command],
@@ -152,28 +151,28 @@ class _LocalRay:
             )  # fmt: skip
 
     def wait_until_up(self, interrupted: Sequence[int]) -> None:
-        """Until the raylet answers, the last part to come up."""
+        """Wait for the raylet, the last part to start."""
         import ray  # noqa: F401 - takes a second, in which Ray starts
 
-        late = time.monotonic() + _START_S
+        deadline = time.monotonic() + _START_S
         while not _answers(self._raylet_port):
             if interrupted:
                 raise KeyboardInterrupt
-            if self._keeper.poll() is not None or time.monotonic() > late:
+            if self._keeper.poll() is not None or time.monotonic() > deadline:
                 lines = self._output.read_text(errors="replace").strip().splitlines()
-                why = lines[-1].strip() if lines else f"not up after {_START_S:.0f} s"
-                raise TwilbertError(f"a local Ray cannot be started ({why}); see {self._output}")
+                reason = lines[-1].strip() if lines else f"not up after {_START_S:.0f} s"
+                raise TwilbertError(f"a local Ray cannot be started ({reason}); see {self._output}")
             time.sleep(0.02)
         threading.Thread(target=self._watch, name="local-ray", daemon=True).start()
 
     def end(self) -> None:
-        """Wait until its processes are gone."""
+        """Stop it and wait until its processes have ended."""
         self._ending = True
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._keeper.wait(timeout=_END_S)
-        if self._keeper.poll() is None or self.gone.is_set():  # too slow; or killed, and its children perhaps not
+        if self._keeper.poll() is None or self.gone.is_set():  # too slow, or killed without its children
             ray_keeper.kill_session(self._keeper.pid)
 
     def _watch(self) -> None:
@@ -184,7 +183,7 @@ class _LocalRay:
 
 
 def _new_folder() -> str:
-    """A folder for sockets and logs, for this user alone, after those whose Ray is gone have been removed."""
+    """Make a private folder for sockets and logs; folders of local Rays that have ended are removed."""
     places = [tempfile.gettempdir(), "/tmp"]
     for place in places:
         if place.isascii() and len(place) + len(_FOLDER) + 8 < _LONGEST_FOLDER and os.access(place, os.W_OK | os.X_OK):
@@ -198,8 +197,8 @@ def _new_folder() -> str:
 
 def _remove_left_over(place: Path) -> None:
     for folder in place.glob(f"{_FOLDER}*"):
-        with contextlib.suppress(OSError):  # another user's, in use, or just removed by another command
-            is_new = time.time() - folder.stat().st_mtime < 60  # and its lock perhaps not yet held
+        with contextlib.suppress(OSError):  # another user's, in use, or removed by another command
+            is_new = time.time() - folder.stat().st_mtime < 60  # its lock may not be held yet
             if folder.stat().st_uid == os.getuid() and not is_new:
                 with locked(folder):
                     shutil.rmtree(folder)
@@ -207,7 +206,7 @@ def _remove_left_over(place: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[int]:
-    """Nobody else holds this folder; OSError where somebody does. The descriptor that does."""
+    """Lock a folder during the body; yields the descriptor. OSError when another process has locked it."""
     lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

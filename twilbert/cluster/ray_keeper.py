@@ -19,14 +19,13 @@ _END_S = 10.0
 
 
 def kill_session(leader: int) -> None:
-    """SIGKILL for all processes of this session but ourselves, until none runs; without /proc for its group alone.
+    """SIGKILL all processes of this session but our own until none is left; without /proc, only its process group.
 
-    Nothing that a local Ray holds outlives it, so that none of its processes needs time to put anything in order, and
-    Ray's own orderly end, interrupted on a busy machine, takes up to half a minute. Its workers lead groups of their
-    own in the session.
+    A local Ray has nothing to store at its end, and Ray's own shutdown takes seconds. Its workers are in process
+    groups of their own within the session.
     """
-    late = time.monotonic() + _END_S
-    while time.monotonic() < late and (running := _running_in(leader)):
+    deadline = time.monotonic() + _END_S
+    while time.monotonic() < deadline and (running := _running_in(leader)):
         for pid in running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Start or join Ray, check that it can hold the job, and say what workers inherit.
+"""Start or join Ray, check its resources for the job, and choose the environment of workers.
 
-No address and no surrounding Ray job: a local Ray, started for the command and stopped after it, with as many logical
-CPUs as the job needs. Otherwise the cluster named by the recipe, RAY_ADDRESS or the Ray job.
+Without an address or a surrounding Ray job, a local Ray is started for the command and stopped after it, with as many
+logical CPUs as the job needs. Otherwise the cluster named by the recipe, RAY_ADDRESS or the Ray job is joined.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from twilbert.cluster.joining import address_at_hand, require_answer, wait_for_r
 from twilbert.devices import usable_cores
 from twilbert.errors import TwilbertError, UsageError
 
-# Ray Data needs logical CPUs of its own beside the training workers: with none it waits for ever, in silence.
+# Ray Data needs logical CPUs beside the training workers: without one it waits for ever, silently.
 DATA_CPUS = 2
 _INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
 
 
 def in_ray_job() -> bool:
-    """Whether this process was started by `ray job submit` (its working folder is then a copy that is thrown away)."""
+    """Whether this process was started by `ray job submit` (its working folder is then a temporary copy)."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "_ray_pkg_" in str(Path.cwd())
 
 
 def worker_environment() -> dict[str, str]:
     """Environment variables that workers inherit from the driver: W&B, DeepSpeed and cloud settings, no secrets.
 
-    They travel in Ray's runtime environment, which Ray writes to its logs.
+    They are passed in Ray's runtime environment, which Ray logs.
     """
     plain = {name: value for name, value in _inherited().items() if credentials.is_plain(name, value)}
     return {"RAY_USAGE_STATS_ENABLED": "0"} | plain
 
 
 def worker_secrets() -> dict[str, str]:
-    """All else that workers inherit, secrets among it; it travels in an actor's memory alone."""
+    """The other environment variables that workers inherit, with secrets; passed through an actor only."""
     return {name: value for name, value in _inherited().items() if not credentials.is_plain(name, value)}
 
 
@@ -52,10 +52,10 @@ def _inherited() -> dict[str, str]:
 
 @contextlib.contextmanager
 def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Iterator[None]:
-    """Join the Ray at hand or start a local one with `num_cpus` logical CPUs; stop only what was started here.
+    """Join a Ray or start a local one with `num_cpus` logical CPUs; stop only what was started here.
 
-    `address` (or RAY_ADDRESS, which a Ray job sets) names a cluster; TwilbertError when it does not answer, or has no
-    CPU. Where others use all of a cluster's CPUs, waits for one, and says so.
+    `address` (or RAY_ADDRESS, which a Ray job sets) names a cluster; TwilbertError when it does not answer or has no
+    CPU. Where all CPUs of a cluster are in use, waits for one and says so.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -69,16 +69,16 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
         require_answer(target)
     with contextlib.ExitStack() as stack:
         try:
-            with signals.held_back() as came:
-                here = None if target else local_ray.start(max(num_cpus or 0, usable_cores(), DATA_CPUS), came)
+            with signals.deferred() as interrupted:
+                here = None if target else local_ray.start(max(num_cpus or 0, usable_cores(), DATA_CPUS), interrupted)
                 joined = stack.enter_context(here) if here else target
-                import ray  # a local one sets the environment in which it must be imported
+                import ray  # after local_ray.start has set the environment that Ray reads on import
 
                 stack.callback(ray.shutdown)
                 ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
         except TwilbertError:
             raise
-        except Exception as error:  # Ray raises a plain Exception where its node is too slow to start
+        except Exception as error:  # Ray raises a plain Exception when a node starts too slowly
             what = f"cluster {target}: cannot be joined" if target else "a local Ray cannot be started"
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise TwilbertError(f"{what} ({why})") from error
@@ -89,7 +89,7 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
 
 
 def quiet_ray_data() -> None:
-    """No progress bars or INFO lines of Ray Data, and a task's exception raised, not logged with pages of traceback."""
+    """Turn off progress bars and INFO lines of Ray; raise a task's exception without pages of traceback in the log."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -102,11 +102,11 @@ def quiet_ray_data() -> None:
 
 
 def check_resources(num_workers: int, cpus_per_worker: int, use_gpu: bool) -> None:
-    """UsageError, before any worker starts, when the joined Ray cannot hold the workers and Ray Data beside them."""
+    """UsageError when the cluster is too small for the workers and Ray Data beside them."""
     import ray
 
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
     if use_gpu and gpus < num_workers:
         raise UsageError(
             f"cluster.num_workers: {num_workers} GPU workers asked for, the cluster has {gpus:g} GPUs; "
@@ -122,17 +122,17 @@ def check_resources(num_workers: int, cpus_per_worker: int, use_gpu: bool) -> No
 
 
 def nodes() -> list[str]:
-    """Ids of the nodes that are alive."""
+    """The ids of all live nodes."""
     import ray
 
     return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of the nodes that are about to be taken away (a spot instance's notice, a drain); none of a local Ray."""
-    if local_ray.address():  # it would be asked in vain, and once it is gone the question can block for a minute
+    """The ids of nodes that are draining (a spot instance's notice, a drain request); empty for a local Ray."""
+    if local_ray.address():  # its nodes never drain, and the call blocks for a minute when it has died
         return frozenset()
-    # What Ray Train's own watcher reads; its public get_preemption_info is a barrier over all workers at every call.
+    # The public ray.train.get_preemption_info waits for all workers at every call.
     from ray._private.state import state
 
     return frozenset(state.get_draining_nodes())
@@ -151,7 +151,7 @@ def beside_driver(actor: type) -> Any:
 
 
 def probe_storage_everywhere(path: str) -> None:
-    """Every node writes, reads and removes a file under `path`; TwilbertError naming the nodes that cannot."""
+    """Write, read and remove a file under `path` on every node; TwilbertError naming the nodes that cannot."""
     import ray
     from ray.exceptions import RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

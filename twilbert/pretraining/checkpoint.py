@@ -1,4 +1,4 @@
-"""Checkpoints: written by all ranks without a collective, sealed by a manifest, readable at any world size and stage.
+"""Checkpoints: written by all ranks without collectives, committed by a manifest, readable at any world size and stage.
 
 checkpoint-000500/
     manifest.json     written last: files, sizes, sha256; without it, or not matching, it is not a checkpoint
@@ -40,7 +40,7 @@ _INSIDE = re.compile(r"(?:model/)?(?!\.\.?$)[\w.-]+", re.ASCII)  # what a manife
 
 @dataclass(frozen=True)
 class Listed:
-    """What the manifest says of a file."""
+    """The size and checksum of a file, as listed in the manifest."""
 
     size: int
     sha256: str
@@ -48,7 +48,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json."""
+    """The content of manifest.json."""
 
     run: str
     step: int
@@ -56,13 +56,13 @@ class Manifest:
 
     @property
     def optimizer_files(self) -> list[str]:
-        """One a rank, in their order."""
+        """One file per rank, in the order of ranks."""
         return sorted(file for file in self.files if file.startswith("optimizer-"))
 
 
 @dataclass(frozen=True)
 class _State:
-    """state.json, as far as every resume reads it."""
+    """The part of state.json that every resume reads."""
 
     step: int
     best: dict[str, float] | None
@@ -83,7 +83,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class Written:
-    """A file of a checkpoint: its path inside the folder, bytes and hex sha256."""
+    """A file of a checkpoint: its path inside the folder, size in bytes and hex SHA-256."""
 
     file: str
     size: int
@@ -91,19 +91,19 @@ class Written:
 
 
 def write_file(folder: str, file: str, data: bytes) -> Written:
-    """Write one file of a checkpoint and return what the manifest says of it."""
+    """Write one file of a checkpoint and return its entry for the manifest."""
     storage.write_bytes_atomic(storage.join(folder, file), data)
     return Written(file, len(data), hashlib.sha256(data).hexdigest())
 
 
 def describe_file(folder: str, file: str) -> Written:
-    """What the manifest says of a file that is already there."""
+    """The manifest entry of a file that is already there."""
     path = storage.join(folder, file)
     return Written(file, storage.size(path), storage.sha256_file(path))
 
 
 def places_of(fragments: list[Fragment]) -> list[dict[str, Any]]:
-    """What the fragments are, in the order in which `copy_to_host` lays them out."""
+    """Name, shape and range of each fragment, in the order of `copy_to_host`."""
     return [{"name": f.name, "shape": f.shape, "start": f.start, "length": f.length} for f in fragments]
 
 
@@ -112,7 +112,7 @@ def copy_to_host(
     moments: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
     buffers: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The fragments' fp32 weights and moments on the CPU, one flat tensor a kind; `buffers` of that size are reused."""
+    """Copy fp32 weights and moments to the CPU, one flat tensor per kind; `buffers` of that size are reused."""
     total = sum(f.length for f in fragments)
     flats: dict[str, torch.Tensor] = {}
     for k, kind in enumerate(KINDS):
@@ -132,7 +132,7 @@ def copy_to_host(
 
 
 def optimizer_bytes(places: list[dict[str, Any]], flats: dict[str, torch.Tensor]) -> bytes:
-    """A safetensors file of fragments: `places_of` them, and what `copy_to_host` made of them."""
+    """The content of an optimizer file: a safetensors file of `flats` with `places` in its metadata."""
     return save_safetensors(flats, metadata={"fragments": json.dumps(places)})
 
 
@@ -142,7 +142,7 @@ def optimizer_file(rank: int, world_size: int) -> str:
 
 
 def write_manifest(folder: str, run_id: str, step: int, files: list[Written]) -> None:
-    """Seal a checkpoint: from here on it exists."""
+    """Commit a checkpoint: without its manifest it does not count."""
     listed = {f.file: {"size": f.size, "sha256": f.sha256} for f in sorted(files, key=lambda f: f.file)}
     manifest = {"format": 1, "run": run_id, "step": step, "files": listed}
     storage.write_json_atomic(storage.join(folder, _MANIFEST), manifest)
@@ -152,7 +152,7 @@ def write_manifest(folder: str, run_id: str, step: int, files: list[Written]) ->
 
 
 def verify(folder: str, run_id: str | None = None) -> str | None:
-    """None when every file of the checkpoint is there and intact, else the reason why it is not a checkpoint."""
+    """None when every file of the checkpoint is present and intact, else the reason why it is not."""
     if not storage.exists(storage.join(folder, _MANIFEST)):
         return f"no {_MANIFEST}: its writing was not finished"
     try:
@@ -184,12 +184,12 @@ def verify(folder: str, run_id: str | None = None) -> str | None:
 
 
 def steps_in(run_folder: str) -> list[int]:
-    """Steps of all checkpoint folders of a run, whole or not, oldest first."""
+    """Steps of all checkpoint folders of a run, complete or not, in ascending order."""
     return sorted(step for name in storage.list_dir(run_folder) if (step := step_of(name)) is not None)
 
 
 def newest(run_folder: str, run_id: str | None, say: Callable[[str], None]) -> str | None:
-    """The newest checkpoint that verifies; says which were passed over and why.
+    """The newest checkpoint that verifies; reports which were skipped and why.
 
     None when the run has none yet; TwilbertError when it has some and none verifies: nothing is overwritten then.
     """
@@ -199,9 +199,8 @@ def newest(run_folder: str, run_id: str | None, say: Callable[[str], None]) -> s
         reason = verify(folder, run_id)
         if reason is None:
             return folder
-        say(f"passed over {folder_name(step)}: {reason}")
-    sealed = [s for s in steps if storage.exists(storage.join(run_folder, folder_name(s), _MANIFEST))]
-    if sealed:
+        say(f"skipped {folder_name(step)}: {reason}")
+    if any(_is_committed(run_folder, step) for step in steps):
         raise TwilbertError(
             f"{run_folder}: no checkpoint verifies (reasons above); restore one, or start another run with run.name=…"
         )
@@ -209,26 +208,29 @@ def newest(run_folder: str, run_id: str | None, say: Callable[[str], None]) -> s
 
 
 def retire(run_folder: str, written: int, keep: int, protected: set[int]) -> None:
-    """After step `written` was sealed: remove all older checkpoints, sealed or not, but the newest and the protected.
+    """Delete the checkpoints up to step `written` but the newest `keep` committed ones and the `protected` ones.
 
-    `keep` sealed ones stay, `written` among them. Later ones are left alone: a run that resumed before them found them
-    damaged, so they count for nothing, and the run will write them anew.
+    Later ones are left alone: a run that resumed before them had skipped them as damaged and will write them again.
     """
     steps = [step for step in steps_in(run_folder) if step <= written]
-    sealed = [s for s in steps if storage.exists(storage.join(run_folder, folder_name(s), _MANIFEST))]
-    for step in set(steps) - set(sealed[-keep:]) - protected - {written}:
+    committed = [step for step in steps if _is_committed(run_folder, step)]
+    for step in set(steps) - set(committed[-keep:]) - protected - {written}:
         folder = storage.join(run_folder, folder_name(step))
-        storage.delete(storage.join(folder, _MANIFEST))  # first: what is half removed is no checkpoint
+        storage.delete(storage.join(folder, _MANIFEST))  # first: half a checkpoint must not count
         storage.delete(folder)
+
+
+def _is_committed(run_folder: str, step: int) -> bool:
+    return storage.exists(storage.join(run_folder, folder_name(step), _MANIFEST))
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
 class OptimizerReader:
-    """The optimiser state of a checkpoint by parameter name and range, whatever world size and stage wrote it.
+    """Reads the optimiser state of a checkpoint by parameter name and range, for any world size and stage.
 
-    Reads the files that the manifest lists, no others; TwilbertError where they are of another shape.
+    Only files in the manifest are read; TwilbertError where one has another shape.
     """
 
     def __init__(self, folder: str) -> None:
@@ -271,7 +273,7 @@ class OptimizerReader:
                     target.detach().view(-1).narrow(0, at, end - begin).copy_(source)
 
     def _tensors(self, file: str) -> dict[str, torch.Tensor]:
-        """kind → values [elements] of a file; TwilbertError where they are not what its fragments say."""
+        """kind → values [elements] of a file; TwilbertError where they do not fit its fragments."""
         path = storage.join(self.folder, file)
         try:
             tensors = load_safetensors(storage.read_bytes(path))
@@ -293,8 +295,9 @@ def _places(path: str) -> list[_Place]:
         if size > storage.size(path):
             raise TwilbertError(f"{path}: not a safetensors file; restore it")
         header = check_record(stream.read(size), dict[str, Any], path)
-    held = header.get("__metadata__")
-    return check_record(str(held.get("fragments") if isinstance(held, dict) else held), list[_Place], path)
+    metadata = header.get("__metadata__")
+    listed = metadata.get("fragments") if isinstance(metadata, dict) else metadata
+    return check_record(str(listed), list[_Place], path)
 
 
 def read_state(folder: str) -> dict[str, Any]:

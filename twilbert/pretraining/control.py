@@ -1,7 +1,7 @@
-"""The line between the driver, whose main thread hears Ctrl-C, and the workers, which Ray gives no chance of their own.
+"""Messages between the driver, whose main thread receives Ctrl-C, and the workers: stop requests, progress, failures.
 
-A small actor: rank 0 calls `beat` now and then with its progress and learns whether to stop; it shares the answer
-with the other ranks in the step's own reduction. The driver polls it for progress, lines to print and faults.
+They pass through a small Ray actor. Rank 0 calls `heartbeat` with its progress, gets back whether to stop, and shares
+the answer with the other ranks in the step's all-reduce. The driver polls for progress, lines to print and failures.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ SAVE_NOW = 3  # not a stop: a node is about to be taken, save and go on
 STOP_REASONS = {STOP_SIGNAL: "interrupted", STOP_TIME: "training.max_time reached"}
 
 
-_POLL_S = 1.0  # between two questions to the actor; a signal or the end is heard at once
+_POLL_S = 1.0  # between two polls of the actor; a signal or the end of training is handled at once
 _DRAIN_POLL_S = 5.0  # notices come at least half a minute ahead
-_SAME_SIGNAL_S = 2.0  # `timeout` and terminals may send one stop twice: later than this it is a second one
+_SAME_SIGNAL_S = 2.0  # `timeout` and terminals may send one stop twice; a later signal counts as a second one
 
 
 class RunControl:
-    """The actor's body."""
+    """The Ray actor that relays messages between driver and workers."""
 
     def __init__(self, secrets: dict[str, str] | None = None) -> None:
         self._secrets = secrets or {}
@@ -37,33 +37,33 @@ class RunControl:
         self._crash = ""
         self._progress: dict[str, Any] = {}
         self._lines: list[str] = []
-        self._fault: TwilbertError | None = None
+        self._failure: TwilbertError | None = None
         self._outcome: dict[str, Any] | None = None
 
     def secrets(self) -> dict[str, str]:
-        """Worker: environment variables that must not travel where Ray would log them."""
+        """Environment variables for the workers that Ray must not log, as it does those of a runtime environment."""
         return self._secrets
 
-    def beat(self, progress: dict[str, Any]) -> int:
-        """Rank 0: here is how far I am; shall I stop, or save?"""
+    def heartbeat(self, progress: dict[str, Any]) -> int:
+        """Rank 0 reports its progress; returns whether to stop or to save now (STOP_NO, …)."""
         self._progress = progress
         save, self._save = self._save, False
         return self._stop or (SAVE_NOW if save else STOP_NO)
 
     def say(self, line: str) -> None:
-        """A line for the driver to print."""
+        """Queue a line for the driver to print."""
         self._lines.append(line)
 
     def stop(self, reason: int) -> None:
-        """Driver: ask the workers to leave after their step, with a checkpoint."""
+        """Ask the workers to stop after the current step, with a checkpoint."""
         self._stop = reason
 
     def save(self) -> None:
-        """Driver: ask for a checkpoint after the step."""
+        """Ask the workers for a checkpoint after the current step."""
         self._save = True
 
     def attempt(self, limit: int) -> None:
-        """Rank 0 begins, or begins again: more than `limit` restarts without a new checkpoint are a fault."""
+        """Rank 0 starts or restarts; more than `limit` restarts without a new checkpoint fail the run."""
         if self._attempts > limit:
             why = self._crash or "a process or its node was lost"
             self.fail(
@@ -75,43 +75,43 @@ class RunControl:
         self._attempts += 1
         self._crash = ""
 
-    def crashed(self, reason: str, may_be_mended: bool) -> None:
-        """A worker is about to die of an exception; the first of them is the reason of the others."""
+    def crashed(self, reason: str, is_recoverable: bool) -> None:
+        """A worker reports the exception that ends it; later ones are consequences of the first."""
         self._crash = self._crash or reason
-        if not may_be_mended:
+        if not is_recoverable:
             self.fail(
                 TwilbertError(
-                    f"{reason}: another start would end alike, so none is made. Checkpoints are intact: mend it and "
-                    "start the same command"
+                    f"{reason}: a restart would fail in the same way. Checkpoints are intact: mend it and start the "
+                    "same command"
                 )
             )
 
-    def sealed(self) -> None:
-        """Rank 0: there is a new checkpoint."""
+    def committed(self) -> None:
+        """Rank 0 has committed a checkpoint: restarts count from here."""
         self._attempts = 1
 
     def fail(self, error: TwilbertError) -> None:
-        """A worker met a fault that trying again would not mend."""
-        self._fault = self._fault or error
+        """A worker reports a failure that a restart cannot mend."""
+        self._failure = self._failure or error
 
     def failed(self) -> bool:
         """Whether a worker has failed for good."""
-        return self._fault is not None
+        return self._failure is not None
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        """Rank 0: the run's outcome."""
+        """Rank 0 reports the outcome of the run."""
         self._outcome = outcome
 
     def poll(self) -> tuple[dict[str, Any], list[str], TwilbertError | None, dict[str, Any] | None]:
-        """Driver: progress, new lines, fault, outcome."""
+        """(progress, new lines, failure, outcome), for the driver."""
         lines, self._lines = self._lines, []
-        return self._progress, lines, self._fault, self._outcome
+        return self._progress, lines, self._failure, self._outcome
 
 
 def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
-    """Run `fit` in a thread while this (main) thread shows progress and turns signals into a stop; the run's outcome.
+    """Run `fit` in a thread while the main thread shows progress and handles signals; returns the outcome of the run.
 
-    A first Ctrl-C or SIGTERM asks for a checkpoint; a second one, or one before the first step is done, leaves at once.
+    A first Ctrl-C or SIGTERM stops with a checkpoint; a second one, or one before the first step, stops at once.
     TwilbertError carries a worker's own message, or says which part of Ray was lost.
     """
     from ray.exceptions import RayError
@@ -126,7 +126,7 @@ def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
 
     thread = threading.Thread(target=target, name="fit", daemon=True)
     try:
-        outcome = _until_over(thread, control)
+        outcome = _poll_until_done(thread, control)
     except KeyboardInterrupt:
         local_ray.check()
         raise
@@ -143,47 +143,47 @@ def watch(fit: Callable[[], object], control: Any) -> dict[str, Any]:
     return outcome
 
 
-def _until_over(thread: threading.Thread, control: Any) -> dict[str, Any] | None:
-    """Start the thread and stay with it to its end: the outcome, None where there is none."""
+def _poll_until_done(thread: threading.Thread, control: Any) -> dict[str, Any] | None:
+    """Start the thread and poll until it ends; returns the outcome, None where the workers left none."""
     import ray
 
-    came: list[float] = []  # when signals came
-    asked, leaving = False, ray_session.draining_nodes()
-    looked, polled = time.monotonic(), 0.0
-    with signals.handled(lambda *_: came.append(time.monotonic())), _Display() as display:
+    signalled_at: list[float] = []
+    stop_requested, draining = False, ray_session.draining_nodes()
+    drain_polled_at, polled_at = time.monotonic(), 0.0
+    with signals.handled(lambda *_: signalled_at.append(time.monotonic())), _Display() as display:
         thread.start()
         while True:
             thread.join(timeout=0.2)
             alive = thread.is_alive()
-            if alive and not came and time.monotonic() - polled < _POLL_S:
+            if alive and not signalled_at and time.monotonic() - polled_at < _POLL_S:
                 continue
-            polled = time.monotonic()
-            progress, lines, fault, outcome = ray.get(control.poll.remote())
+            polled_at = time.monotonic()
+            progress, lines, failure, outcome = ray.get(control.poll.remote())
             for line in lines:
                 display.say(line)
             display.show(progress)
-            if fault is not None:
-                raise fault
-            if time.monotonic() - looked > _DRAIN_POLL_S:
-                looked, known = time.monotonic(), leaving
-                leaving = ray_session.draining_nodes()
-                if leaving - known:
+            if failure is not None:
+                raise failure
+            if time.monotonic() - drain_polled_at > _DRAIN_POLL_S:
+                drain_polled_at, before = time.monotonic(), draining
+                draining = ray_session.draining_nodes()
+                if draining - before:
                     display.say("a node is about to be taken away: saving a checkpoint after this step")
                     control.save.remote()
-            if came and not progress:  # there is nothing to save
+            if signalled_at and not progress:  # there is nothing to save
                 raise KeyboardInterrupt
-            if came and not asked:
+            if signalled_at and not stop_requested:
                 display.say("stopping after this step, with a checkpoint; once more to leave at once")
                 control.stop.remote(STOP_SIGNAL)
-                asked = True
-            if came and came[-1] - came[0] > _SAME_SIGNAL_S:
+                stop_requested = True
+            if signalled_at and signalled_at[-1] - signalled_at[0] > _SAME_SIGNAL_S:
                 raise KeyboardInterrupt
             if not alive:
                 return outcome
 
 
 class _Display:
-    """A live bar on a terminal, a plain line every ten seconds elsewhere."""
+    """A progress bar on a terminal, a plain line every ten seconds elsewhere."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()

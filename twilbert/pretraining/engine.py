@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a recipe: its configuration as a pure function, and the engine with a bound optimiser."""
+"""The DeepSpeed configuration of a recipe, and the engine with its optimiser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twilbert.recipe.pretraining import Recipe
 
 
 def deepspeed_config(recipe: Recipe, precision: str, accumulation: int, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, every key that changes numbers written out (its defaults are not neutral).
+    """The DeepSpeed configuration, with every key that changes numbers (its defaults are not neutral).
 
     Micro-batches here hold equal tokens, not equal samples, so DeepSpeed's own sample counts are set to 1 a
     micro-batch and mean nothing.
@@ -84,11 +84,11 @@ def make_engine(
 
 
 def full_weights(engine: Any, rank: int) -> dict[str, torch.Tensor]:
-    """A copy of the model's state on the CPU: whole on rank 0, empty elsewhere. At stage 3 a collective a tensor."""
+    """A CPU copy of the model's state: complete on rank 0, empty elsewhere. At stage 3, one collective per tensor."""
     module = engine.module
     if engine.zero_optimization_stage() < 3:
-        held = module.state_dict() if rank == 0 else {}
-        return {name: value.detach().to("cpu", copy=True) for name, value in held.items()}
+        state = module.state_dict() if rank == 0 else {}
+        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
     import deepspeed
 
     buffers = module.named_buffers() if rank == 0 else ()
@@ -101,9 +101,9 @@ def full_weights(engine: Any, rank: int) -> dict[str, torch.Tensor]:
 
 
 def import_deepspeed():
-    """The deepspeed module, quiet, on the accelerator there is, with its process group taken from torch's.
+    """Import deepspeed without its log lines, on the process group of torch.
 
-    On a CPU nothing may be compiled at start: the shared-memory collectives would cost most of a minute.
+    On a CPU its shared-memory collectives are off: compiling them takes most of a minute.
     """
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"

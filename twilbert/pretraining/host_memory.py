@@ -1,4 +1,4 @@
-"""The C library's allocator in a training worker on CPUs: memory that a step frees is kept for the next one.
+"""Settings of the C library's allocator for CPU workers: memory that a step frees is reused by the next one.
 
 A micro-batch of a Base-sized model allocates and frees a few hundred blocks of tens of MiB. By default glibc maps each
 block over 32 MiB anew and hands smaller ones back too, so that the kernel zeroes some GiB every micro-batch, page by

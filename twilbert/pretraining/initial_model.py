@@ -1,7 +1,7 @@
-"""Training that starts from a model folder: what the recipe takes over from it, and where it asks for something else.
+"""Training that starts from a model folder (model.init_from): settings taken from it, and conflicts with the recipe.
 
 Architecture, positions and vocabulary are the model's. A recipe need not repeat them; where it does, it must agree.
-Dropout is no part of a model's numbers: what the recipe says of it holds.
+Dropout and the initialiser's range may differ: the recipe's values hold.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.recipe.checks import cross_faults
 from twilbert.recipe.pretraining import Recipe
 
-_HABITS = {"input_dropout", "output_dropout", "initializer_range"}  # of training, not of the model
+_FREE_FIELDS = {"input_dropout", "output_dropout", "initializer_range"}
 _ROP_FIELDS = {"use_rop": "use_rop", "n_hidden": "rop_n_hidden", "hidden_size": "rop_hidden_size"}
 
 
 def inherit(recipe: Recipe) -> Recipe:
     """The recipe with the sizes, positions and, where it names none, the tokenizer of model.init_from.
 
-    UsageError that lists every field which the recipe sets to something else. A folder that is not there changes
-    nothing: a run on its way needs it no more, and `check_initial_model` reports it for a new one.
+    UsageError that lists every field which the recipe sets to something else. A folder that is missing changes
+    nothing: a run that resumes does not need it, and `check_initial_model` reports it for a new one.
     """
     source = recipe.model.init_from
     if source is None or not storage.exists(storage.join(storage.absolute(source), CONFIG_NAME)):
@@ -36,13 +36,13 @@ def inherit(recipe: Recipe) -> Recipe:
         raise UsageError(f"model.init_from: {source} is a fine-tuned model; give the pre-trained one it came from")
     held = load_model_config(source)
     faults: list[str] = []
-    model = _taken_over(recipe.model, _model_fields(recipe, held), "model", faults)
+    model = _merge(recipe.model, _model_fields(recipe, held), "model", faults)
     if held.pkm:
         params = {name: value for name, value in held.to_dict()["pkm_params"].items()}
-        pkm_params = _taken_over(recipe.model.pkm_params, params, "model.pkm_params", faults)
+        pkm_params = _merge(recipe.model.pkm_params, params, "model.pkm_params", faults)
         model = model.model_copy(update={"pkm_params": pkm_params})
     rop_values = {name: getattr(held, field) for name, field in _ROP_FIELDS.items()}
-    rop = _taken_over(recipe.objective.rop, rop_values, "objective.rop", faults)
+    rop = _merge(recipe.objective.rop, rop_values, "objective.rop", faults)
     objective = recipe.objective.model_copy(update={"rop": rop})
     taken = recipe.model_copy(update={"model": model, "objective": objective, "corpus": _corpus(recipe, held, source)})
     faults += [] if faults else cross_faults(taken)
@@ -76,7 +76,7 @@ def check_initial_model(recipe: Recipe, tokenizer: Tokenizer) -> None:
 
 
 def check_room(recipe: Recipe, vocab_size: int) -> None:
-    """UsageError when no node of the Ray at hand has the memory for the weights, which a worker draws in fp32."""
+    """UsageError when no node of the cluster has the memory for the weights in fp32."""
     import ray
 
     needed = 4 * count_parameters(ModelConfig.from_dict(recipe.architecture(vocab_size)))["total"]
@@ -89,13 +89,13 @@ def check_room(recipe: Recipe, vocab_size: int) -> None:
 
 
 def _model_fields(recipe: Recipe, held: ModelConfig) -> dict[str, Any]:
-    """The recipe's section `model`, but for the memory's sizes, as the model has it."""
+    """The model's values for the fields of the recipe's section `model`, without pkm_params."""
     names = set(type(recipe.model).model_fields) - {"init_from", "pkm_params"}
     return {name: getattr(held, name) for name in names}
 
 
-def _taken_over(section: Any, held: dict[str, Any], path: str, faults: list[str]) -> Any:
-    """`section` with the values in `held`; what it sets itself otherwise is added to `faults`."""
+def _merge(section: Any, held: dict[str, Any], path: str, faults: list[str]) -> Any:
+    """`section` with the values in `held`; fields that it sets to other values are added to `faults`."""
     assert isinstance(section, BaseModel)
     update: dict[str, Any] = {}
     for name in sorted(held):
@@ -103,13 +103,13 @@ def _taken_over(section: Any, held: dict[str, Any], path: str, faults: list[str]
         asked, is_set = getattr(section, name), name in section.model_fields_set
         if not is_set or asked is None:
             update[name] = value
-        elif asked != value and name not in _HABITS:
+        elif asked != value and name not in _FREE_FIELDS:
             faults.append(f"{path}.{name}: {asked} in the recipe, {value} in the model")
     return section.model_copy(update=update)
 
 
 def _corpus(recipe: Recipe, held: ModelConfig, source: str) -> Any:
-    """The section `corpus` with the model's tokenizer and length where it leaves them open."""
+    """The section `corpus` with the model's tokenizer and length where it sets none."""
     corpus, update = recipe.corpus, {}
     if "tokenizer" not in corpus.model_fields_set and storage.exists(storage.join(source, TOKENIZER_FILE)):
         update["tokenizer"] = source

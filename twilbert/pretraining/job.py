@@ -1,4 +1,4 @@
-"""What the driver tells every training worker."""
+"""What the driver hands to every training worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twilbert.tracking.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be trained; picklable, all paths absolute."""
+    """A pre-training run; picklable, all paths absolute."""
 
     recipe: Recipe
     run: RunFolder
@@ -24,7 +24,7 @@ class Job:
     """Handle of the RunControl actor."""
 
     def stream_plan(self, world_size: int, accumulation: int) -> StreamPlan:
-        """What every step sees, and how it is cut for that many workers."""
+        """The samples of every step and their partition over workers."""
         recipe = self.recipe
         masked = recipe.objective.masked_lm
         masking = MaskingSettings(

@@ -1,4 +1,4 @@
-"""What is measured of a training: metrics of a step, and scores of the weights on held-out pairs."""
+"""Metrics of a training step, and scores on held-out pairs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def step_metrics(
 def evaluate_held_out(
     engine: Any, config: ModelConfig, batches: Iterable[MicroBatch], device: torch.device
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """(sums of `evaluation.scoring` over all workers, pkm/ metrics of how evenly memories were read); collective.
+    """(sums of `evaluation.scoring` over all workers, pkm/ metrics: how evenly memory slots are used); collective.
 
     `batches`: this worker's share.
     """
@@ -58,13 +58,13 @@ def evaluate_held_out(
     sums = scoring.evaluate(engine, batches, device)
     engine.train()
     dist.all_reduce(sums)
-    return sums, _usage_of(config, layers)
+    return sums, _memory_usage(config, layers)
 
 
-def _usage_of(config: ModelConfig, layers: list[ProductKeyMemory]) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _memory_usage(config: ModelConfig, layers: list[ProductKeyMemory]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
     for layer, memory in zip(config.memory_layers, layers, strict=True):
         usage = memory.stop_usage()
         dist.all_reduce(usage)
-        found |= {f"pkm/layer_{layer}_{key}": value for key, value in usage_statistics(usage).items()}
-    return found
+        metrics |= {f"pkm/layer_{layer}_{key}": value for key, value in usage_statistics(usage).items()}
+    return metrics

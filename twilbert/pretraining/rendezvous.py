@@ -1,6 +1,6 @@
-"""Where the workers of a run on this machine meet: in a file, and then on the loopback interface.
+"""Rendezvous of the workers of a local run: through a file, then over the loopback interface.
 
-Ray Train has them meet at a TCP store of torch's, which listens on every interface and answers whoever asks.
+Ray Train's default is a TCP store of torch, which listens on every interface without authentication.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from twilbert.cluster import local_ray
 
 
 def torch_config(backend: str) -> TorchConfig:
-    """Ray Train's setting up of torch.distributed, by a file where the Ray in use is of this command alone."""
-    return _ByFile(backend=backend, folder=local_ray.folder()) if local_ray.folder() else TorchConfig(backend=backend)
+    """The setup of torch.distributed for Ray Train: through a file on a local Ray, Ray Train's own on a cluster."""
+    return (
+        _FileConfig(backend=backend, folder=local_ray.folder()) if local_ray.folder() else TorchConfig(backend=backend)
+    )
 
 
 @dataclass
-class _ByFile(TorchConfig):
+class _FileConfig(TorchConfig):
     folder: str = ""
 
     @property
     def backend_cls(self) -> Any:
-        return _ByFileBackend
+        return _FileBackend
 
 
-class _ByFileBackend(TorchConfig().backend_cls):
-    def on_start(self, worker_group: Any, backend_config: _ByFile) -> None:
+class _FileBackend(TorchConfig().backend_cls):
+    def on_start(self, worker_group: Any, backend_config: _FileConfig) -> None:
         import ray
 
         file = str(Path(backend_config.folder, f"rendezvous-{uuid.uuid4().hex}"))  # a new one for every start
@@ -44,7 +46,7 @@ class _ByFileBackend(TorchConfig().backend_cls):
         ray.get(joining)
 
 
-def _join(config: _ByFile, file: str, rank: int, world_size: int) -> None:
+def _join(config: _FileConfig, file: str, rank: int, world_size: int) -> None:
     import torch.distributed as dist
     from ray.train import get_context
 

@@ -1,11 +1,11 @@
-"""Checkpoints beside the training: a copy to the host, then files written by a thread while the next steps run.
+"""Asynchronous checkpoints: a copy to the host, then files written by a thread while training goes on.
 
     begin    every rank copies its fragments, rank 0 the weights too; a thread writes the files      (no collective)
     written  whether this rank's files are there; the step's own all_reduce adds the answers up
-    seal     once all ranks have said so: rank 0 gathers what was written, its thread writes the manifest and retires
-             old checkpoints
+    commit   once all ranks have: rank 0 gathers the list of files, its thread writes the manifest and deletes old
+             checkpoints
 
-At most one checkpoint is on its way. The threads do I/O alone; collectives belong to the training thread.
+At most one checkpoint is being written. The threads do I/O alone; collectives belong to the training thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from twilbert.tracking.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint says of the run beside the tensors."""
+    """The content of a checkpoint beside the tensors."""
 
     step: int
     state: dict[str, Any]
@@ -50,11 +50,11 @@ class CheckpointSaver:
         self._work: _Work | None = None
         self._snapshot: Snapshot | None = None
         self._files: list[checkpoint.Written] = []
-        self.sealed_step: int | None = None
+        self.committed_step: int | None = None
 
     @property
     def on_its_way(self) -> bool:
-        """Whether a checkpoint was begun and not yet sealed, the same on every rank."""
+        """Whether a checkpoint was begun and not yet committed, the same on every rank."""
         return self._snapshot is not None
 
     def begin(
@@ -102,8 +102,8 @@ class CheckpointSaver:
         """Whether this rank's files of the checkpoint on its way are there; raises what went wrong in writing them."""
         return self._work is not None and self._work.is_done()
 
-    def seal(self) -> None:
-        """Gather what the ranks wrote; rank 0's thread seals it. Call once every rank has `written`."""
+    def commit(self) -> None:
+        """Gather the lists of files; rank 0's thread writes the manifest. Call once `written` is true on every rank."""
         snapshot, run = self._snapshot, self._run
         assert snapshot is not None
         assert self._work is not None
@@ -112,7 +112,7 @@ class CheckpointSaver:
         dist.all_gather_object(by_rank, self._files)
         self._snapshot = None
         if self._rank:
-            self.sealed_step = snapshot.step
+            self.committed_step = snapshot.step
             return
         training = self._recipe.training
 
@@ -120,24 +120,24 @@ class CheckpointSaver:
             run.check_owner()
             folder = storage.join(run.path, checkpoint.folder_name(snapshot.step))
             checkpoint.write_manifest(folder, run.id, snapshot.step, [file for part in by_rank for file in part])
-            self.sealed_step = snapshot.step
+            self.committed_step = snapshot.step
             every = training.save_keep_every
-            kept = {step for step in checkpoint.steps_in(run.path) if every and step % every == 0}
-            checkpoint.retire(run.path, snapshot.step, training.save_total_limit, snapshot.protected | kept)
+            milestones = {step for step in checkpoint.steps_in(run.path) if every and step % every == 0}
+            checkpoint.retire(run.path, snapshot.step, training.save_total_limit, snapshot.protected | milestones)
 
         self._work = _Work(write)
 
     def finish(self) -> None:
-        """Wait until no checkpoint is on its way and the last one is sealed."""
+        """Wait until the checkpoint being written, if any, is committed."""
         if self.on_its_way:
-            self.seal()
+            self.commit()
         if self._work is not None:
             self._work.wait()
         dist.barrier()
 
 
 class _Work:
-    """A function in a thread of its own; what it raises is raised again where it is asked after."""
+    """A function that runs in a thread; `wait` and `is_done` raise what it raised."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._error: BaseException | None = None

@@ -1,6 +1,6 @@
-"""Which piece of which parameter this rank's optimiser holds, under every ZeRO stage.
+"""The part of each parameter that this rank's optimiser holds, under every ZeRO stage.
 
-DeepSpeed flattens parameters and cuts them into one flat tensor a rank (a few at stage 3). A `Fragment` names one
+DeepSpeed flattens parameters and splits them into one flat tensor a rank (a few at stage 3). A `Fragment` names one
 parameter's run of elements inside such a tensor. Optimisers use fragments for what is per tensor (decay, trust
 ratios); checkpoints use them to store state by parameter name, readable at any world size and stage.
 
@@ -26,17 +26,17 @@ def local_fragments(engine: Any) -> list[Fragment]:
     stage = engine.zero_optimization_stage()
     try:
         if stage == 0:
-            found = [Fragment(name, tuple(p.shape), 0, p.numel(), p, 0) for name, p in named]
+            fragments = [Fragment(name, tuple(p.shape), 0, p.numel(), p, 0) for name, p in named]
         elif stage in (1, 2):
-            found = _stage_1_2(engine, named)
+            fragments = _stage_1_2(engine, named)
         else:
-            found = _stage_3(engine, named)
+            fragments = _stage_3(engine, named)
     except AttributeError as error:
         raise _unknown_layout(engine, str(error)) from error
-    for fragment in found:
+    for fragment in fragments:
         if fragment.length <= 0 or fragment.offset + fragment.length > fragment.flat.numel():
             raise _unknown_layout(engine, f"the fragment of {fragment.name} lies outside its shard")
-    return found
+    return fragments
 
 
 def check_fragments(engine: Any, fragments: list[Fragment]) -> None:
@@ -81,20 +81,20 @@ def _stage_1_2(engine, named) -> list[Fragment]:
     if len(groups) != 1 or len(groups[0]["params"]) != 1:
         raise AttributeError(f"expected one flat tensor in one parameter group, found {len(groups)} groups")
     flat = groups[0]["params"][0]
-    found = []
+    fragments = []
     for name, parameter in named:
         mapping = parameter._hp_mapping
         if mapping is None:  # this rank's shard holds nothing of it
             continue
         here, inside = mapping.hp_fragment_address, mapping.lp_fragment_address
-        found.append(Fragment(name, tuple(parameter.shape), inside.start, inside.numel, flat, here.start))
-    return found
+        fragments.append(Fragment(name, tuple(parameter.shape), inside.start, inside.numel, flat, here.start))
+    return fragments
 
 
 def _stage_3(engine, named) -> list[Fragment]:
     names = {id(parameter): name for name, parameter in named}
     zero, rank = engine.optimizer, torch.distributed.get_rank()
-    found = []
+    fragments = []
     for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
         offset = 0
         for parameter in parameters:
@@ -102,12 +102,12 @@ def _stage_3(engine, named) -> list[Fragment]:
             start = rank * share
             length = min(share, parameter.ds_numel - start)
             if length > 0:
-                found.append(Fragment(names[id(parameter)], tuple(parameter.ds_shape), start, length, flat, offset))
+                fragments.append(Fragment(names[id(parameter)], tuple(parameter.ds_shape), start, length, flat, offset))
             offset += share
     order = {name: i for i, (name, _) in enumerate(named)}
-    return sorted(found, key=lambda fragment: order[fragment.name])
+    return sorted(fragments, key=lambda fragment: order[fragment.name])
 
 
 def owned(fragments: list[Fragment], stage: int, rank: int, world_size: int) -> list[Fragment]:
-    """The fragments this rank writes: all it holds under ZeRO; its share at stage 0, where every rank holds all."""
+    """The fragments that this rank writes: all of its own under ZeRO; a share at stage 0, where all ranks hold all."""
     return fragments if stage > 0 else fragments[rank::world_size]

@@ -1,4 +1,4 @@
-"""A hang ends: a training process that makes no step for too long writes down where each thread stands and leaves."""
+"""Aborts a worker that completes no step in time and dumps the stacks of its threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 
 EXIT_CODE = 70
-_GRACE_S = 10.0  # the other workers hang too, and write down their own stacks before the first one leaves
+_GRACE_S = 10.0  # the other workers hang too: time for each to dump its own stacks
 
 
 class Watchdog:
@@ -25,9 +25,9 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def touch(self) -> None:
-        """A step was made."""
+        """Report that a step was completed."""
         self._touched = time.monotonic()
-        # Should the interpreter itself be stuck (a library that keeps its lock), this one needs no Python to run.
+        # Needs no Python to run, for a library that never releases the interpreter lock.
         faulthandler.dump_traceback_later(2 * self._seconds + _GRACE_S, exit=True, file=2)
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class Watchdog:
 
 
 def stacks() -> str:
-    """Where every thread of this process stands, as text."""
+    """The stack of every thread of this process, as text."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = []
     for ident, frame in sys._current_frames().items():

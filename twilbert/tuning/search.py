@@ -22,7 +22,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from twilbert import cli
 from twilbert.cluster.ray_errors import summary
-from twilbert.credentials import unseen_by_ray_tune
+from twilbert.credentials import hidden_from_ray_tune
 from twilbert.errors import Interrupted, UsageError
 from twilbert.recipe.tuning import Cluster, Scheduler, TuneRecipe
 from twilbert.tuning import records
@@ -131,7 +131,7 @@ def search(plans: Sequence[TrialPlan], shared: Mapping[str, Shared], recipe: Tun
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # with verbose=0: silent
     folder = tempfile.mkdtemp(prefix="twilbert-tune-")
     try:
-        with _sigterm_as_ctrl_c(), unseen_by_ray_tune():
+        with _sigterm_as_ctrl_c(), hidden_from_ray_tune():
             _tuner(still, plans, shared, recipe, log, scheduler, folder).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from twilbert.pretraining.mendable import described, may_be_mended
+from twilbert.pretraining.failures import describe, is_recoverable
 
 
 def raised(function) -> Exception:
@@ -55,17 +55,17 @@ PASSING = [
 
 @pytest.mark.parametrize("error", [*LASTING, *of_a_wrong_shape()], ids=repr)
 def test_a_defect_or_a_wrong_file_is_not(error):
-    assert not may_be_mended(error)
+    assert not is_recoverable(error)
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
 def test_what_was_lost_is(error):
-    assert may_be_mended(error)
+    assert is_recoverable(error)
 
 
 def test_an_error_is_described_on_one_line_with_its_place():
-    assert described(MemoryError()) == "MemoryError"
-    assert described(in_ray(in_ray(ValueError("a\nb")))) == "ValueError: a b"
-    error = raised(lambda: described(None))  # type: ignore[arg-type]
-    assert described(error).startswith("AttributeError: 'NoneType' object has no attribute")
-    assert "(in mendable.py, line " in described(error)
+    assert describe(MemoryError()) == "MemoryError"
+    assert describe(in_ray(in_ray(ValueError("a\nb")))) == "ValueError: a b"
+    error = raised(lambda: describe(None))  # type: ignore[arg-type]
+    assert describe(error).startswith("AttributeError: 'NoneType' object has no attribute")
+    assert "(in mendable.py, line " in describe(error)
