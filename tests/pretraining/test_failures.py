@@ -68,4 +68,4 @@ def test_an_error_is_described_on_one_line_with_its_place():
     assert describe(in_ray(in_ray(ValueError("a\nb")))) == "ValueError: a b"
     error = raised(lambda: describe(None))  # type: ignore[arg-type]
     assert describe(error).startswith("AttributeError: 'NoneType' object has no attribute")
-    assert "(in mendable.py, line " in describe(error)
+    assert "(in failures.py, line " in describe(error)
