@@ -46,9 +46,7 @@ def test_sigkill_at_every_stage_of_writing_leaves_the_checkpoint_before(tmp_path
             assert said == []
         else:
             assert found == str(run / "checkpoint-000010"), (files[number], when)
-            assert (
-                said == ["skipped checkpoint-000020: no manifest.json: its writing was not finished"] or number == 0
-            )
+            assert said == ["skipped checkpoint-000020: no manifest.json: its writing was not finished"] or number == 0
         assert contents(run / "checkpoint-000010") == whole
 
     assert child(str(run), 20) == 0, "what a broken attempt left is in nobody's way"
