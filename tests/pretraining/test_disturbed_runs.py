@@ -91,6 +91,39 @@ def test_the_same_command_goes_on_after_its_processes_were_killed(start, undistu
     assert_same_training(training.run, undisturbed(2), bitwise=True)
 
 
+@pytest.mark.parametrize("part", ["raylet", "gcs_server", "TrainController"])
+def test_a_killed_part_of_the_local_ray_ends_the_command_which_then_resumes(start, undisturbed, part):
+    """One message, exit code 1 and no process left, or a restart by Ray; the same command ends with the same bits."""
+    training = start(f"killed-{part}", 2)
+    training.wait_for(SAVE + 4)
+    family = psutil.Process(training.process.pid).children(recursive=True)
+    next(process for process in family if part in " ".join(process.cmdline()[:1])).kill()
+    began = time.monotonic()
+    code = training.process.wait(timeout=120)
+    seconds, printed = time.monotonic() - began, training.log.read_text()
+    errors = [line for line in printed.splitlines() if "error: " in line]
+    print(f"{part}: exit code {code} after {seconds:.1f} s: {errors}")
+    assert code == 1 and len(errors) == 1 and "Traceback" not in printed, printed[-3000:]
+    _, left = psutil.wait_procs(family, timeout=5)
+    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+    training = start(f"killed-{part}", 2)
+    training.finish()
+    assert_same_training(training.run, undisturbed(2), bitwise=True)
+
+
+def test_a_local_run_listens_on_the_loopback_interface_alone(start):
+    training = start("listening", 2)
+    training.wait_for(SAVE)
+    sockets: dict[str, int] = {}
+    driver = psutil.Process(training.process.pid)
+    for process in [driver, *driver.children(recursive=True)]:
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                sockets[connection.laddr.ip] = sockets.get(connection.laddr.ip, 0) + 1
+    print(f"listening sockets by address: {sockets}")
+    assert set(sockets) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
 def test_a_run_may_be_resized_between_starts(start, undisturbed):
     """Two workers, one, two: by Ctrl-C and the same command with another number."""
     name = "resized-2-1-2"
