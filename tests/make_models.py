@@ -8,7 +8,7 @@ import torch
 
 from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
 from twilbert.hub import encoders
-from twilbert.hub.folder import save_classifier_folder, save_model_folder
+from twilbert.hub.folder import ModelFolder, save_model_folder
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
@@ -39,7 +39,8 @@ def make_classifier(folder: Path, head: HeadConfig, *, remove_rt: bool = True, m
     model = ClassificationModel(CONFIG, head)
     _draw(model)
     text = {"remove_rt": remove_rt, "max_len": max_len}
-    save_classifier_folder(str(folder / "model"), CONFIG, head, text, model.state_dict(), make_tokenizer(folder))
+    tokenizer = make_tokenizer(folder)
+    save_model_folder(str(folder / "model"), CONFIG, model.state_dict(), tokenizer, head=head, text=text)
     return str(folder / "model")
 
 
@@ -67,10 +68,10 @@ def make_bert(folder: Path) -> str:
 
 def make_bert_classifier(folder: Path, head: HeadConfig) -> str:
     """A fine-tuned BERT's folder."""
-    _, tokenizer, encoder = encoders.open_encoder(make_bert(folder))
-    network = encoders.RivalClassifier(encoder, head, encoders.special_ids(tokenizer))
+    bert = ModelFolder.open(make_bert(folder), any_encoder=True)
+    network = encoders.EncoderClassifier(bert.load(), head, encoders.special_ids(bert.tokenizer))
     _draw(network.classifier)
-    encoders.save(str(folder / "model"), network, tokenizer, {"remove_rt": True, "max_len": 10}, {})
+    encoders.save(str(folder / "model"), network, bert.tokenizer, {"remove_rt": True, "max_len": 10}, {})
     return str(folder / "model")
 
 

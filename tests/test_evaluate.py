@@ -18,8 +18,7 @@ from twilbert.evaluation import scoring
 from twilbert.evaluation.data import chosen_samples, encode_pairs, read_pairs, token_counts
 from twilbert.evaluation.pairs import Frequencies, PairScores, predict_masked
 from twilbert.evaluation.scores import evaluate_orders, evaluate_pairs, evaluate_texts
-from twilbert.hub.folder import load_model_folder
-from twilbert.inference import model
+from twilbert.hub.folder import ModelFolder, find_model
 from twilbert.model.special_tokens import N_SPECIAL
 
 
@@ -102,10 +101,10 @@ def test_models_are_found_by_run_checkpoint_and_name(world, tmp_path):
     run.mkdir(parents=True)
     (run / "model").symlink_to(folder / "model")
     for name in (str(run), str(run / "model")):
-        assert model.find_model(name) == str(run / "model")
-    assert model.find_model("a", runs=str(tmp_path / "runs")) == str(run / "model")
+        assert find_model(name) == str(run / "model")
+    assert find_model("a", runs=str(tmp_path / "runs")) == str(run / "model")
     with pytest.raises(UsageError, match="no model; looked for"):
-        model.find_model("nothing")
+        find_model("nothing")
 
 
 @pytest.mark.parametrize("data", ["missing.tsv", "empty.tsv"])
@@ -127,8 +126,8 @@ def test_perplexity_is_the_losses_exponential(world):
 def encoded(world, tmp_path):
     """The random model, and the corpus' held-out pairs encoded for it."""
     folder, _, tokenizer = world
-    config, network = load_model_folder(str(folder / "random"))
-    pairs = encode_pairs(read_pairs(str(folder / "corpus")), tokenizer, config.max_len, str(tmp_path / "scratch"))
+    network = ModelFolder.open(str(folder / "random")).load_pretrained()
+    pairs = encode_pairs(read_pairs(str(folder / "corpus")), tokenizer, 32, str(tmp_path / "scratch"))
     return network.eval(), pairs
 
 
@@ -226,7 +225,7 @@ def _naive_orders(network, tokenizer, rows):
 
 def test_given_orders_are_judged_as_they_stand(world, tmp_path):
     folder, _, tokenizer = world
-    _, network = load_model_folder(str(folder / "random"))
+    network = ModelFolder.open(str(folder / "random")).load_pretrained()
     rows = [("sol y mar", "luna", 1), ("luna", "sol y mar", 0), ("gato perro casa", "pan", 1), ("vino", "hoy ayer", 0)]
     text = "".join(f"{a}\t{b}\t{label}\n" for a, b, label in rows)
     (tmp_path / "rows.tsv").write_text(text)

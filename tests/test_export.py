@@ -22,7 +22,7 @@ from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError
 from twilbert.export import main
 from twilbert.hub import onnx, remote_code
-from twilbert.hub.folder import load_classifier_folder, load_model_folder
+from twilbert.hub.folder import ModelFolder
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.heads import PretrainingModel
 
@@ -66,7 +66,7 @@ def test_a_hub_folder_holds_all_and_opens(tmp_path: Path, capsys: pytest.Capture
         "tokenizer_config.json",
         "twilbert_tokenizer.json",
     }
-    before, after = load_model_folder(model)[1].state_dict(), load_model_folder(str(tmp_path / "out"))[1].state_dict()
+    before, after = (ModelFolder.open(folder).load().state_dict() for folder in (model, str(tmp_path / "out")))
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
@@ -152,7 +152,7 @@ def test_onnx_alone_with_what_its_users_need(tmp_path: Path, capsys: pytest.Capt
     batch = AutoTokenizer.from_pretrained(str(tmp_path / "out"))(RAW, padding=True, return_tensors="np")
     session = runtime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
     (logits,) = session.run(None, {name: np.asarray(batch[name]) for name in onnx.INPUTS})
-    network = load_classifier_folder(model)[3].eval()
+    network = ModelFolder.open(model).load().eval()
     ids, segments, lengths = (
         torch.from_numpy(a) for a in (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].sum(1))
     )

@@ -16,7 +16,7 @@ from tests.small_world import STEPS, make_world
 from tests.test_runs import make_run, publish, rows
 from twilbert import finetune, pretrain, storage
 from twilbert.finetuning import run as finetuning
-from twilbert.hub.folder import load_model_folder
+from twilbert.hub.folder import ModelFolder
 from twilbert.recipe.tuning import load as load_sweep
 from twilbert.tracking import run_folder
 from twilbert.tracking import run_folder as run_state
@@ -75,7 +75,7 @@ def test_killed_in_publishing_and_started_again(ray_local, tmp_path, when, capsy
     said = capsys.readouterr().err
     assert ("already finished" if when == "after" else f"at step {STEPS}") in said
     assert storage.sha256_file(str(run / "metrics.jsonl")) == before, "nothing was trained"
-    assert load_model_folder(str(run / "model"))
+    assert ModelFolder.open(str(run / "model")).load_pretrained()
     assert json.loads(storage.read_bytes(str(run / "state.json")))["state"] == "finished"
     assert not list(run.glob(".*"))
 

@@ -22,7 +22,7 @@ from tests.read_wandb import series
 from tests.small_world import STEPS, make_world
 from twilbert import storage
 from twilbert.cluster import ray_session
-from twilbert.hub.folder import load_model_folder
+from twilbert.hub.folder import ModelFolder
 from twilbert.pretrain import main
 from twilbert.pretraining import checkpoint
 from twilbert.tracking.metrics import read_metrics
@@ -66,7 +66,8 @@ def test_a_run_leaves_what_the_documentation_promises(finished):
             "manifest.json", "state.json", "recipe.yaml", "optimizer-00000-of-00001.safetensors",
             "model/config.json", "model/model.safetensors", "model/tokenizer.json",
         }  # fmt: skip
-    config, model = load_model_folder(str(finished / "model"))
+    folder = ModelFolder.open(str(finished / "model"))
+    config, model = folder.config, folder.load_pretrained()
     assert config.vocab_size == 400
     assert torch.count_nonzero(model.get_buffer("encoder.blocks.1.memory.query_norm.running_mean"))
 
@@ -115,7 +116,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_as_if_undisturbed(finished, worl
     stopped = max(checkpoint.steps_in(str(run)))
     assert stopped < STEPS
     assert checkpoint.verify(str(run / checkpoint.folder_name(stopped))) is None
-    assert load_model_folder(str(run / "model"))
+    assert ModelFolder.open(str(run / "model")).load_pretrained()
 
     assert pretrain(world, "run.name=interrupted") == 0
     assert f"at step {stopped}" in capsys.readouterr().err
@@ -171,7 +172,7 @@ def test_a_run_from_a_model_takes_its_sizes_and_vocabulary_and_starts_at_its_los
     (world / "continued.yaml").write_text(yaml.safe_dump(recipe))
     assert main([str(world / "continued.yaml")]) == 0
     run = world / "runs" / "continued"
-    assert load_model_folder(str(run / "model"))[0] == load_model_folder(str(source))[0]
+    assert ModelFolder.open(str(run / "model")).config == ModelFolder.open(str(source)).config
     assert (run / "model" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     (after,) = [row for row in read_metrics(str(run / "metrics.jsonl")) if "valid/mlm_loss" in row]
     step = int(json.loads(storage.read_bytes(str(source / "training.json")))["checkpoint"].split("-")[1])

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from typing import Any
 
 from twilbert import cli, outputs, storage
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.hub.folder import RECIPE_NAME, save_classifier_folder, save_model_folder
+from twilbert.hub.folder import RECIPE_NAME, save_model_folder
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig
 from twilbert.original.config import OriginalConfig, read_original_config
@@ -39,12 +38,9 @@ def convert(
         sizes = ModelConfig.from_dict(original.recipe.architecture(vocab_size(file)))
         head = _head(original, file) if is_finetuned(file) else None
         state = load_original(file, sizes, head, untrained_norm=original.untrained_norm)
-        extra = {RECIPE_NAME: original.recipe_yaml().encode()}
-        where: dict[str, Any] = {"tokenizer_folder": tokenizer, "files": extra}
-        if head is None:
-            save_model_folder(folder, sizes, state, **where)
-        else:
-            save_classifier_folder(folder, sizes, head, original.text(), state, **where)
+        recipe = {RECIPE_NAME: original.recipe_yaml().encode()}
+        text = None if head is None else original.text()
+        save_model_folder(folder, sizes, state, tokenizer, head=head, text=text, files=recipe)
     return original
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from twilbert import cli, outputs, storage
 from twilbert.errors import UsageError
 from twilbert.evaluation import scores as evaluation
-from twilbert.inference import model as inference
+from twilbert.hub.folder import find_model
 from twilbert.parsing import read_record
 
 
@@ -133,7 +133,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.max_len is not None and args.max_len < 1:
         raise UsageError(f"--max-len {args.max_len}: expected at least 1 token")
     named = {"--json": args.json, "--examples": args.examples, "--report": args.report}
-    reads = filter(None, [inference.find_model(args.model), args.data, args.train, args.sample])
+    reads = filter(None, [find_model(args.model), args.data, args.train, args.sample])
     outputs.check_files(named, "evaluate", overwrite=args.overwrite, inputs=reads)
 
 

@@ -12,73 +12,60 @@ import importlib.util
 import os
 import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twilbert import cli, outputs, storage
 from twilbert.data.tokenizer.sentencepiece import with_cleaning
-from twilbert.data.tokenizer.tokenizer import SETTINGS_FILE, SUM, Tokenizer
+from twilbert.data.tokenizer.tokenizer import CONFIG_FILE, SETTINGS_FILE, SUM, TOKENIZER_FILE
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.hub import card as model_card
-from twilbert.hub import folder as folders
-from twilbert.hub.encoders import is_fine_tuned
+from twilbert.hub.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, ModelFolder, find_model, save_model_folder
 from twilbert.hub.onnx import TOLERANCE, Checked, check_onnx, write_onnx
-from twilbert.inference.model import find_model
-from twilbert.model.classifier import ClassificationModel, HeadConfig
-from twilbert.model.config import ModelConfig
+from twilbert.model.classifier import ClassificationModel
 from twilbert.model.heads import PretrainingModel
 from twilbert.parsing import read_record
 from twilbert.plugins import UntrustedCode
 from twilbert.tracking.history import held_out_scores
 
 ONNX_NAME = "model.onnx"
-TOKENIZER_NAME = "tokenizer.json"
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKEN = "HF_TOKEN"
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A model as it was read."""
-
-    folder: str
-    config: ModelConfig
-    head: HeadConfig | None
-    text: dict[str, object]
-    network: PretrainingModel | ClassificationModel
-
-
 def export(
     model: str, out: str, *, onnx: bool = False, hub_folder: bool = True, title: str = "", overwrite: bool = False
 ) -> Checked | None:
-    """Write `out`, whole or not at all; returns what was found of the ONNX file, where one was asked for.
+    """Write `out`, whole or not at all; return how an ONNX file that was asked for compares with torch.
 
     With `hub_folder` everything transformers needs, the card under the name `title` (the folder's own when empty), and
     the ONNX file under onnx/; without it the ONNX file, configuration and tokenizer, or the ONNX file alone into a
-    folder of the same weights. UsageError for a wrong wish, TwilbertError where the model is damaged or ONNX computes
-    something else.
+    folder of the same weights. UsageError for wrong arguments, TwilbertError where the model is damaged or the ONNX
+    file computes something else.
     """
     if not onnx and not hub_folder:
         raise UsageError("nothing to write; ask for a hub folder or for ONNX")
     if onnx:
         _require_onnx()
-    opened = _open(find_model(model))
-    if not hub_folder and storage.exists(storage.join(out, folders.WEIGHTS_NAME)):
-        return _add_onnx(opened, out, overwrite=overwrite)
-    records = model_card.read_records(opened.folder, held_out_scores(opened.folder))
+    source = _open(model)
+    network = source.load().eval()
+    if not hub_folder and storage.exists(storage.join(out, WEIGHTS_NAME)):
+        return _add_onnx(source, network, out, overwrite=overwrite)
     title = title or storage.absolute(out).rsplit("/", 1)[-1]
-    new = outputs.new_folder(out, "export", overwrite=overwrite, inputs=[model, opened.folder])
+    records = model_card.read_records(source, held_out_scores(source.path))
+    new = outputs.new_folder(out, "export", overwrite=overwrite, inputs=[model, source.path])
     with tempfile.TemporaryDirectory() as scratch, new as target:
-        checked = _onnx(opened, scratch) if onnx else None
+        checked = _onnx(network, scratch) if onnx else None
         if hub_folder:
             onnx_text = None if checked is None else _onnx_text(checked)
-            card = model_card.model_card(title, opened.config, opened.head, records, onnx_text)
-            _write_model(opened, target, {folders.CARD_NAME: card.encode()})
+            card = {CARD_NAME: model_card.model_card(title, source.config, source.head, records, onnx_text).encode()}
+            save_model_folder(
+                target, source.config, network.state_dict(), source.path, head=source.head, text=source.text, files=card
+            )
         else:
-            _copy(opened.folder, target, (folders.CONFIG_NAME, folders.TOKENIZER_CONFIG_NAME))
-        _write_tokenizer(opened, target)
+            _copy(source.path, target, (CONFIG_NAME, CONFIG_FILE))
+        _write_tokenizer(source, target)
         _copy(scratch, storage.join(target, "onnx") if hub_folder else target, storage.list_dir(scratch))
     return checked
 
@@ -89,44 +76,44 @@ def _require_onnx() -> None:
         raise UsageError(f"ONNX needs the package {missing[0]}: pip install 'twilbert[export]'")
 
 
-def _open(folder: str) -> _Opened:
-    if is_fine_tuned(folder):
+def _open(model: str) -> ModelFolder:
+    folder = ModelFolder.open(find_model(model))
+    if folder.third_party:
         raise UsageError(
-            f"{folder}: fine-tuned on an encoder of transformers, which opens its part of the folder as it is; export "
-            "writes models of ours alone"
+            f"{folder.path}: fine-tuned on an encoder of transformers, which opens its part of the folder directly; "
+            "export writes models of ours alone"
         )
-    if folders.is_classifier(folder):
-        try:
-            config, head, text, network = folders.load_classifier_folder(folder)
-        except UntrustedCode as error:
-            raise UsageError(
-                f"{folder}: has a head of one's own, whose code no other program has and which was not run; fine-tune "
-                "with a pooling and a linear layer instead"
-            ) from error
-        return _Opened(folder, config, head, text, network.eval())
-    config, pretrained = folders.load_model_folder(folder)
-    return _Opened(folder, config, None, {}, pretrained.eval())
+    try:
+        _ = folder.head
+    except UntrustedCode as error:
+        raise UsageError(
+            f"{folder.path}: has a custom head, whose code no other program has and which was not run; fine-tune with "
+            "a pooling and a linear layer instead"
+        ) from error
+    return folder
 
 
-def _onnx(opened: _Opened, scratch: str) -> Checked:
+def _onnx(network: PretrainingModel | ClassificationModel, scratch: str) -> Checked:
     file = str(Path(scratch) / ONNX_NAME)
     cli.say("writing ONNX and checking it against torch")
-    write_onnx(opened.network, file)
-    return check_onnx(opened.network, file)
+    write_onnx(network, file)
+    return check_onnx(network, file)
 
 
-def _add_onnx(opened: _Opened, out: str, *, overwrite: bool) -> Checked:
-    """The ONNX file beside the same model's weights; nothing else there is touched."""
-    weights, theirs = (storage.join(folder, folders.WEIGHTS_NAME) for folder in (opened.folder, out))
-    if storage.sha256_file(weights) != storage.sha256_file(theirs):
+def _add_onnx(
+    source: ModelFolder, network: PretrainingModel | ClassificationModel, out: str, *, overwrite: bool
+) -> Checked:
+    """Write the ONNX file beside the same model's weights; nothing else there is touched."""
+    weights, others = (storage.join(folder, WEIGHTS_NAME) for folder in (source.path, out))
+    if storage.sha256_file(weights) != storage.sha256_file(others):
         raise UsageError(f"{storage.absolute(out)}: holds another model's weights; choose another folder")
     if storage.exists(storage.join(out, ONNX_NAME)) and not overwrite:
         raise UsageError(f"{storage.join(storage.absolute(out), ONNX_NAME)}: already there; --overwrite replaces it")
     with tempfile.TemporaryDirectory() as scratch:
-        checked, names = _onnx(opened, scratch), storage.list_dir(scratch)
+        checked, names = _onnx(network, scratch), storage.list_dir(scratch)
         _copy(scratch, out, names)
     outputs.add_to_record(out, "export", names)
-    cli.say(f"{out}: its tokenizer is left as it is, and cleans no texts; one of an export to a folder of its own does")
+    cli.say(f"{out}: its tokenizer is unchanged, and cleans no texts; that of an export to a separate folder does")
     return checked
 
 
@@ -139,27 +126,16 @@ def _onnx_text(checked: Checked) -> str:
     )
 
 
-def _write_model(opened: _Opened, target: str, files: dict[str, bytes]) -> None:
-    state = opened.network.state_dict()
-    if opened.head is None:
-        folders.save_model_folder(target, opened.config, state, opened.folder, files=files)
-    else:
-        folders.save_classifier_folder(
-            target, opened.config, opened.head, opened.text, state, opened.folder, files=files
-        )
-
-
-def _write_tokenizer(opened: _Opened, target: str) -> None:
-    """The tokenizer, which then cleans texts itself."""
-    source = storage.join(opened.folder, TOKENIZER_NAME)
-    if not storage.exists(source):
-        cli.say(f"{opened.folder} has no tokenizer: what is written takes token ids and no texts")
+def _write_tokenizer(source: ModelFolder, target: str) -> None:
+    """Write the tokenizer, which then cleans texts itself."""
+    if not source.has_tokenizer:
+        cli.say(f"{source.path} has no tokenizer: what is written takes token ids and no texts")
         return
-    Tokenizer.of_model(opened.folder, opened.config.vocab_size)
-    content = with_cleaning(storage.read_bytes(source), remove_rt=bool(opened.text.get("remove_rt")))
-    storage.write_bytes_atomic(storage.join(target, TOKENIZER_NAME), content)
+    content = storage.read_bytes(storage.join(source.path, TOKENIZER_FILE))
+    content = with_cleaning(content, remove_rt=source.text["remove_rt"])
+    storage.write_bytes_atomic(storage.join(target, TOKENIZER_FILE), content)
     settings = storage.join(target, SETTINGS_FILE)
-    if storage.exists(settings):  # they tell the sum of the tokenizer that was
+    if storage.exists(settings):  # they hold the checksum of the tokenizer without cleaning
         written = read_record(settings, dict[str, Any]) | {SUM: hashlib.sha256(content).hexdigest()}
         storage.write_json_atomic(settings, written)
 

@@ -87,11 +87,11 @@ def _data(recipe: Recipe) -> tuple[Any, int | None, list[str]]:
     from twilbert.data.corpus.corpus import Corpus
     from twilbert.data.encoded import encode
     from twilbert.data.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
-    from twilbert.hub.folder import load_model_config
+    from twilbert.hub.folder import ModelFolder
 
     source = recipe.model.init_from
     if not storage.exists(storage.join(recipe.corpus.tokenizer, TOKENIZER_FILE)):
-        return None, load_model_config(source).vocab_size if source else None, []
+        return None, ModelFolder.open(source).config.vocab_size if source else None, []
     tokenizer = Tokenizer.load(recipe.corpus.tokenizer)
     if not storage.exists(storage.join(recipe.corpus.path, "corpus.json")):
         return None, tokenizer.vocab_size, []

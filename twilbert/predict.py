@@ -23,7 +23,7 @@ from twilbert.data.tables.inputs import FORMATS, JSON_LINE, STANDARD_INPUT, Tabl
 from twilbert.data.tables.rows import Chunk
 from twilbert.data.tables.writers import TABLES, VECTORS, open_writer
 from twilbert.errors import UsageError
-from twilbert.hub.encoders import is_fine_tuned
+from twilbert.hub.folder import ModelFolder, find_model
 from twilbert.inference import batch
 from twilbert.inference import model as inference
 
@@ -64,7 +64,7 @@ def predict(
     as for `twilbert.load`.
     """
     paths = list(inputs) if STANDARD_INPUT in inputs else raw_files.find(inputs)
-    job = batch.Job(inference.find_model(model), device, precision, embeddings, prefix, trust_remote_code)
+    job = batch.Job(find_model(model), device, precision, embeddings, prefix, trust_remote_code)
     reads = ["/dev/stdin" if path == STANDARD_INPUT else path for path in paths]
     kind = _out_format(out, embeddings, overwrite, [job.model, *reads])
     _check_model(job)
@@ -87,12 +87,11 @@ def _out_format(out: str, embeddings: str | None, overwrite: bool, reads: Sequen
 
 
 def _check_model(job: batch.Job) -> None:
-    if job.embeddings is not None and is_fine_tuned(job.model):
-        raise UsageError(f"{job.model}: an encoder of transformers; read its embeddings with AutoModel")
-    if job.embeddings is None and not inference.knows_labels(job.model):
-        raise UsageError(
-            f"{job.model}: a pre-trained model knows no labels; give a fine-tuned one, or ask for --embeddings cls"
-        )
+    folder = ModelFolder.open(job.model, job.trust_remote_code)
+    if job.embeddings:
+        folder.require_embeddings()
+    else:
+        folder.require_labels()
 
 
 def _inspected(paths: list[str], form: str | None, text: str | None, pair: str | None) -> list[TableFile]:
@@ -205,7 +204,7 @@ def _command(args: argparse.Namespace) -> str:
 def _said(args: argparse.Namespace) -> str:
     """The texts of the command line: a table, and --out where given."""
     job = batch.Job(
-        inference.find_model(args.model), args.device, args.precision, args.embeddings, args.prefix,
+        find_model(args.model), args.device, args.precision, args.embeddings, args.prefix,
         args.trust_remote_code,
     )  # fmt: skip
     _check_model(job)

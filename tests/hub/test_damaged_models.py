@@ -19,7 +19,8 @@ from tests.make_models import make_bert_classifier, make_classifier
 from twilbert import predict
 from twilbert.errors import TwilbertError
 from twilbert.finetuning.encoders import load_base
-from twilbert.hub import encoder_files, encoders
+from twilbert.hub import encoder_files
+from twilbert.hub.folder import ModelFolder
 from twilbert.model.classifier import HeadConfig
 
 HEAD = HeadConfig(("N", "P"))
@@ -207,4 +208,4 @@ def test_weights_in_bf16_and_positions_beside_them_are_read(sound, tmp_path: Pat
         tensors["embeddings.position_ids"] = torch.arange(40)[None]
 
     _tensors("model.safetensors", older)(tmp_path / "model")
-    assert encoders.load(str(tmp_path / "model"))[0].head == HEAD
+    assert ModelFolder.open(str(tmp_path / "model")).load().head == HEAD

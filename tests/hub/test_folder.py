@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tests.model.small import SWITCHES, batch, config
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.hub import remote_code
-from twilbert.hub.folder import TWilBertConfig, load_model_folder, save_model_folder
+from twilbert.hub.configuration import TWilBertConfig
+from twilbert.hub.folder import ModelFolder, save_model_folder
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.memory import QueryNorm
@@ -35,8 +36,9 @@ def test_a_folder_loads_as_it_was_saved(switch: str, tmp_path: Path):
         if isinstance(norm, QueryNorm):
             norm.running_mean.uniform_(-1, 1)
     save_model_folder(str(tmp_path / "again"), model.config, model.state_dict())
-    loaded_config, loaded = load_model_folder(str(tmp_path / "again"))
-    assert loaded_config == model.config == loaded.config
+    folder = ModelFolder.open(str(tmp_path / "again"))
+    loaded = folder.load_pretrained()
+    assert folder.config == model.config == loaded.config
     state = loaded.state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
@@ -52,9 +54,9 @@ def test_bf16_weights_are_kept_in_the_file_and_load_as_fp32(tmp_path: Path):
     stored = load_file(tmp_path / "model" / "model.safetensors")
     assert stored["masked_lm.decoder.weight"].dtype == torch.bfloat16
     assert stored["encoder.blocks.1.memory.query_norm.running_var"].dtype == torch.float32
-    _, loaded = load_model_folder(str(tmp_path / "model"))
+    loaded = ModelFolder.open(str(tmp_path / "model")).load()
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    _, loaded = load_model_folder(str(tmp_path / "model"), torch.bfloat16)
+    loaded = ModelFolder.open(str(tmp_path / "model")).load(torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
 
 
@@ -79,7 +81,6 @@ def test_tokenizer_files_come_along(tmp_path: Path):
     assert {p.name for p in (tmp_path / "model").iterdir()} - set(remote_code.files()) == {
         ".twilbert.json", "config.json", "model.safetensors", "tokenizer.json",
     }  # fmt: skip
-    load_model_folder(str(tmp_path / "model"))
 
 
 def test_a_full_folder_is_not_overwritten_unasked(tmp_path: Path):
@@ -189,5 +190,5 @@ def test_faults_are_named(fault: str, tmp_path: Path):
     harm, error, message = FAULTS[fault]
     harm(tmp_path / "model")
     with pytest.raises(error, match=message) as caught:
-        load_model_folder(str(tmp_path / "model"))
+        ModelFolder.open(str(tmp_path / "model")).load()
     assert str(tmp_path) in str(caught.value)

@@ -26,9 +26,7 @@ from tests.make_models import VOCABULARY, make_classifier, make_pretrained
 from tests.model.small import config
 from twilbert.hub import modeling, remote_code
 from twilbert.hub.folder import (
-    load_classifier_folder,
-    load_model_folder,
-    save_classifier_folder,
+    ModelFolder,
     save_model_folder,
 )
 from twilbert.model.classifier import ClassificationModel, HeadConfig
@@ -114,7 +112,7 @@ def test_a_pretrained_folder_gives_our_outputs(kind: str, code: str, tmp_path: P
 @torch.no_grad()
 def test_a_finetuned_folder_gives_our_outputs(head: str, code: str, tmp_path: Path):
     model = _draw(ClassificationModel(config("all"), HEADS[head]))
-    save_classifier_folder(str(tmp_path / "m"), model.config, model.head, TEXT, model.state_dict())
+    save_model_folder(str(tmp_path / "m"), model.config, model.state_dict(), head=model.head, text=TEXT)
     batch = _batch()
     logits = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].sum(1))
     theirs = _class(tmp_path / "m", "TWilBertForSequenceClassification", code).from_pretrained(str(tmp_path / "m"))
@@ -161,7 +159,8 @@ def test_what_transformers_saves_opens_everywhere(code: str, tmp_path: Path):
     words.register_for_auto_class("AutoModelForMaskedLM") if code != "ours" else None
     words.from_pretrained(str(tmp_path / "m")).save_pretrained(str(tmp_path / "again"))
     assert set(remote_code.files()) < {p.name for p in (tmp_path / "again").iterdir()}
-    sizes, ours = load_model_folder(str(tmp_path / "again"))
+    folder = ModelFolder.open(str(tmp_path / "again"))
+    sizes, ours = folder.config, folder.load_pretrained()
     assert sizes == model.config
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert str(tmp_path) not in (tmp_path / "again" / "config.json").read_text()
@@ -180,7 +179,8 @@ def test_a_new_head_to_start_from(tmp_path: Path):
     start(**_batch(), labels=torch.tensor([0, 2, 1])).loss.backward()
     assert start.classifier.weight.grad.abs().max() > 0
     start.save_pretrained(str(tmp_path / "c"))
-    _, head, text, _ = load_classifier_folder(str(tmp_path / "c"))
+    folder = ModelFolder.open(str(tmp_path / "c"))
+    head, text = folder.head, folder.text
     assert head == HeadConfig(("no", "sí", "quizá"), pooling="avg")
     assert text == {"remove_rt": False, "max_len": 16}
 
@@ -198,7 +198,7 @@ def test_flags_make_it_multi_label(tmp_path: Path):
 
 def test_tokens_get_labels_from_a_finetuned_encoder(tmp_path: Path):
     model = _draw(ClassificationModel(config("plain"), HEADS["cls"]))
-    save_classifier_folder(str(tmp_path / "m"), model.config, model.head, TEXT, model.state_dict())
+    save_model_folder(str(tmp_path / "m"), model.config, model.state_dict(), head=model.head, text=TEXT)
     start = AutoModelForTokenClassification.from_pretrained(
         str(tmp_path / "m"), num_labels=5, ignore_mismatched_sizes=True
     )

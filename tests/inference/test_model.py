@@ -13,7 +13,7 @@ import torch
 import twilbert
 from tests.make_models import CONFIG, make_classifier, make_pretrained
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.hub.folder import load_classifier_folder, load_model_folder
+from twilbert.hub.folder import ModelFolder
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.problems import MULTI, REGRESSION
 
@@ -32,7 +32,7 @@ def classifier(tmp_path) -> str:
 
 def alone(folder: str, ids: list[int]) -> list[float]:
     """A text's probabilities, computed without batches or cleaning."""
-    _, _, _, model = load_classifier_folder(folder)
+    model = ModelFolder.open(folder).load()
     with torch.no_grad():
         row = torch.tensor([[3, *ids, 4]])
         return model.eval().probabilities(model(row, torch.zeros_like(row)))[0].tolist()
@@ -87,7 +87,7 @@ def test_pairs_change_the_answer_and_must_be_as_many(classifier):
 
 
 def test_embeddings_are_the_encoders_hidden_states(pretrained):
-    _, network = load_model_folder(pretrained)
+    network = ModelFolder.open(pretrained).load_pretrained()
     row = torch.tensor([[3, 9, 10, 4]])
     with torch.no_grad():
         hidden = network.eval().encoder(row, torch.zeros_like(row))[0].numpy()
@@ -106,7 +106,7 @@ def test_fill_mask_names_the_most_probable_tokens(pretrained):
     model = twilbert.load(pretrained, "cpu")
     (first, second) = model.fill_mask("hola [MASK] que [MASK]!", top=3)
     assert len(first) == len(second) == 3
-    _, network = load_model_folder(pretrained)
+    network = ModelFolder.open(pretrained).load_pretrained()
     row = torch.tensor([[3, 7, 2, 9, 2, 13, 4]])
     with torch.no_grad():
         shares = network.eval().masked_lm(network.encoder(row, torch.zeros_like(row))[0, 2]).softmax(-1)

@@ -9,13 +9,7 @@ import torch
 
 from tests.model.small import config
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.hub.folder import (
-    is_classifier,
-    load_classifier_folder,
-    load_model_folder,
-    save_classifier_folder,
-    save_model_folder,
-)
+from twilbert.hub.folder import ModelFolder, save_model_folder
 from twilbert.model.classifier import POOLINGS, ClassificationModel, HeadConfig, pool
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.problems import MULTI, REGRESSION
@@ -108,26 +102,27 @@ def test_a_head_that_makes_no_sense_is_refused(fields: dict, says: str):
 def test_a_folder_gives_the_model_back(pooling: str, labels: tuple[str, ...], tmp_path: Path):
     head = HeadConfig(labels, MULTI, pooling, special_tokens=False, dropout=0.1)
     model = ClassificationModel(config("all"), head).eval()
-    save_classifier_folder(str(tmp_path / "m"), config("all"), head, TEXT, model.state_dict())
-    assert is_classifier(str(tmp_path / "m"))
-    sizes, held, text, loaded = load_classifier_folder(str(tmp_path / "m"))
-    assert (sizes, held, text) == (config("all"), head, TEXT)
+    save_model_folder(str(tmp_path / "m"), config("all"), model.state_dict(), head=head, text=TEXT)
+    folder = ModelFolder.open(str(tmp_path / "m"))
+    assert folder.is_fine_tuned and (folder.config, folder.head, folder.text) == (config("all"), head, TEXT)
+    loaded = folder.load()
     segments = torch.zeros_like(IDS)
     assert torch.equal(loaded.eval()(IDS, segments, LENGTHS), model(IDS, segments, LENGTHS))
     with pytest.raises(UsageError, match="a fine-tuned model, without the heads of pre-training"):
-        load_model_folder(str(tmp_path / "m"))
+        folder.load_pretrained()
 
 
 def test_a_pre_trained_folder_is_no_classifier(tmp_path: Path):
     model = PretrainingModel(config("plain"))
     save_model_folder(str(tmp_path / "m"), config("plain"), model.state_dict())
-    assert not is_classifier(str(tmp_path / "m"))
-    with pytest.raises(UsageError, match="without a classifier"):
-        load_classifier_folder(str(tmp_path / "m"))
+    folder = ModelFolder.open(str(tmp_path / "m"))
+    assert not folder.is_fine_tuned and folder.head is None
+    with pytest.raises(UsageError, match="knows no labels"):
+        folder.require_labels()
 
 
 @pytest.mark.parametrize("text", [{}, {"remove_rt": 1, "max_len": 3}, {"remove_rt": True, "max_len": True}])
 def test_text_settings_are_checked(text: dict, tmp_path: Path):
     model = ClassificationModel(config("plain"), HeadConfig(("a", "b")))
     with pytest.raises(TwilbertError, match=r"text\."):
-        save_classifier_folder(str(tmp_path / "m"), config("plain"), model.head, text, model.state_dict())
+        save_model_folder(str(tmp_path / "m"), config("plain"), model.state_dict(), head=model.head, text=text)

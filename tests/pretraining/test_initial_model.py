@@ -11,7 +11,7 @@ from twilbert import parsing
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
 from twilbert.errors import UsageError
-from twilbert.hub.folder import save_classifier_folder, save_model_folder
+from twilbert.hub.folder import save_model_folder
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
@@ -117,6 +117,6 @@ def test_a_folder_that_is_gone_stops_a_new_run_alone(tmp_path: Path):
 def test_a_fine_tuned_model_is_refused(tmp_path: Path):
     sizes, head = config("plain"), HeadConfig(("no", "sí"))
     state = ClassificationModel(sizes, head).state_dict()
-    save_classifier_folder(str(tmp_path / "model"), sizes, head, {"remove_rt": True, "max_len": 16}, state)
+    save_model_folder(str(tmp_path / "model"), sizes, state, head=head, text={"remove_rt": True, "max_len": 16})
     with pytest.raises(UsageError, match="is a fine-tuned model"):
         inherit(build(str(tmp_path / "model")))

@@ -27,12 +27,12 @@ from twilbert.data.encoded.format import EncodedCorpus
 from twilbert.data.stream.masking import ROP_NONE, MaskingSettings
 from twilbert.data.stream.stream import evaluation_batches
 from twilbert.data.tokenizer.tokenizer import Tokenizer
+from twilbert.devices import find_device
 from twilbert.errors import UsageError
 from twilbert.evaluation import data as heldout
 from twilbert.evaluation import likelihood, page, pairs, scoring
 from twilbert.evaluation.pairs import Frequencies
-from twilbert.hub.folder import load_model_folder
-from twilbert.inference import model as inference
+from twilbert.hub.folder import ModelFolder, find_model
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.tracking.metrics import METRICS_FILE, read_metrics
@@ -55,11 +55,8 @@ class _Model:
 
     @classmethod
     def load(cls, name: str, device: str | None) -> _Model:
-        folder = inference.find_model(name)
-        config, network = load_model_folder(folder)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        tokenizer = Tokenizer.of_model(folder, config.vocab_size)
-        return cls(folder, config, network.to(where).eval(), tokenizer, where)
+        folder, where = ModelFolder.open(find_model(name)), find_device(device)
+        return cls(folder.path, folder.config, folder.load_pretrained().to(where).eval(), folder.tokenizer, where)
 
 
 def evaluate_pairs(

@@ -22,18 +22,9 @@ from twilbert.data.batches import Sequences
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import UsageError
 from twilbert.hub import encoders
-from twilbert.hub.folder import (
-    CONFIG_NAME,
-    TWilBertConfig,
-    is_classifier,
-    load_classifier_folder,
-    load_model_folder,
-    save_classifier_folder,
-)
-from twilbert.inference.model import find_model
+from twilbert.hub.folder import ModelFolder, find_model, save_model_folder
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
-from twilbert.parsing import read_record
 from twilbert.plugins import Trust
 from twilbert.recipe.finetuning import Encoder
 from twilbert.tracking.history import newest_run
@@ -127,7 +118,8 @@ class OwnBase:
     def save(self, path: str, network: nn.Module, text: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         assert isinstance(network, ClassificationModel)
         with outputs.new_folder(path, "finetune", overwrite=True, keep=True) as folder:
-            save_classifier_folder(folder, network.config, network.head, text, network.state_dict(), files=files)
+            state = network.state_dict()
+            save_model_folder(folder, network.config, state, head=network.head, text=text, files=files)
             self.tokenizer.save(folder)
 
     def digest(self) -> str:
@@ -176,7 +168,7 @@ class RivalBase:
         encoder = encoders.new_encoder(config, self.trust_remote_code)
         if not settings.random:
             encoder.load_state_dict(_tensors(self.weights))
-        return encoders.RivalClassifier(encoder, head, encoders.special_ids(self.tokenizer))
+        return encoders.EncoderClassifier(encoder, head, encoders.special_ids(self.tokenizer))
 
     def layer_of(self, parameter: str) -> int:
         if not parameter.startswith(_PREFIX):
@@ -184,7 +176,7 @@ class RivalBase:
         return encoders.layer_of(parameter.removeprefix(_PREFIX), self.n_layers)
 
     def save(self, path: str, network: nn.Module, text: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-        assert isinstance(network, encoders.RivalClassifier)
+        assert isinstance(network, encoders.EncoderClassifier)
         encoders.save(path, network, self.tokenizer, text, files)
 
     @property
@@ -232,24 +224,14 @@ def load_base(name: str | None, runs: str, trust: Trust = False) -> Base:
         name = newest_run(runs)
         cli.say(f"model: {name}, the newest finished run under {storage.absolute(runs)}; --model names another")
     try:
-        folder = find_model(name, runs)
+        name = find_model(name, runs)
     except UsageError:
         if storage.exists(name) or not encoders.could_be_hub_id(name):
             raise
-        return _rival(name, trust)
-    config = read_record(storage.join(folder, CONFIG_NAME), dict[str, Any])
-    if config.get("model_type") != TWilBertConfig.model_type:
-        if encoders.is_fine_tuned(folder):
-            encoders.fine_tuned_head(folder, trust)  # replaced, and refused where it is code, as in a model of ours
-        return _rival(folder, trust)
-    if is_classifier(folder):
-        config, _, _, model = load_classifier_folder(folder, trust=trust)
-        cli.say(f"model: {folder} is a fine-tuned model; its encoder goes on, its head is replaced")
-    else:
-        config, model = load_model_folder(folder)
-    return OwnBase(folder, config, _arrays(model.encoder), Tokenizer.of_model(folder, config.vocab_size))
-
-
-def _rival(name: str, trust: Trust) -> RivalBase:
-    config, tokenizer, encoder = encoders.open_encoder(name, trust is True)
-    return RivalBase(name, config, _arrays(encoder), tokenizer, trust is True)
+    folder = ModelFolder.open(name, trust, any_encoder=True)
+    if folder.is_fine_tuned:
+        cli.say(f"model: {folder.path} is a fine-tuned model; its encoder goes on, its head is replaced")
+    weights = _arrays(folder.load_encoder())
+    if folder.third_party:
+        return RivalBase(name, folder.config, weights, folder.tokenizer, trust is True)
+    return OwnBase(name, folder.config, weights, folder.tokenizer)

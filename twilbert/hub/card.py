@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from twilbert import __version__, storage
+from twilbert.data.tokenizer.tokenizer import SETTINGS_FILE
+from twilbert.hub.folder import RECIPE_NAME, ModelFolder
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig, count_parameters
-from twilbert.parsing import dump_yaml, read_checked, read_yaml
+from twilbert.parsing import dump_yaml, read_checked
 
 _NOT_RECORDED = "Not recorded beside the model that was exported: to be written by who publishes it."
 _CLASSIFICATION_LIMITS = (
@@ -84,20 +86,17 @@ class Records:
     """Whether the weights are the original program's."""
 
 
-def read_records(folder: str, held_out: dict[str, float]) -> Records:
-    """What lies beside the model in `folder`: in it, in its run or checkpoint, in its corpus; and `held_out`."""
-    above = folder.rsplit("/", 1)[0]
-    inside = storage.join(folder, "recipe.yaml")
-    recipe = _yaml(inside) or _yaml(storage.join(above, "recipe.yaml"))
-    corpus = recipe.get("corpus") or {}
+def read_records(folder: ModelFolder, held_out: dict[str, float]) -> Records:
+    """Collect the records in the model's folder, its run or checkpoint and its corpus; and `held_out`."""
+    corpus = folder.recipe.get("corpus") or {}
     corpus_path = corpus.get("path") if isinstance(corpus, Mapping) else None
     return Records(
-        recipe=recipe,
+        recipe=folder.recipe,
         corpus=_json(storage.join(corpus_path, "corpus.json"), _Corpus) if isinstance(corpus_path, str) else {},
         held_out=held_out,
-        results=_json(storage.join(above, "results.json"), _Results),
-        tokenizer=_json(storage.join(folder, "twilbert_tokenizer.json"), _Tokenizer),
-        converted=storage.exists(inside),
+        results=_json(storage.join(folder.path.rpartition("/")[0], "results.json"), _Results),
+        tokenizer=_json(storage.join(folder.path, SETTINGS_FILE), _Tokenizer),
+        converted=storage.exists(storage.join(folder.path, RECIPE_NAME)),
     )
 
 
@@ -249,11 +248,6 @@ def _without_paths(value: Any) -> Any:
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str) and "/" in value
-
-
-def _yaml(file: str) -> dict[str, Any]:
-    value = read_yaml(file) if storage.exists(file) else {}
-    return value if isinstance(value, dict) else {}
 
 
 def _json(file: str, shape: type) -> dict[str, Any]:

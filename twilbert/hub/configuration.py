@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
-from twilbert.model.config import ModelConfig
+from twilbert.model.config import FIELDS, ModelConfig
 from twilbert.model.special_tokens import PAD
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 AUTO_MAP = {
     "AutoConfig": "configuration_twilbert.TWilBertConfig",
     "AutoModel": "modeling_twilbert.TWilBertModel",
@@ -53,7 +51,7 @@ class TWilBertConfig(PretrainedConfig):
 
     def to_model_config(self) -> ModelConfig:
         """The model these fields describe; TwilbertError when they do not fit together."""
-        return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
+        return ModelConfig.from_dict({name: getattr(self, name) for name in FIELDS})
 
     def to_diff_dict(self) -> dict[str, Any]:
         """All fields, those with the default value too: what is saved says by itself what the model is.

@@ -1,14 +1,14 @@
-"""Encoders of other programs in our place: any transformers folder or hub id, its own tokenizer, our heads on it.
+"""Third-party encoders with our heads: any BERT-like model of transformers, with its tokenizer.
 
-A fine-tuned one is a folder too: encoder and tokenizer as transformers writes and reads them, classifier.safetensors,
-and twilbert_classifier.json with the head and how texts were cleaned and cut.
+A fine-tuned one is a folder that transformers opens as the encoder; beside it classifier.safetensors holds the head's
+weights, and twilbert_classifier.json what the head is and how texts are cleaned and cut.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,27 +21,32 @@ from twilbert.data.cleaning import clean
 from twilbert.data.tokenizer.tokenizer import STUCK, explained
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.hub import encoder_files
-from twilbert.hub.folder import read_head
 from twilbert.model.classifier import HeadConfig, build_head, classify, probabilities
 from twilbert.model.special_tokens import CLS, PAD
-from twilbert.model.tensor_files import read_weights, require_finite
-from twilbert.parsing import read_record
-from twilbert.plugins import Trust
+from twilbert.model.tensor_files import require_finite
 
 RECORD = "twilbert_classifier.json"
-_WEIGHTS = "classifier.safetensors"
+HEAD_WEIGHTS = "classifier.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LAYER = re.compile(r"(?:layers?|blocks?|h)\.(\d+)\.")
-_UNBOUNDED = 100_000  # tokenizers without a limit of their own say 10^30
+_UNBOUNDED = 100_000  # tokens; a tokenizer without a limit states 10^30
 
 
 def could_be_hub_id(name: str) -> bool:
-    """Whether `name` has the form of a hub id, owner/name."""
+    """Return whether `name` has the form of a hub id, owner/name."""
     return _HUB_ID.fullmatch(name) is not None
 
 
-def open_encoder(name: str, trust_remote_code: bool = False) -> tuple[Any, Any, nn.Module]:
-    """transformers' configuration, tokenizer and encoder (fp32) of a folder or hub id; UsageError where that fails.
+class Encoder(NamedTuple):
+    """A third-party encoder: transformers' configuration and tokenizer, and the network in fp32."""
+
+    config: Any
+    tokenizer: Any
+    network: nn.Module
+
+
+def open_encoder(name: str, folder: str, trust_remote_code: bool = False) -> Encoder:
+    """Open the encoder in `folder`, which messages call `name`; UsageError where transformers cannot.
 
     Code that it brings runs, and pickled weights are read, only with `trust_remote_code`.
     """
@@ -49,7 +54,6 @@ def open_encoder(name: str, trust_remote_code: bool = False) -> tuple[Any, Any, 
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": not trust_remote_code}
     with encoder_files.explained(name):
-        folder = name if storage.exists(name) else encoder_files.download(name, trust_remote_code)
         if not trust_remote_code:
             encoder_files.require_no_code(folder)
         config = AutoConfig.from_pretrained(folder, **options)
@@ -61,7 +65,7 @@ def open_encoder(name: str, trust_remote_code: bool = False) -> tuple[Any, Any, 
         encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=safely, **options)
         require_finite(f"{name}: its weights", encoder.state_dict())
         _check_vocabulary(name, tokenizer, encoder)
-    return config, tokenizer, encoder
+    return Encoder(config, tokenizer, encoder)
 
 
 def _check_vocabulary(name: str, tokenizer: Any, encoder: nn.Module) -> None:
@@ -79,14 +83,14 @@ def _check_vocabulary(name: str, tokenizer: Any, encoder: nn.Module) -> None:
 
 
 def new_encoder(config: Any, trust_remote_code: bool = False) -> nn.Module:
-    """An encoder of this configuration with random weights."""
+    """Return an encoder of this configuration with random weights."""
     from transformers import AutoModel
 
     return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def longest(config: Any, tokenizer: Any) -> int:
-    """Tokens that a sequence may have, special ones counted."""
+    """Return the length of the longest sequence, in tokens, special ones counted."""
     positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
     if "roberta" in config.model_type or config.model_type == "camembert":
         positions -= (config.pad_token_id or 0) + 1  # their positions begin after the padding's
@@ -94,34 +98,34 @@ def longest(config: Any, tokenizer: Any) -> int:
 
 
 def layer_of(name: str, n_layers: int) -> int:
-    """The layer of an encoder's parameter, from 0; -1 before the first, n_layers after the last (a pooler)."""
-    found = _LAYER.search(name)
-    if found:
-        return min(int(found[1]), n_layers - 1)
+    """Return the layer of an encoder's parameter, from 0; -1 before the first, n_layers after the last (a pooler)."""
+    if match := _LAYER.search(name):
+        return min(int(match[1]), n_layers - 1)
     return -1 if "embed" in name else n_layers
 
 
 def encode(
     tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *, max_len: int, remove_rt: bool, limit: int
 ) -> Sequences:
-    """Cleaned texts (and pairs) in the tokenizer's own ids; cut at `max_len` tokens each, `limit` in all."""
+    """Clean texts (and pairs) and return their ids; cut at `max_len` tokens each, `limit` in all."""
     special = tokenizer.num_special_tokens_to_add(pairs is not None)
     most = min(limit, (1 if pairs is None else 2) * max_len + special)
     cleaned = [[clean(text, remove_rt) for text in side] for side in (texts, pairs) if side is not None]
     with explained(tokenizer.name_or_path, TwilbertError, STUCK):
-        made = tokenizer(
+        encoded = tokenizer(
             *cleaned, truncation=True, max_length=most, return_token_type_ids=True, return_attention_mask=False,
             split_special_tokens=True,
         )  # fmt: skip
-    lengths = np.array([len(ids) for ids in made["input_ids"]], dtype=np.int64)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.fromiter((token for ids in made["input_ids"] for token in ids), np.int64, int(offsets[-1]))
-    seconds = np.array([types.index(1) if 1 in types else len(types) for types in made["token_type_ids"]], np.int64)
+    ids = np.fromiter((token for ids in encoded["input_ids"] for token in ids), np.int64, int(offsets[-1]))
+    types = encoded["token_type_ids"]
+    seconds = np.array([one.index(1) if 1 in one else len(one) for one in types], np.int64)
     return Sequences(ids, offsets, seconds)
 
 
-class RivalClassifier(nn.Module):
-    """A transformers encoder under one of our heads; called as `ClassificationModel` is."""
+class EncoderClassifier(nn.Module):
+    """A third-party encoder under one of our heads; called as `ClassificationModel` is."""
 
     def __init__(self, encoder: nn.Module, head: HeadConfig, special_ids: Sequence[int]) -> None:
         super().__init__()
@@ -144,7 +148,7 @@ class RivalClassifier(nn.Module):
         types = {"token_type_ids": segment_ids_BT} if self.has_types else {}
         ids_BT = torch.where(real_BT, input_ids_BT, self.pad_id)
         hidden_BTH = self.encoder(input_ids=ids_BT, attention_mask=real_BT.long(), **types).last_hidden_state
-        # Heads know special tokens by our numbers.
+        # Heads tell special tokens by TWilBERT's ids.
         ours_BT = torch.where(torch.isin(ids_BT, self.special_ids), CLS, PAD)
         return classify(self.head, self.classifier, hidden_BTH, lengths_B, ours_BT)
 
@@ -154,15 +158,15 @@ class RivalClassifier(nn.Module):
 
 
 def special_ids(tokenizer: Any) -> list[int]:
-    """Ids of the tokens that stand at the ends of texts."""
-    named = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return sorted({number for number in named if number is not None})
+    """Return the ids of the tokens that stand at the ends of texts."""
+    ends = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return sorted({token_id for token_id in ends if token_id is not None})
 
 
 def save(
-    path: str, network: RivalClassifier, tokenizer: Any, text: Mapping[str, Any], files: Mapping[str, bytes]
+    path: str, network: EncoderClassifier, tokenizer: Any, text: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> None:
-    """Write a fine-tuned rival's folder, whole or not at all; `text` as in TEXT_SETTINGS."""
+    """Write a fine-tuned encoder's folder, whole or not at all; `text` has the keys of `folder.TEXT_SETTINGS`."""
     if not storage.is_local(path):
         raise UsageError(f"{path}: a transformers model is written to a local or mounted folder; choose one")
     encoder: Any = network.encoder
@@ -170,32 +174,8 @@ def save(
         encoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         tensors = {name: tensor.detach().contiguous() for name, tensor in network.classifier.state_dict().items()}
-        storage.write_bytes_atomic(storage.join(folder, _WEIGHTS), save_safetensors(tensors))
+        storage.write_bytes_atomic(storage.join(folder, HEAD_WEIGHTS), save_safetensors(tensors))
         for name, content in files.items():
             storage.write_bytes_atomic(storage.join(folder, name), content)
         record = {"head": network.head.to_dict(), "text": dict(text)}
         storage.write_json_atomic(storage.join(folder, RECORD), record)
-
-
-def is_fine_tuned(path: str) -> bool:
-    """Whether `save` wrote this folder."""
-    return storage.exists(storage.join(path, RECORD))
-
-
-def fine_tuned_head(path: str, trust: Trust) -> tuple[HeadConfig, dict[str, Any]]:
-    """Head and text settings of a folder that `save` wrote; UntrustedCode for a head that is not in `trust`."""
-    file = storage.join(path, RECORD)
-    return read_head(file, read_record(file, dict[str, Any]), trust)
-
-
-def load(path: str, trust_remote_code: bool = False) -> tuple[RivalClassifier, Any, dict[str, Any]]:
-    """Network (fp32, CPU), tokenizer and text settings of a folder that `save` wrote.
-
-    UntrustedCode for code that it brings or names, unless `trust_remote_code`.
-    """
-    head, text = fine_tuned_head(path, trust_remote_code)
-    _, tokenizer, encoder = open_encoder(path, trust_remote_code)
-    network = RivalClassifier(encoder, head, special_ids(tokenizer))
-    weights = read_weights(storage.join(path, _WEIGHTS), network.classifier)
-    network.classifier.load_state_dict(weights)
-    return network, tokenizer, text

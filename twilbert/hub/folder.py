@@ -1,46 +1,231 @@
-"""A model as a transformers folder: config.json, model.safetensors, its code and, where given, the tokenizer's files.
+"""A model's folder: `ModelFolder.open` is the one way to read it, `save_model_folder` to write it.
 
-A pre-trained model and a fine-tuned one differ by what config.json says beside the sizes: the second has "head" (see
-`HeadConfig`, and the library's own id2label, label2id, problem_type) and "text", how its texts were cleaned and cut.
+    config.json        sizes; of a fine-tuned model also "head" (`HeadConfig`) and "text": how texts are cleaned, cut
+    model.safetensors  weights
+    tokenizer.json …   the tokenizer's files, where it has one
+    *.py               the model's code, for transformers without this package
+
+A third-party encoder's folder is as transformers writes it; fine-tuned, it holds the head besides (`encoders.save`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any, TypeVar, overload
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from twilbert import outputs, storage
+from twilbert.data import batches
+from twilbert.data.batches import Sequences
+from twilbert.data.tokenizer.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.hub import remote_code
+from twilbert.hub import encoder_files, encoders, remote_code
 from twilbert.hub.configuration import TWilBertConfig
 from twilbert.model.classifier import ClassificationModel, HeadConfig
-from twilbert.model.config import ModelConfig
+from twilbert.model.config import FIELDS, ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.tensor_files import check_shapes, read_weights
-from twilbert.parsing import read_record
+from twilbert.parsing import read_record, read_yaml
 from twilbert.plugins import Trust
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 RECIPE_NAME = "recipe.yaml"
 """In a converted model's folder: the recipe equivalent of its configuration."""
+CARD_NAME = "README.md"
 PRETRAINED = "TWilBertForMaskedLM"
 CLASSIFIER = "TWilBertForSequenceClassification"
 TEXT_SETTINGS = {"remove_rt": bool, "max_len": int}
-"""Of a fine-tuned model: whether the word RT was removed from its texts, and their length in tokens."""
-CODE_NAMES = tuple(remote_code.files())
-"""The model's code, for transformers without this package."""
-CARD_NAME = "README.md"
-TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
-# Of a model's folder, which may serve as a tokenizer's: what is the model's own ("training.json": how it was made).
-_NOT_A_TOKENIZERS = (CONFIG_NAME, WEIGHTS_NAME, RECIPE_NAME, "training.json", *CODE_NAMES, CARD_NAME)
-_Model = TypeVar("_Model", bound=nn.Module)
-_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+"""Of a fine-tuned model: whether the word RT is removed from its texts, and their length in tokens."""
+# Files of a model's folder that are no tokenizer's ("training.json": results of a fine-tuning).
+_NO_TOKENIZER_FILES = (CONFIG_NAME, WEIGHTS_NAME, RECIPE_NAME, "training.json", *remote_code.files(), CARD_NAME)
+
+
+def find_model(name: str, runs: str = "runs") -> str:
+    """Return the model folder that `name` means: a model folder, a checkpoint, a run's folder or its name under `runs`.
+
+    A run's model is its best by held-out loss, else its last. UsageError that lists the places searched.
+    """
+    candidates = [storage.absolute(p) for p in (name, storage.join(name, "model"), storage.join(runs, name, "model"))]
+    for candidate in candidates:
+        if storage.exists(storage.join(candidate, CONFIG_NAME)):
+            return candidate
+    places = "\n".join(f"  {candidate}" for candidate in candidates)
+    raise UsageError(f"{name}: no model; looked for config.json in\n{places}\ngive a model folder, checkpoint or run")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder opened for reading. Its parts are read, and checked, when first used.
+
+    No code that the folder brings or names runs, and nothing is unpickled, unless it is trusted (UntrustedCode).
+    Weights must have the shapes that the configuration asks, compared before a number is read, and be finite; the
+    tokenizer must have as many entries as the model. Every fault is a TwilbertError that names the file.
+    """
+
+    name: str
+    """The folder, or the hub id of a third-party encoder."""
+    path: str
+    third_party: bool
+    """Whether the encoder is a transformers model and not a TWilBERT."""
+    is_fine_tuned: bool
+    """Whether it has a classification head."""
+    _values: Mapping[str, Any]
+    _trust: Trust
+
+    @classmethod
+    def open(cls, name: str, trust: Trust = False, *, any_encoder: bool = False) -> ModelFolder:
+        """Open the folder `name`; UsageError where it holds no model, TwilbertError where config.json is damaged.
+
+        `trust`: the code that may run. `any_encoder`: a third-party encoder that was not fine-tuned here will do too,
+        and may be a hub id, which is downloaded.
+        """
+        path = encoder_files.download(name, trust is True) if any_encoder and not storage.exists(name) else name
+        file = storage.join(path, CONFIG_NAME)
+        if not storage.is_file(file):
+            raise UsageError(
+                f"{path}: not a model folder ({CONFIG_NAME} is missing); name one that pretrain or convert wrote"
+            )
+        values = read_record(file, dict[str, Any])
+        kind = values.get("model_type")
+        third_party = kind != TWilBertConfig.model_type
+        fine_tuned = storage.exists(storage.join(path, encoders.RECORD)) if third_party else "head" in values
+        if third_party and not fine_tuned and not any_encoder:
+            raise UsageError(
+                f"{file}: model_type is {kind!r:.80}, expected {TWilBertConfig.model_type!r}; an encoder of "
+                "another program is fine-tuned first: twilbert-finetune --model"
+            )
+        return cls(name, path, third_party, fine_tuned, values, trust)
+
+    @functools.cached_property
+    def config(self) -> ModelConfig | Any:
+        """Sizes and switches; of a third-party encoder transformers' configuration."""
+        if self.third_party:
+            return self._encoder.config
+        file = storage.join(self.path, CONFIG_NAME)
+        missing = [name for name in FIELDS if name not in self._values]
+        if missing:
+            raise TwilbertError(f"{file}: field {missing[0]!r} is missing; the file is damaged: restore it")
+        try:
+            return ModelConfig.from_dict({name: self._values[name] for name in FIELDS})
+        except TwilbertError as error:
+            raise TwilbertError(f"{file}: {error}") from error
+
+    @functools.cached_property
+    def _head_and_text(self) -> tuple[HeadConfig | None, dict[str, Any]]:
+        if not self.is_fine_tuned:
+            longest = encoders.longest(self.config, self.tokenizer) if self.third_party else self.config.max_len
+            return None, {"remove_rt": False, "max_len": longest}
+        file = storage.join(self.path, encoders.RECORD if self.third_party else CONFIG_NAME)
+        values = read_record(file, dict[str, Any]) if self.third_party else self._values
+        try:
+            head = HeadConfig.from_dict(values.get("head", {}), self._trust)
+        except TwilbertError as error:
+            raise type(error)(f"{file}: {error}") from error
+        return head, _checked_text(file, values.get("text"))
+
+    @property
+    def head(self) -> HeadConfig | None:
+        """The classification head; None for a model that was only pre-trained."""
+        return self._head_and_text[0]
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """How texts are cleaned and cut, by the keys of TEXT_SETTINGS."""
+        return self._head_and_text[1]
+
+    @functools.cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe it was trained with, unchecked, from the folder (a converted model) or its run; empty if none."""
+        for folder in (self.path, self.path.rpartition("/")[0]):
+            file = storage.join(folder, RECIPE_NAME)
+            if storage.exists(file):
+                values = read_yaml(file)
+                return values if isinstance(values, dict) else {}
+        return {}
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder has a tokenizer; one converted without a vocabulary has none."""
+        return self.third_party or storage.exists(storage.join(self.path, TOKENIZER_FILE))
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | Any:
+        """The tokenizer; of a third-party encoder transformers'. UsageError where the folder has none."""
+        if self.third_party:
+            return self._encoder.tokenizer
+        tokenizer = Tokenizer.load(self.path)
+        if tokenizer.vocab_size != self.config.vocab_size:
+            raise TwilbertError(
+                f"{self.path}: its tokenizer has {tokenizer.vocab_size:,} entries, its model "
+                f"{self.config.vocab_size:,}; they do not belong together: copy the folder again"
+            )
+        return tokenizer
+
+    def load(self, dtype: torch.dtype = torch.float32) -> Any:
+        """Return the network with its weights in `dtype`, on the CPU, in training mode.
+
+        A `PretrainingModel` or, fine-tuned, a `ClassificationModel`; of a third-party encoder transformers' module or
+        an `EncoderClassifier`.
+        """
+        if self.third_party:
+            network = self._encoder.network
+            if self.head is not None:
+                network = encoders.EncoderClassifier(network, self.head, encoders.special_ids(self.tokenizer))
+                file = storage.join(self.path, encoders.HEAD_WEIGHTS)
+                network.classifier.load_state_dict(read_weights(file, network.classifier))
+            return network.to(dtype)
+        model = empty_model(self.config, self.head)
+        if self.has_tokenizer:
+            _ = self.tokenizer  # read for its check
+        file = storage.join(self.path, WEIGHTS_NAME)
+        if not storage.is_file(file):
+            raise TwilbertError(f"{file}: missing; the model folder is incomplete: copy it again, or choose another")
+        model.load_state_dict(read_weights(file, model), assign=True)
+        return model.to(dtype)
+
+    def load_pretrained(self, dtype: torch.dtype = torch.float32) -> PretrainingModel:
+        """Return the network with the heads of pre-training; UsageError for a fine-tuned model, which has lost them."""
+        if self.is_fine_tuned:
+            raise UsageError(
+                f"{self.path}: a fine-tuned model, without the heads of pre-training; give the model it came from"
+            )
+        return self.load(dtype)
+
+    def load_encoder(self) -> nn.Module:
+        """Return the encoder alone, in fp32."""
+        network = self.load()
+        return network if self.third_party and not self.is_fine_tuned else network.encoder
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Sequences:
+        """Texts (and pairs) as the model's input, cleaned and cut as `text` says."""
+        if self.third_party:
+            limit = encoders.longest(self.config, self.tokenizer)
+            return encoders.encode(self.tokenizer, texts, pairs, **self.text, limit=limit)
+        text = self.text | {"max_len": min(self.text["max_len"], self.config.max_len)}
+        return batches.encode(self.tokenizer, texts, pairs, **text)
+
+    def require_labels(self) -> HeadConfig:
+        """Return the head; UsageError for a model that was only pre-trained."""
+        if self.head is None:
+            raise UsageError(
+                f"{self.path}: a pre-trained model knows no labels; give a fine-tuned one, or ask for embeddings"
+            )
+        return self.head
+
+    def require_embeddings(self) -> None:
+        """UsageError for a third-party encoder, whose hidden states transformers itself gives."""
+        if self.third_party:
+            raise UsageError(f"{self.path}: an encoder of transformers; read its embeddings with AutoModel")
+
+    @functools.cached_property
+    def _encoder(self) -> encoders.Encoder:
+        return encoders.open_encoder(self.name, self.path, self._trust is True)
 
 
 @overload
@@ -50,7 +235,7 @@ def empty_model(config: ModelConfig, head: HeadConfig) -> ClassificationModel: .
 @overload
 def empty_model(config: ModelConfig, head: HeadConfig | None) -> PretrainingModel | ClassificationModel: ...
 def empty_model(config: ModelConfig, head: HeadConfig | None = None) -> PretrainingModel | ClassificationModel:
-    """A model of these sizes without numbers (on torch's meta device): with `head` a classifier."""
+    """Return a model of these sizes without numbers (on torch's meta device): with `head` a classifier."""
     with torch.device("meta"):
         return PretrainingModel(config) if head is None else ClassificationModel(config, head)
 
@@ -61,177 +246,61 @@ def save_model_folder(
     state_dict: Mapping[str, Tensor],
     tokenizer_folder: str | None = None,
     *,
+    head: HeadConfig | None = None,
+    text: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a pre-trained model's folder, whole or not at all; tensors keep their type.
+    """Write a model's folder, whole or not at all; tensors keep their type.
 
-    `tokenizer_folder`: its files are copied in, so that the folder loads alone; `files`: others to write, by name.
-    TwilbertError when `state_dict` is not that of a model of `config`; UsageError when `path` holds something.
+    `tokenizer_folder`: its files are copied in, so that the folder loads alone; `head` and `text` (the keys of
+    TEXT_SETTINGS): of a fine-tuned model; `files`: others to write, by name. TwilbertError when `state_dict` is not
+    that of such a model; UsageError when `path` holds something.
     """
-    _check_state(empty_model(config), state_dict)
-    settings = TWilBertConfig.from_model_config(config, architectures=[PRETRAINED])
-    _save(path, settings, state_dict, tokenizer_folder, files or {})
+    shapes = {name: tensor.shape for name, tensor in state_dict.items()}
+    check_shapes("the model to save", empty_model(config, head), shapes)
+    settings = _transformers_config(config, head, text)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state_dict.items()}
+    with outputs.new_folder(path, "model") as folder:
+        if tokenizer_folder is not None:
+            _copy_tokenizer(tokenizer_folder, folder, settings)
+        for name, content in {**remote_code.files(), **(files or {})}.items():
+            storage.write_bytes_atomic(storage.join(folder, name), content)
+        storage.write_bytes_atomic(storage.join(folder, WEIGHTS_NAME), save_safetensors(tensors, {"format": "pt"}))
+        storage.write_bytes_atomic(storage.join(folder, CONFIG_NAME), settings.to_json_string().encode())
 
 
-def save_classifier_folder(
-    path: str,
-    config: ModelConfig,
-    head: HeadConfig,
-    text: Mapping[str, Any],
-    state_dict: Mapping[str, Tensor],
-    tokenizer_folder: str | None = None,
-    *,
-    files: Mapping[str, bytes] | None = None,
-) -> None:
-    """Write a fine-tuned model's folder, whole or not at all; `text` has the keys of TEXT_SETTINGS.
-
-    Otherwise as `save_model_folder`.
-    """
-    check_text("the model to save", text)
-    _check_state(empty_model(config, head), state_dict)
-    settings = TWilBertConfig.from_model_config(
+def _transformers_config(
+    config: ModelConfig, head: HeadConfig | None, text: Mapping[str, Any] | None
+) -> TWilBertConfig:
+    if head is None:
+        return TWilBertConfig.from_model_config(config, architectures=[PRETRAINED])
+    return TWilBertConfig.from_model_config(
         config,
         architectures=[CLASSIFIER],
         problem_type=head.problem,
         id2label=dict(enumerate(head.labels)),
         label2id={label: number for number, label in enumerate(head.labels)},
         head=head.to_dict(),
-        text=dict(text),
+        text=_checked_text("the model to save", text),
     )
-    _save(path, settings, state_dict, tokenizer_folder, files or {})
 
 
-def _check_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    check_shapes("the model to save", model, {name: tensor.shape for name, tensor in state_dict.items()})
-
-
-def _save(
-    path: str,
-    settings: TWilBertConfig,
-    state_dict: Mapping[str, Tensor],
-    tokenizer_folder: str | None,
-    files: Mapping[str, bytes],
-) -> None:
-    tensors = {name: tensor.detach().contiguous() for name, tensor in state_dict.items()}
-    with outputs.new_folder(path, "model") as folder:
-        if tokenizer_folder is not None:
-            _copy_files(tokenizer_folder, folder)
-            _limit_tokenizer(storage.join(folder, TOKENIZER_CONFIG_NAME), settings)
-        for name, content in {**remote_code.files(), **files}.items():
-            storage.write_bytes_atomic(storage.join(folder, name), content)
-        storage.write_bytes_atomic(storage.join(folder, WEIGHTS_NAME), save_safetensors(tensors, {"format": "pt"}))
-        content = settings.to_json_string()
-        storage.write_bytes_atomic(storage.join(folder, CONFIG_NAME), content.encode())
-
-
-def _copy_files(source: str, target: str) -> None:
+def _copy_tokenizer(source: str, target: str, settings: TWilBertConfig) -> None:
     for name in storage.list_dir(source):
         file = storage.join(source, name)
-        if name not in _NOT_A_TOKENIZERS and not storage.is_folder(file):
+        if name not in _NO_TOKENIZER_FILES and not storage.is_folder(file):
             storage.write_bytes_atomic(storage.join(target, name), storage.read_bytes(file))
-
-
-def _limit_tokenizer(file: str, settings: TWilBertConfig) -> None:
-    """Let transformers cut where the model's pairs end: each text has up to max_len tokens, three are special."""
-    if storage.exists(file):
+    file = storage.join(target, CONFIG_FILE)
+    if storage.exists(file):  # transformers cuts where the model's pairs end: two texts and three special tokens
         longest = settings.max_len if settings.text is None else settings.text["max_len"]
         storage.write_json_atomic(file, read_record(file, dict[str, Any]) | {"model_max_length": 2 * longest + 3})
 
 
-def load_model_config(path: str) -> ModelConfig:
-    """The configuration of a model folder; UsageError when it is none of ours, TwilbertError when it is damaged."""
-    return _model_config(path, _settings(path))
-
-
-def is_classifier(path: str) -> bool:
-    """Whether a model folder is a fine-tuned one; errors as `load_model_config`."""
-    return "head" in _settings(path)
-
-
-def load_model_folder(path: str, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, PretrainingModel]:
-    """The model of a folder that `save_model_folder` wrote, in `dtype`, on the CPU, in training mode.
-
-    UsageError when `path` is no model folder, or a fine-tuned model's; TwilbertError when its weights are missing,
-    damaged, or not those its configuration asks: the tensor, its shape, the one expected.
-    """
-    settings = _settings(path)
-    if "head" in settings:
-        raise UsageError(f"{path}: a fine-tuned model, without the heads of pre-training; give the model it came from")
-    config = _model_config(path, settings)
-    return config, _load_weights(path, empty_model(config)).to(dtype)
-
-
-def load_classifier_folder(
-    path: str, dtype: torch.dtype = torch.float32, trust: Trust = False
-) -> tuple[ModelConfig, HeadConfig, dict[str, Any], ClassificationModel]:
-    """Sizes, head, text settings (TEXT_SETTINGS) and model of a folder that `save_classifier_folder` wrote.
-
-    In `dtype`, on the CPU, in training mode. UsageError when `path` is no model folder or one without a classifier;
-    TwilbertError as `load_model_folder`; UntrustedCode for a head of somebody's own that is not in `trust`.
-    """
-    settings = _settings(path)
-    if "head" not in settings:
-        raise UsageError(f"{path}: a pre-trained model without a classifier; give a fine-tuned one")
-    config = _model_config(path, settings)
-    head, text = read_head(storage.join(path, CONFIG_NAME), settings, trust)
-    return config, head, text, _load_weights(path, empty_model(config, head)).to(dtype)
-
-
-def read_head(file: str, values: Mapping[str, Any], trust: Trust) -> tuple[HeadConfig, dict[str, Any]]:
-    """ "head" and "text" of a fine-tuned model's `file`, whose content is `values`; TwilbertError where they are none.
-
-    UntrustedCode for a head of somebody's own that is not in `trust`.
-    """
-    try:
-        head = HeadConfig.from_dict(values.get("head", {}), trust)
-    except TwilbertError as error:
-        raise type(error)(f"{file}: {error}") from error
-    text = values.get("text")
-    check_text(file, text)
-    return head, dict(text or {})
-
-
-def _settings(path: str) -> dict[str, Any]:
-    """What a model folder's config.json says; errors as `load_model_config`."""
-    file = storage.join(path, CONFIG_NAME)
-    if not storage.is_file(file):
-        raise UsageError(
-            f"{path}: not a model folder ({CONFIG_NAME} is missing); name one that pretrain or convert wrote"
-        )
-    values = read_record(file, dict[str, Any])
-    kind = values.get("model_type")
-    if kind != TWilBertConfig.model_type:
-        raise UsageError(
-            f"{file}: model_type is {kind!r:.80}, expected {TWilBertConfig.model_type!r}; an encoder of "
-            "another program is fine-tuned first: twilbert-finetune --model"
-        )
-    return values
-
-
-def _model_config(path: str, values: Mapping[str, Any]) -> ModelConfig:
-    file = storage.join(path, CONFIG_NAME)
-    missing = [name for name in _FIELDS if name not in values]
-    if missing:
-        raise TwilbertError(f"{file}: field {missing[0]!r} is missing; the file is damaged: restore it")
-    try:
-        return ModelConfig.from_dict({name: values[name] for name in _FIELDS})
-    except TwilbertError as error:
-        raise TwilbertError(f"{file}: {error}") from error
-
-
-def check_text(source: str, text: Any) -> None:
-    """TwilbertError unless `text` has the keys of TEXT_SETTINGS, of their types."""
+def _checked_text(source: str, text: Any) -> dict[str, Any]:
+    """`text` as a dict; TwilbertError unless it has the keys of TEXT_SETTINGS, of their types."""
     for key, kind in TEXT_SETTINGS.items():
         if not isinstance(text, Mapping) or type(text.get(key)) is not kind:
             raise TwilbertError(f"{source}: text.{key} must be {kind.__name__}; the configuration is damaged")
     if text["max_len"] < 1:
         raise TwilbertError(f"{source}: text.max_len is {text['max_len']}, must be at least 1; it is damaged")
-
-
-def _load_weights(path: str, model: _Model) -> _Model:
-    """`model`, which has no numbers yet, with those of the folder."""
-    file = storage.join(path, WEIGHTS_NAME)
-    if not storage.is_file(file):
-        raise TwilbertError(f"{file}: missing; the model folder is incomplete: copy it again, or choose another")
-    model.load_state_dict(read_weights(file, model), assign=True)
-    return model
+    return {key: text[key] for key in TEXT_SETTINGS}

@@ -17,20 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twilbert import storage
 from twilbert.data import batches
 from twilbert.data.cleaning import clean
-from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.devices import computes_bf16, find_device
 from twilbert.errors import UsageError
-from twilbert.hub import encoders
-from twilbert.hub.folder import (
-    is_classifier,
-    load_classifier_folder,
-    load_model_config,
-    load_model_folder,
-)
-from twilbert.model.classifier import POOLINGS, ClassificationModel, HeadConfig, pool
+from twilbert.hub.folder import ModelFolder, find_model
+from twilbert.model.classifier import POOLINGS, pool
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.model.special_tokens import CLS, MASK, SEP
@@ -42,41 +34,21 @@ THRESHOLD = 0.5  # a label of several is given from this probability on
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
-def find_model(name: str, runs: str = "runs") -> str:
-    """The model folder that `name` means: a model folder, a checkpoint, a run's folder or its name under `runs`.
-
-    A run's model is its best by held-out loss, else its last. UsageError, saying where was looked, when there is none.
-    """
-    candidates = [name, storage.join(name, "model"), storage.join(runs, name, "model")]
-    for candidate in map(storage.absolute, candidates):
-        if storage.exists(storage.join(candidate, "config.json")):
-            return candidate
-    looked = "\n".join(f"  {storage.absolute(candidate)}" for candidate in candidates)
-    raise UsageError(f"{name}: no model; looked for config.json in\n{looked}\ngive a model folder, checkpoint or run")
-
-
 def load(model: str, device: str | None = None, precision: str = "auto", trust_remote_code: bool = False) -> Model:
-    """The model `model` names (folder, checkpoint, run), ready for use; UsageError when there is none or no device.
+    """Load the model of a folder, checkpoint or run for use; UsageError when there is none or no device.
 
     `device`: "cpu", "cuda", "cuda:1", …; None: a GPU when there is one. `precision`: "fp32", "bf16", or "auto": bf16
-    for labels where the device has its arithmetic, fp32 for everything else. `trust_remote_code`: code that the folder
-    brings or names (a head of somebody's own) may run; without it such a folder is refused with UntrustedCode.
+    for labels where the device computes it, fp32 for everything else. `trust_remote_code`: whether code that the
+    folder brings or names (a custom head) may run; without it such a folder is refused with UntrustedCode.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
-    folder = find_model(model)
-    kind = RivalModel if encoders.is_fine_tuned(folder) else Model
-    return kind(folder, find_device(device), precision, trust_remote_code)
-
-
-def knows_labels(folder: str) -> bool:
-    """Whether a model folder is a fine-tuned one, of ours or of transformers; UsageError when it is neither's."""
-    return encoders.is_fine_tuned(folder) or is_classifier(folder)
+    return Model(ModelFolder.open(find_model(model), trust_remote_code), find_device(device), precision)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a fine-tuned model says of one text."""
+    """A fine-tuned model's prediction for one text."""
 
     label: str | tuple[str, ...] | float
     """The most probable class; of several labels those from THRESHOLD on; of a regression the value."""
@@ -85,43 +57,39 @@ class Prediction:
 
 
 class Model:
-    """A loaded model; made by `load`. Texts may come as a str, a list of them, or a pandas Series.
+    """A loaded model; `load` returns one. Texts may come as a str, a list of them, or a pandas Series.
 
-    What comes back has the same form: for a str one result, for a list a list (or array), for a Series a DataFrame
-    (or Series) with its index. Texts are cleaned as in training; a text may be empty.
+    Results have the same form: for a str one result, for a list a list (or array), for a Series a DataFrame (or
+    Series) with its index. Texts are cleaned as in training; a text may be empty.
     """
 
-    def __init__(self, folder: str, device: torch.device, precision: str, trust: bool) -> None:
+    def __init__(self, folder: ModelFolder, device: torch.device, precision: str) -> None:
         self.folder = folder
         self.device = device
         self.precision = precision
-        self._trust = trust
-        self.config = load_model_config(folder)
-        self.tokenizer = Tokenizer.of_model(folder, self.config.vocab_size)
-        self.head: HeadConfig | None = None
-        self.max_len, self.remove_rt = self.config.max_len, False
-        self._networks: dict[torch.dtype, PretrainingModel | ClassificationModel] = {}
-        self._network(self.dtype if is_classifier(folder) else torch.float32)
+        self.config, self.tokenizer, self.head = folder.config, folder.tokenizer, folder.head
+        self._networks: dict[torch.dtype, Any] = {}
+        self._network(self.dtype if folder.is_fine_tuned else torch.float32)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What labels are computed in."""
+        """The number format that labels are computed in."""
         if self.precision == "auto":
             return torch.bfloat16 if computes_bf16(self.device) else torch.float32
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
     def exact_dtype(self) -> torch.dtype:
-        """What embeddings and masked words are computed in: fp32 unless bf16 was asked for."""
+        """The number format that embeddings and masked words are computed in: fp32 unless bf16 was asked for."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the classes in the order of `scores`; UsageError for a model that was only pre-trained."""
-        return self._require_head().labels
+        return self.folder.require_labels().labels
 
     def predict(self, texts: Any, pairs: Any = None) -> Any:
-        """A `Prediction` for a str, a list of them for a list, a DataFrame (`predicted`, `p_LABEL`…) for a Series.
+        """Return a `Prediction` for a str, a list for a list, a DataFrame (`predicted`, `p_LABEL`…) for a Series.
 
         `pairs`: second texts, in the same form, for models fine-tuned on pairs. UsageError for a model that was only
         pre-trained, or for what is no text.
@@ -133,9 +101,9 @@ class Model:
         return predictions[0] if one else predictions
 
     def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
-        """float32 [texts, labels]: probabilities, or the values of a regression."""
-        head = self._require_head()
-        network: Any = self._network(self.dtype)
+        """Return float32 [texts, labels]: probabilities, or the values of a regression."""
+        head = self.folder.require_labels()
+        network = self._network(self.dtype)
         out = np.empty((len(texts), head.size), np.float32)
 
         def keep(rows: np.ndarray, input_ids: Tensor, segment_ids: Tensor, lengths: Tensor | None) -> None:
@@ -145,20 +113,22 @@ class Model:
         return out
 
     def predictions(self, scores: np.ndarray) -> list[Prediction]:
-        """Scores [texts, labels] with the labels' names."""
-        head = self._require_head()
+        """Return `scores` [texts, labels] with the labels' names."""
+        head = self.folder.require_labels()
         if head.problem == REGRESSION:
             return [Prediction(float(value), {}) for value in scores[:, 0]]
-        every = [dict(zip(head.labels, row, strict=True)) for row in scores.tolist()]
+        by_label = [dict(zip(head.labels, row, strict=True)) for row in scores.tolist()]
         if head.problem == MULTI:
-            return [Prediction(tuple(label for label, p in one.items() if p >= THRESHOLD), one) for one in every]
-        return [Prediction(head.labels[best], one) for best, one in zip(scores.argmax(1).tolist(), every, strict=True)]
+            return [Prediction(tuple(label for label, p in row.items() if p >= THRESHOLD), row) for row in by_label]
+        best = scores.argmax(1).tolist()
+        return [Prediction(head.labels[number], row) for number, row in zip(best, by_label, strict=True)]
 
     def embed(self, texts: Any, pooling: str = "cls", pairs: Any = None) -> Any:
-        """The texts' vectors: for a str [P], for a list [texts, P], for a Series a DataFrame of P columns.
+        """Return the texts' vectors: for a str [P], for a list [texts, P], for a Series a DataFrame of P columns.
 
         `pooling`: "cls" (first token), "avg", "max" (over all tokens, special ones too), P = H; "concat" of the three,
         P = 3H; "tokens": float32 [tokens, H] with [CLS] and [SEP] for each text, in a list (Series: in a Series).
+        UsageError for a third-party encoder.
         """
         one, first, index = _texts(texts)
         vectors = self.vectors(first, _pairs(pairs, first), pooling)
@@ -171,7 +141,8 @@ class Model:
     def vectors(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, pooling: str = "cls"
     ) -> np.ndarray | list[np.ndarray]:
-        """`embed` of a list: float32 [texts, P], or for "tokens" a list of float32 [tokens, H]."""
+        """Return `embed` of a list: float32 [texts, P], or for "tokens" a list of float32 [tokens, H]."""
+        self.folder.require_embeddings()
         if pooling not in EMBEDDINGS:
             raise UsageError(f"pooling {pooling!r}: must be one of {', '.join(EMBEDDINGS)}")
         width = self.config.hidden_size * (3 if pooling == "concat" else 1)
@@ -192,13 +163,13 @@ class Model:
         return tokens if pooling == "tokens" else pooled
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
-        """For each [MASK] of `text`, in order, its `top` most probable tokens with their probabilities.
+        """Return for each [MASK] of `text`, in order, its `top` most probable tokens with their probabilities.
 
         UsageError for a text without [MASK], and for a fine-tuned model, which has lost the masked-word head.
         """
         network = self._network(self.exact_dtype)
         if not isinstance(network, PretrainingModel):
-            raise UsageError(f"{self.folder}: a fine-tuned model fills no masks; load the model it was made from")
+            raise UsageError(f"{self.folder.path}: a fine-tuned model fills no masks; load the model it was made from")
         ids = [CLS, *self.tokenizer.encode_masked(clean(text))[: self.config.max_len], SEP]
         at = [position for position, token in enumerate(ids) if token == MASK]
         if not at:
@@ -214,26 +185,11 @@ class Model:
             for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    def _require_head(self) -> HeadConfig:
-        if self.head is None:
-            raise UsageError(
-                f"{self.folder}: a pre-trained model knows no labels; give a fine-tuned one, or ask for embeddings"
-            )
-        return self.head
-
-    def _network(self, dtype: torch.dtype) -> PretrainingModel | ClassificationModel:
-        """The weights in `dtype` on the device, read when first needed."""
+    def _network(self, dtype: torch.dtype) -> Any:
+        """The network in `dtype` on the device, loaded when first needed."""
         if dtype not in self._networks:
-            if is_classifier(self.folder):
-                _, self.head, text, network = load_classifier_folder(self.folder, dtype, self._trust)
-                self.max_len, self.remove_rt = min(text["max_len"], self.config.max_len), text["remove_rt"]
-            else:
-                _, network = load_model_folder(self.folder, dtype)
-            self._networks[dtype] = network.to(self.device).eval()
+            self._networks[dtype] = self.folder.load(dtype).to(self.device).eval()
         return self._networks[dtype]
-
-    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> batches.Sequences:
-        return batches.encode(self.tokenizer, texts, pairs, max_len=self.max_len, remove_rt=self.remove_rt)
 
     def _each_batch(
         self,
@@ -242,46 +198,18 @@ class Model:
         keep: Callable[[np.ndarray, Tensor, Tensor, Tensor | None], None],
     ) -> None:
         """Call `keep(rows, input_ids, segment_ids, lengths)` for every batch; lengths None where nothing is padded."""
-        encoded = self._encode(texts, pairs)
+        encoded = self.folder.encode(texts, pairs)
         size = _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS["cpu"])
         with torch.inference_mode():
             for batch in batches.batches(encoded, size):
                 padded = int(batch.lengths.min()) < batch.input_ids.shape[1]
-                lengths = torch.from_numpy(batch.lengths) if padded else None  # on the CPU, as the encoder likes them
+                lengths = torch.from_numpy(batch.lengths) if padded else None  # the encoder reads them on the CPU
                 ids, segments = (torch.from_numpy(a).to(self.device) for a in (batch.input_ids, batch.segment_ids))
                 keep(batch.rows, ids, segments, lengths)
 
 
-class RivalModel(Model):
-    """A fine-tuned model on an encoder of transformers: labels alone."""
-
-    def __init__(self, folder: str, device: torch.device, precision: str, trust: bool) -> None:
-        self.folder, self.device, self.precision = folder, device, precision
-        self._classifier, self.tokenizer, text = encoders.load(folder, trust)
-        self._classifier.to(device, self.dtype).eval()
-        self.head = self._classifier.head
-        self.max_len, self.remove_rt = text["max_len"], text["remove_rt"]
-
-    def vectors(self, texts: Any, pairs: Any = None, pooling: str = "cls") -> Any:
-        """UsageError: transformers itself gives this encoder's hidden states."""
-        raise UsageError(f"{self.folder}: an encoder of transformers; read its embeddings with AutoModel")
-
-    def fill_mask(self, text: str, top: int = 5) -> Any:
-        """UsageError, as for any fine-tuned model."""
-        raise UsageError(f"{self.folder}: a fine-tuned model fills no masks; load the model it was made from")
-
-    def _network(self, dtype: torch.dtype) -> Any:
-        return self._classifier
-
-    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> batches.Sequences:
-        limit = encoders.longest(self._classifier.encoder.config, self.tokenizer)
-        return encoders.encode(
-            self.tokenizer, texts, pairs, max_len=self.max_len, remove_rt=self.remove_rt, limit=limit
-        )
-
-
 def _texts(texts: Any) -> tuple[bool, list[str], Any]:
-    """(was it one str, the texts, the Series' index or None); UsageError for anything else."""
+    """Return (whether it is one str, the texts, the Series' index or None); UsageError for anything else."""
     if isinstance(texts, str):
         return True, [texts], None
     pandas = sys.modules.get("pandas")

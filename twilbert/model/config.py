@@ -1,4 +1,8 @@
-"""What a model is made of: sizes and switches, named as in the original configuration, and what they add up to."""
+"""A model's sizes and switches, named as in the original configuration, and the number of its parameters.
+
+They are declared here alone: a recipe's sections (recipe/pretraining.py) and transformers' configuration
+(hub/configuration.py) take their fields, defaults, bounds and descriptions from these classes.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +15,30 @@ from typing import Any
 from twilbert.errors import TwilbertError
 
 _LARGEST = {"n_encoders": 1_024, "vocab_size": 2**24}
-"""The largest value of a size, for each 2^17 where nothing is said: far beyond any model, and still bounded work."""
+"""The largest value of some sizes, of all others 2^17: far beyond any model, and still bounded work."""
+
+
+def expected_value(declared: dataclasses.Field[Any], value: Any) -> str | None:
+    """Return what a size or switch must be where `value` is not that; None where it is."""
+    name, fits, expected = declared.name, True, None
+    if declared.type == "bool":
+        fits, expected = isinstance(value, bool), "true or false"
+    elif declared.type == "float" and name.endswith("dropout"):
+        fits, expected = type(value) in (int, float) and 0 <= value < 1, "a number from 0 to under 1"
+    elif declared.type == "float":
+        fits, expected = type(value) in (int, float) and 0 < value < math.inf, "a number above 0"
+    elif declared.type in ("int", "int | None"):
+        least, most = 0 if name == "rop_n_hidden" else 1, _LARGEST.get(name, 2**17)
+        fits, expected = type(value) is int and least <= value <= most, f"a whole number from {least} to {most:,}"
+    return None if fits else expected
 
 
 def _check_fields(values: Any, where: str = "") -> None:
-    """ValueError naming the first field of a dataclass whose value is not of its type or out of all proportion."""
-    for known in dataclasses.fields(values):
-        name, value = known.name, getattr(values, known.name)
-        if known.type == "bool":
-            fits, expected = isinstance(value, bool), "true or false"
-        elif known.type == "float":
-            most = 1 if name.endswith("dropout") else math.inf
-            fits, expected = type(value) in (int, float) and 0 <= value < most, f"a number from 0 to under {most}"
-        elif known.type in ("int", "int | None"):
-            least, most = 0 if name == "rop_n_hidden" else 1, _LARGEST.get(name, 2**17)
-            fits, expected = type(value) is int and least <= value <= most, f"a whole number from {least} to {most:,}"
-        else:
-            continue
-        if not fits:
-            raise ValueError(f"{where}{name} is {value!r:.80}; expected {expected}")
+    """ValueError that names the first field of a dataclass whose value does not fit it."""
+    for declared in dataclasses.fields(values):
+        value = getattr(values, declared.name)
+        if expected := expected_value(declared, value):
+            raise ValueError(f"{where}{declared.name} is {value!r:.80}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,8 @@ class PkmParams:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Sizes and switches of the encoder and its two heads; the defaults are the released Base model.
-
-    `pkm_params` may be given as a mapping and `attention_size` as None (then hidden_size / n_heads).
-    """
+class EncoderConfig:
+    """Sizes and switches of the encoder; the defaults are the released Base model's."""
 
     vocab_size: int = 30002
     """Ids the MLM head predicts; the token table has one row more, as the released files have."""
@@ -80,7 +86,7 @@ class ModelConfig:
     factorize_embeddings: bool = False
     """Whether embeddings pass through gelu(x·W + b) on their way to hidden_size."""
     n_encoders: int = 6
-    """Layers."""
+    """Layers of the encoder."""
     n_heads: int = 6
     """Attention heads of a layer."""
     attention_size: int | None = 64
@@ -97,6 +103,15 @@ class ModelConfig:
     """Whether the layers pkm_params.in_layers have a product-key memory."""
     pkm_params: PkmParams = field(default_factory=PkmParams)
     """Sizes of that memory; without meaning where pkm is off."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(EncoderConfig):
+    """Sizes and switches of the encoder and its two heads.
+
+    `pkm_params` may be given as a mapping and `attention_size` as None (then hidden_size / n_heads).
+    """
+
     use_rop: bool = True
     """Whether the model has a reply-order head."""
     rop_n_hidden: int = 0
@@ -151,15 +166,17 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """The configuration of these fields; TwilbertError naming the field that is unknown or does not fit."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - set(FIELDS))
         if unknown:
-            names = ", ".join(sorted(known))
+            names = ", ".join(sorted(FIELDS))
             raise TwilbertError(f"model configuration: unknown field {unknown[0]!r}; known are {names}")
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise TwilbertError(f"model configuration: {error}") from error
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
 
 def layer_blocks(config: ModelConfig) -> list[int]:

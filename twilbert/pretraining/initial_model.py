@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from twilbert import storage
 from twilbert.data.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
 from twilbert.errors import UsageError
-from twilbert.hub.folder import CONFIG_NAME, is_classifier, load_model_config
+from twilbert.hub.folder import CONFIG_NAME, ModelFolder
 from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.recipe.checks import cross_faults
 from twilbert.recipe.pretraining import Recipe
@@ -32,9 +32,10 @@ def inherit(recipe: Recipe) -> Recipe:
     if source is None or not storage.exists(storage.join(storage.absolute(source), CONFIG_NAME)):
         return recipe
     source = storage.absolute(source)
-    if is_classifier(source):
+    folder = ModelFolder.open(source)
+    if folder.is_fine_tuned:
         raise UsageError(f"model.init_from: {source} is a fine-tuned model; give the pre-trained one it came from")
-    held = load_model_config(source)
+    held: ModelConfig = folder.config
     faults: list[str] = []
     model = _merge(recipe.model, _model_fields(recipe, held), "model", faults)
     if held.pkm:
@@ -60,19 +61,17 @@ def check_initial_model(recipe: Recipe, tokenizer: Tokenizer) -> None:
     source = recipe.model.init_from
     if source is None:
         return
-    held = load_model_config(source).vocab_size
-    if held != tokenizer.vocab_size:
+    folder = ModelFolder.open(source)
+    if folder.config.vocab_size != tokenizer.vocab_size:
         raise UsageError(
             f"corpus.tokenizer: {recipe.corpus.tokenizer} has {tokenizer.vocab_size:,} entries, the model of "
-            f"model.init_from {held:,}; leave corpus.tokenizer out to use the model's own"
+            f"model.init_from {folder.config.vocab_size:,}; leave corpus.tokenizer out to use the model's own"
         )
-    if storage.exists(storage.join(source, TOKENIZER_FILE)):
-        own = Tokenizer.load(source)
-        if own.fingerprint != tokenizer.fingerprint:
-            raise UsageError(
-                f"corpus.tokenizer: {recipe.corpus.tokenizer} is not the tokenizer that {source} was trained with; "
-                "leave corpus.tokenizer out to use the model's own"
-            )
+    if folder.has_tokenizer and folder.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise UsageError(
+            f"corpus.tokenizer: {recipe.corpus.tokenizer} is not the tokenizer that {source} was trained with; "
+            "leave corpus.tokenizer out to use the model's own"
+        )
 
 
 def check_room(recipe: Recipe, vocab_size: int) -> None:

@@ -16,7 +16,7 @@ from twilbert.data.stream.stream import accumulation_for, evaluation_batches
 from twilbert.devices import usable_cores
 from twilbert.errors import TwilbertError
 from twilbert.evaluation import scoring
-from twilbert.hub.folder import empty_model, load_model_folder
+from twilbert.hub.folder import ModelFolder, empty_model
 from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.optim.fragments import Fragment
@@ -105,8 +105,8 @@ class Worker:
         if source is None:
             torch.manual_seed(recipe.training.seed)
             return config, PretrainingModel(config)
-        own, model = load_model_folder(source)
-        if own != config:  # in dropout alone: `inherit` has checked the rest
+        model = ModelFolder.open(source).load_pretrained()
+        if model.config != config:  # in dropout alone: `inherit` has checked the rest
             weights, model = model.state_dict(), empty_model(config)
             model.load_state_dict(weights, assign=True)
         return config, model

@@ -80,17 +80,6 @@ class Tokenizer:
             raise UsageError(f"{path}: {what}; make one with twilbert-vocab CORPUS --out {path}")
         return cls(files, where=storage.join(path, TOKENIZER_FILE))
 
-    @classmethod
-    def of_model(cls, folder: str, entries: int) -> Tokenizer:
-        """The tokenizer in the folder of a model of so many `entries`; TwilbertError where it has other ones."""
-        tokenizer = cls.load(folder)
-        if tokenizer.vocab_size != entries:
-            raise TwilbertError(
-                f"{folder}: its tokenizer has {tokenizer.vocab_size:,} entries, its model {entries:,}; they do not "
-                "belong together: copy the folder again"
-            )
-        return tokenizer
-
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self._files, self._where)
 
