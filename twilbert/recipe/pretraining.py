@@ -6,24 +6,42 @@ frozen once checked. `twilbert.recipe.loading` reads it from YAML and reports ev
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)  # fmt: skip
+
+from twilbert.model import config
+from twilbert.model.config import expected_value
 
 ENDING = ("linear", "cosine", "wsd")
 """Schedules that reach 0 at schedule_steps."""
 
 
-_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+def _whole(value: Any) -> Any:
+    """A float that is a whole number as an int: YAML writes 1e5 so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_WHOLE = BeforeValidator(_whole)
 Index = Annotated[int, _WHOLE, Field(ge=0, le=2**53)]
 """A whole number from 0."""
 Count = Annotated[int, _WHOLE, Field(ge=1, le=2**31 - 1)]
 """A whole number from 1."""
 Width = Annotated[int, _WHOLE, Field(ge=1, le=2**16)]
 """Channels, keys or tokens: what one side of a tensor has."""
-Layers = Annotated[int, _WHOLE, Field(ge=1, le=1000)]
-"""Layers or heads, each with tensors of its own."""
 Workers = Annotated[int, _WHOLE, Field(ge=1, le=2**16)]
 """Processes of one training."""
 
@@ -71,54 +89,50 @@ class Corpus(Section):
         return values
 
 
-class PkmParams(Section):
-    factorize_embeddings: bool = False
-    """Store the values with embedding_size columns and project them to hidden_size."""
-    k_dim: Width = 512
-    """Width of queries and keys, in dimensions; even, since each half has its own keys."""
-    memory_size: Width = 256
-    """Keys per half; the memory holds memory_size squared values."""
-    n_heads: Layers = 4
-    """Memory heads; their outputs are summed."""
-    knn: Width = 32
-    """Nearest keys read per head."""
-    in_layers: tuple[Index, ...] = (10,)
-    """Encoder layers, counted from 0, whose feed-forward part the memory replaces."""
-    input_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of input channels dropped before the queries."""
-    output_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the memory's output dropped."""
-    batch_norm: bool = True
-    """Normalise queries over the real tokens of the batch (Lample et al. 2019, section 3.2)."""
+class Sizes(Section):
+    """Base of sections whose fields a dataclass of model/config.py declares, with their bounds and descriptions."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        declared = next(base for base in cls.__mro__ if "__dataclass_fields__" in base.__dict__)
+        descriptions = _descriptions(declared)
+        for name, field in cls.model_fields.items():
+            field.description = field.description or descriptions.get(name)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _fits(cls, value: Any, info: ValidationInfo) -> Any:
+        field = {known.name: known for known in dataclasses.fields(cast(Any, cls))}.get(info.field_name or "")
+        if field is None or (value is None and cls.model_fields[field.name].default is None):
+            return value
+        value = _whole(value) if field.type in ("int", "int | None") else value
+        if expected := expected_value(field, value):
+            raise ValueError(f"expected {expected}")
+        return value
 
 
-class Model(Section):
+def _descriptions(declared: type) -> dict[str, str]:
+    """Return the docstrings under the fields of a dataclass, which pydantic reads of its own classes alone."""
+    body = cast(ast.ClassDef, ast.parse(inspect.getsource(declared)).body[0]).body
+    return {
+        ast.unparse(field.target): inspect.cleandoc(ast.literal_eval(text.value))
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+class PkmParams(Sizes, config.PkmParams):
+    """Product-key memory (Lample et al. 2019)."""
+
+
+class Model(Sizes, config.EncoderConfig):
+    vocab_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  the tokenizer's
     init_from: str | None = None
     """Model folder to start from, whose sizes and vocabulary are taken over; null = random weights."""
-    max_len: Width | None = None
+    max_len: int | None = None
     """Longest tweet that the 2 * max_len + 4 learned positions allow, in tokens; null = corpus.max_len."""
-    hidden_size: Width = 768
-    """Width H of the encoder."""
-    embedding_size: Width = 768
-    """Width E of the embeddings; differs from hidden_size only with factorize_embeddings."""
-    factorize_embeddings: bool = False
-    """Embed in embedding_size dimensions and project to hidden_size (Lan et al. 2020)."""
-    n_encoders: Layers = 6
-    """Encoder layers L."""
-    n_heads: Layers = 6
-    """Attention heads N."""
-    attention_size: Width | None = None
+    attention_size: int | None = None
     """Dimensions of one head; null = hidden_size / n_heads."""
-    cross_sharing: bool = False
-    """All layers share one block's weights (Lan et al. 2020); memory layers are never shared."""
-    input_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of embedding channels dropped (whole channels of a sample)."""
-    output_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of attention and feed-forward outputs dropped."""
-    initializer_range: float = Field(default=0.02, gt=0)
-    """Standard deviation of the truncated normal that weights start from."""
-    pkm: bool = False
-    """Use product-key memory layers (Lample et al. 2019)."""
     pkm_params: PkmParams = PkmParams()
 
 
