@@ -11,10 +11,10 @@ import torch
 
 from tests.model.small import config
 from tests.original.keras_files import finetuning_json, original_json, write_finetuned, write_pretraining
-from tests.original.original_weights import shared
+from tests.places import GOLDEN
 from twilbert.convert import main
 from twilbert.data.tokenizer.tokenizer import Tokenizer
-from twilbert.hub.folder import is_classifier, load_classifier_folder, load_model_folder
+from twilbert.hub.folder import ModelFolder
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig
 from twilbert.model.problems import MULTI
@@ -44,12 +44,12 @@ def test_a_pre_training_file_becomes_a_model_folder_with_its_recipe(files: Path,
     assert run(files, "weights.hdf5", "config.json", "--vocab", str(files / "vocab")) == 0
     out = files / "out"
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"model in {out}; the recipe of ")
-    sizes, model = load_model_folder(str(out))
+    folder = ModelFolder.open(str(out))
+    sizes, model = folder.config, folder.load_pretrained()
     assert sizes == SIZES and model.reply_order is not None
     assert Tokenizer.load(str(out)).vocab_size == 50
     recipe = loading.load(str(out / "recipe.yaml"))
     assert ModelConfig.from_dict(recipe.architecture(50)) == SIZES
-    assert not is_classifier(str(out))
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", MULTI])
@@ -57,7 +57,8 @@ def test_a_fine_tuned_file_becomes_a_classifiers_folder(files: Path, problem: st
     head = HeadConfig(HEAD.labels, problem, HEAD.pooling, dropout=0.1)
     (files / "finetuning.json").write_text(json.dumps(finetuning_json(SIZES, head)))
     assert run(files, "model.h5", "finetuning.json", "--vocab", str(files / "vocab")) == 0
-    sizes, held, text, model = load_classifier_folder(str(files / "out"))
+    folder = ModelFolder.open(str(files / "out"))
+    sizes, held, text, model = folder.config, folder.head, folder.text, folder.load()
     assert (sizes, held) == (SIZES, head)
     assert text == {"remove_rt": True, "max_len": 16}
     assert model.classifier.weight.shape == (3, 96)
@@ -66,27 +67,20 @@ def test_a_fine_tuned_file_becomes_a_classifiers_folder(files: Path, problem: st
     assert settings["problem_type"] == problem
 
 
-@pytest.mark.parametrize("name", ["cls", "avg", "max", "avg_multilabel"])
+@pytest.mark.parametrize("name", ["cls", "avg_multilabel"])
 def test_the_originals_fine_tuned_files_give_its_probabilities_through_convert(name: str, tmp_path: Path):
     problem = {"problem": MULTI} if name == "avg_multilabel" else {}
     head = HeadConfig(("a", "b", "c"), pooling=name.split("_")[0], **problem)
     sizes = ModelConfig(300, 16, 32, 32, n_encoders=3, n_heads=4, attention_size=8)
     (tmp_path / "finetuning.json").write_text(json.dumps(finetuning_json(sizes, head)))
-    weights = shared(f"finetune/{name}.h5")
+    weights = GOLDEN / f"finetune/{name}.h5"
     assert main([str(weights), "--config", str(tmp_path / "finetuning.json"), "--out", str(tmp_path / "out")]) == 0
-    *_, model = load_classifier_folder(str(tmp_path / "out"))
-    with np.load(shared(f"finetune/{name}.npz")) as golden:
+    model = ModelFolder.open(str(tmp_path / "out")).load()
+    with np.load(GOLDEN / f"finetune/{name}.npz") as golden:
         tokens, segments, positions = (torch.from_numpy(golden[key]) for key in ("tokens", "segments", "positions"))
         with torch.no_grad():
             ours = model.eval().probabilities(model(tokens, segments, None, positions)).numpy()
         assert np.abs(ours - golden["probs"]).max() <= 1e-6
-
-
-def test_the_application_model_is_converted_with_the_released_vocabulary(tmp_path: Path):
-    weights, settings, vocab = (shared(f) for f in ("apps/app_model.hdf5", "apps/lm_config.json", "vocab"))
-    out = str(tmp_path / "out")
-    assert main([str(weights), "--config", str(settings), "--vocab", str(vocab), "--out", out]) == 0
-    assert load_model_folder(out)[0].vocab_size == Tokenizer.load(out).vocab_size == 30_002
 
 
 def test_what_is_there_is_kept_unless_told(files: Path, capsys):

@@ -8,8 +8,7 @@ import torch
 from tests.original.original_weights import Golden, golden
 from twilbert.model.heads import PretrainingModel, PretrainingOutput
 
-SHARED_CASES = [f"shared/{name}" for name in ("a_plain", "b_fact_shared", "c_pkm", "d_fact_shared_norop")]
-CASES = ["copy/b_fact_shared", "copy/c_pkm", *SHARED_CASES]
+CASES = ["b_fact_shared", "c_pkm", "d_fact_shared_norop"]
 
 
 def _model(case: Golden) -> PretrainingModel:

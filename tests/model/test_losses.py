@@ -58,14 +58,10 @@ def test_a_second_backward_is_refused():
 
 # ---- the original's pre-training losses ------------------------------------------------------------------------------
 
-GOLDEN = places.SHARED / "golden" / "losses_pretraining.npz"
-
 
 @pytest.fixture
 def original() -> dict[str, torch.Tensor]:
-    if not GOLDEN.exists():
-        pytest.skip("the original's losses are not here")
-    with np.load(GOLDEN) as file:
+    with np.load(places.GOLDEN / "losses_pretraining.npz") as file:
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 

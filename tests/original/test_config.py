@@ -9,7 +9,7 @@ import pytest
 
 from tests.model.small import config
 from tests.original.keras_files import finetuning_json, original_json
-from tests.original.original_weights import shared
+from tests.places import GOLDEN
 from twilbert.errors import UsageError
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.problems import MULTI
@@ -89,7 +89,7 @@ def test_every_key_is_mapped_or_named(tmp_path: Path):
 
 def test_configurations_of_the_originals_applications_are_read():
     for name in ("emb", "lm", "rop", "test"):
-        original = read_original_config(str(shared(f"apps/{name}_config.json")))
+        original = read_original_config(str(GOLDEN / f"apps/{name}_config.json"))
         assert original.recipe.model.max_len == 128
         assert not original.is_finetuning and not original.untrained_norm
         assert original.recipe.objective.rop.use_rop

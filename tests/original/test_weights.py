@@ -13,12 +13,11 @@ import torch
 
 from tests.model.small import MEMORY, config
 from tests.original.keras_files import random_arrays, write_finetuned, write_pretraining
-from tests.original.original_weights import shared
+from tests.places import GOLDEN
 from twilbert.errors import UsageError
 from twilbert.model.classifier import POOLINGS, ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.model.heads import PretrainingModel
-from twilbert.model.problems import MULTI
 from twilbert.original.hdf5 import open_keras
 from twilbert.original.weights import (
     UNTRAINED_NORM,
@@ -26,7 +25,6 @@ from twilbert.original.weights import (
     expected_layers,
     is_finetuned,
     load_original,
-    n_classes,
     vocab_size,
 )
 
@@ -96,7 +94,7 @@ def layout_config(name: str) -> ModelConfig:
     "name", ["a_plain", "b_fact_shared", "c_pkm", "d_fact_shared_norop", "e_inner24", "f_fact_shared_pkm"]
 )
 def test_layouts_are_those_of_the_originals_files(name: str):
-    layout = json.loads(shared("models/hdf5_layout.json").read_text())[name]
+    layout = json.loads((GOLDEN / "models/hdf5_layout.json").read_text())[name]
     theirs = [(path.split("/")[-1].removesuffix(":0"), tuple(shape)) for _, path, shape, *_ in layout["weights"]]
     ours = [(part.role, part.shape) for layer in expected_layers(layout_config(name)) for part in layer.parts]
     assert ours == theirs
@@ -105,9 +103,7 @@ def test_layouts_are_those_of_the_originals_files(name: str):
 # ---- fine-tuned files ----------------------------------------------------------------------------------------------
 
 
-def golden_head(name: str) -> HeadConfig:
-    problem = {"problem": MULTI} if name == "avg_multilabel" else {}
-    return HeadConfig(("a", "b", "c"), pooling=name.split("_")[0], **problem)
+GOLDEN_HEAD = HeadConfig(("a", "b", "c"))
 
 
 def probabilities(state: dict[str, torch.Tensor], head: HeadConfig, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -118,28 +114,18 @@ def probabilities(state: dict[str, torch.Tensor], head: HeadConfig, inputs: dict
         return model.probabilities(model(tokens, segments, None, positions)).numpy()
 
 
-@pytest.mark.parametrize("name", ["cls", "avg", "max", "avg_multilabel"])
-def test_fine_tuned_files_give_the_originals_probabilities(name: str):
-    head, inputs = golden_head(name), dict(np.load(shared(f"finetune/{name}.npz")))
-    with open_keras(str(shared(f"finetune/{name}.h5"))) as file:
-        assert is_finetuned(file) and n_classes(file) == 3 and vocab_size(file) == 300
-        check_pooling(file, head.pooling)
-        state = load_original(file, layout_config("a_plain"), head)
-    assert np.abs(probabilities(state, head, inputs) - inputs["probs"]).max() <= 1e-6
-
-
 @pytest.mark.parametrize("trainable", [(0, 3), (2, 4), (5,), ()])
 def test_frozen_layers_change_the_order_in_the_file_and_nothing_else(trainable: tuple[int, ...], tmp_path: Path):
-    head, inputs = golden_head("cls"), dict(np.load(shared("finetune/cls.npz")))
+    head, inputs = GOLDEN_HEAD, dict(np.load(GOLDEN / "finetune/cls.npz"))
     sizes = layout_config("a_plain")
-    arrays = as_original(load(shared("finetune/cls.h5"), sizes, head), sizes, head)
+    arrays = as_original(load(GOLDEN / "finetune/cls.h5", sizes, head), sizes, head)
     path = write_finetuned(tmp_path / "frozen.hdf5", sizes, head, arrays, lambda n: n in trainable, inside=None)
     assert np.abs(probabilities(load(path, sizes, head), head, inputs) - inputs["probs"]).max() <= 1e-6
 
 
 def test_the_originals_frozen_file_is_read_by_its_own_names():
-    sizes, path = layout_config("a_plain"), shared("finetune/frozen_0_3.hdf5")
-    ours = as_original(load(path, sizes, golden_head("cls")), sizes, golden_head("cls"))
+    sizes, path = layout_config("a_plain"), GOLDEN / "finetune/frozen_0_3.hdf5"
+    ours = as_original(load(path, sizes, GOLDEN_HEAD), sizes, GOLDEN_HEAD)
     layers = [f"embedding_{n}" for n in (1, 2, 3)] + [f"sentence_encoder_block_{n}" for n in (1, 2, 3)]
     with h5py.File(path) as file:
         names = [name.decode() for name in file["model_2"].attrs["weight_names"]]

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from functools import cache
 
 import numpy as np
-import pytest
 
 from tests import places
 from twilbert.data.stream.masking import MaskingSettings, Samples, mask_samples
 from twilbert.model.special_tokens import MASK, PAD
 
-FILE = places.SHARED / "golden" / "masking.json"
-SPECIAL = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
 DRAWS = 300  # of ours, and of the rule, for each of the forty texts
 VOCAB = 30_002
 BOUND = 3.5  # standard deviations; ten statistics are compared
 
-pytestmark = pytest.mark.skipif(not FILE.exists(), reason="the original's maskings are not here")
-
 
 @cache
-def cases() -> list[dict]:
-    return json.loads(FILE.read_text())
-
-
-def as_ids(tokens: list[str]) -> np.ndarray:
-    """Special tokens by their ids, other tokens by made-up ones, alike for like tokens."""
-    return np.array(
-        [SPECIAL.index(t) if t in SPECIAL else 5 + zlib.crc32(t.encode()) % (VOCAB - 5) for t in tokens], np.uint16
-    )
+def cases() -> list[dict[str, np.ndarray]]:
+    """For each text the ids before and after the original's masking, and which were chosen; words' ids are hashes."""
+    with np.load(places.GOLDEN / "masking.npz") as file:
+        edges = np.cumsum(file["lengths"])[:-1]
+        columns = {name: np.split(file[name], edges) for name in file.files if name != "lengths"}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def statistics(before: np.ndarray, after: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -44,18 +34,15 @@ def statistics(before: np.ndarray, after: np.ndarray, chosen: np.ndarray) -> np.
 
 def originals(kind: str) -> np.ndarray:
     """Of the original's maskings, [40, 4]."""
-    out = []
-    for case in cases():
-        after, flags = case["spans" if kind == "span" else "tokens"]
-        out.append(statistics(as_ids(case["x"]), as_ids(after), np.array(flags, bool)))
-    return np.stack(out)
+    names = ("before", f"{kind}s_after", f"{kind}s_chosen")
+    return np.stack([statistics(*(case[name] for name in names)) for case in cases()])
 
 
 def ours(kind: str) -> np.ndarray:
     """Of DRAWS of our maskings of each text, [40, DRAWS, 4]."""
     settings, out = MaskingSettings("span" if kind == "span" else "token"), []
     for number, case in enumerate(cases()):
-        one = as_ids(case["x"])
+        one = case["before"]
         starts, length = np.arange(DRAWS) * len(one), np.full(DRAWS, len(one))
         samples = Samples(starts, length, np.full(DRAWS, number), np.arange(DRAWS))
         masked = mask_samples(np.tile(one, DRAWS), samples, 0, settings, VOCAB)
@@ -110,7 +97,7 @@ def test_spans_are_replaced_as_the_originals():
 def rule_draws(*, defects: bool) -> np.ndarray:
     rng, out = np.random.default_rng(1), []
     for case in cases():
-        before = as_ids(case["x"])
+        before = case["before"]
         maskings = [rule_of_spans(before, rng, defects=defects) for _ in range(DRAWS // 3)]
         out.append([statistics(before, before, chosen)[:2] for chosen in maskings])
     return np.array(out)
@@ -122,7 +109,7 @@ def test_the_originals_spans_follow_the_rule_with_its_defects():
 
 def test_our_spans_follow_the_rule_without_them():
     drawn, mine = rule_draws(defects=False), ours("span")[..., :2]
-    assert (mine[..., 0] == [[math.ceil(0.15 * (as_ids(case["x"]) >= 5).sum())] for case in cases()]).all()
+    assert (mine[..., 0] == [[math.ceil(0.15 * (case["before"] >= 5).sum())] for case in cases()]).all()
     assert (drawn[..., 0] == mine[:, :1, 0]).all()
     error = np.sqrt(drawn[..., 1].var(1).sum() / drawn.shape[1] + mine[..., 1].var(1).sum() / mine.shape[1])
     assert abs(drawn[..., 1].mean(1).sum() - mine[..., 1].mean(1).sum()) < BOUND * error
