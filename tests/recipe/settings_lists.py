@@ -59,7 +59,7 @@ def values(schema: dict[str, Any]) -> str:
         return f"[{', '.join(items or [values(schema['items']), '…'])}]"
     kind = _TYPES.get(schema.get("type", ""), "mapping")
     low, above = schema.get("minimum", schema.get("ge")), schema.get("exclusiveMinimum")
-    high, below = schema.get("maximum", schema.get("le")), schema.get("exclusiveMaximum")
+    high, below = schema.get("maximum", schema.get("le")), schema.get("exclusiveMaximum", schema.get("lt"))
     limits = [f"from {low}"] if low is not None else [f"above {above}"] if above is not None else []
     if below is not None:
         limits.append(f"below {below}")

@@ -111,7 +111,7 @@ def test_a_models_sizes_are_declared_once():
     default = ModelConfig(attention_size=None)
     assert ModelConfig.from_dict(Recipe().architecture(default.vocab_size)) == default
     for faulty in ("model.hidden_size=0", "model.input_dropout=1", "model.pkm_params.knn=true", "model.pkm=1"):
-        with pytest.raises(UsageError, match=f"{faulty.partition('=')[0]}: .*expected "):
+        with pytest.raises(UsageError, match=f"{faulty.partition('=')[0]}: .*: input should be "):
             loading.build({}, [faulty])
 
 

@@ -8,37 +8,42 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from twilbert.errors import TwilbertError
 
-_LARGEST = {"n_encoders": 1_024, "vocab_size": 2**24}
+_LARGEST = {"n_encoders": 1_024, "n_heads": 1_024, "vocab_size": 2**24}
 """The largest value of some sizes, of all others 2^17: far beyond any model, and still bounded work."""
 
 
-def expected_value(declared: dataclasses.Field[Any], value: Any) -> str | None:
-    """Return what a size or switch must be where `value` is not that; None where it is."""
-    name, fits, expected = declared.name, True, None
-    if declared.type == "bool":
-        fits, expected = isinstance(value, bool), "true or false"
-    elif declared.type == "float" and name.endswith("dropout"):
-        fits, expected = type(value) in (int, float) and 0 <= value < 1, "a number from 0 to under 1"
-    elif declared.type == "float":
-        fits, expected = type(value) in (int, float) and 0 < value < math.inf, "a number above 0"
-    elif declared.type in ("int", "int | None"):
-        least, most = 0 if name == "rop_n_hidden" else 1, _LARGEST.get(name, 2**17)
-        fits, expected = type(value) is int and least <= value <= most, f"a whole number from {least} to {most:,}"
-    return None if fits else expected
+_COMPARISONS = {"ge": ("≥", operator.ge), "gt": (">", operator.gt), "le": ("≤", operator.le), "lt": ("<", operator.lt)}
+
+
+def limits(declared: dataclasses.Field[Any]) -> dict[str, float]:
+    """Return the bounds of a number as pydantic names them (ge, gt, le, lt); empty for a field of another type."""
+    if declared.type in ("int", "int | None"):
+        return {"ge": 0 if declared.name == "rop_n_hidden" else 1, "le": _LARGEST.get(declared.name, 2**17)}
+    if declared.type == "float":
+        return {"ge": 0, "lt": 1} if declared.name.endswith("dropout") else {"gt": 0, "lt": math.inf}
+    return {}
+
+
+_KINDS = {"bool": ("true or false", (bool,)), "float": ("a number", (int, float))}
 
 
 def _check_fields(values: Any, where: str = "") -> None:
-    """ValueError that names the first field of a dataclass whose value does not fit it."""
+    """ValueError that names the first field of a dataclass whose value is not of its type or out of its bounds."""
     for declared in dataclasses.fields(values):
-        value = getattr(values, declared.name)
-        if expected := expected_value(declared, value):
-            raise ValueError(f"{where}{declared.name} is {value!r:.80}; expected {expected}")
+        name, value, bounds = declared.name, getattr(values, declared.name), limits(declared)
+        if not bounds and declared.type != "bool":
+            continue
+        kind, types = _KINDS.get(str(declared.type), ("a whole number", (int,)))
+        if type(value) not in types or not all(_COMPARISONS[key][1](value, bound) for key, bound in bounds.items()):
+            expected = " ".join([kind, *(f"{_COMPARISONS[key][0]} {bound:,}" for key, bound in bounds.items())])
+            raise ValueError(f"{where}{name} is {value!r:.80}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class PkmParams:
     output_dropout: float = 0.0
     """Probability of dropping a channel of the memory's output."""
     batch_norm: bool = True
-    """Whether queries are normalised over the real tokens of a micro-batch on all workers."""
+    """Whether queries are normalised over the real tokens of a micro-batch on all workers (Lample et al. 3.2)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_layers", tuple(self.in_layers))
@@ -84,7 +89,7 @@ class EncoderConfig:
     embedding_size: int = 768
     """Width of the embedding tables, in channels; other than hidden_size only with factorize_embeddings."""
     factorize_embeddings: bool = False
-    """Whether embeddings pass through gelu(x·W + b) on their way to hidden_size."""
+    """Whether embeddings are projected to hidden_size, through gelu(x·W + b)."""
     n_encoders: int = 6
     """Layers of the encoder."""
     n_heads: int = 6
@@ -92,7 +97,7 @@ class EncoderConfig:
     attention_size: int | None = 64
     """Width of one attention head, in channels; n_heads·attention_size need not be hidden_size."""
     cross_sharing: bool = False
-    """Whether all layers share one block; memory layers always have their own."""
+    """Whether all layers share one block (Lan et al. 2020); memory layers always have their own."""
     input_dropout: float = 0.0
     """Probability of dropping a whole channel of a sample's embeddings."""
     output_dropout: float = 0.0
@@ -100,7 +105,7 @@ class EncoderConfig:
     initializer_range: float = 0.02
     """Standard deviation of the normal, cut at two of them, that kernels and embeddings are drawn from."""
     pkm: bool = False
-    """Whether the layers pkm_params.in_layers have a product-key memory."""
+    """Whether the layers pkm_params.in_layers have a product-key memory (Lample et al. 2019)."""
     pkm_params: PkmParams = field(default_factory=PkmParams)
     """Sizes of that memory; without meaning where pkm is off."""
 

@@ -18,24 +18,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )  # fmt: skip
 
 from twilbert.model import config
-from twilbert.model.config import expected_value
 
 ENDING = ("linear", "cosine", "wsd")
 """Schedules that reach 0 at schedule_steps."""
 
 
-def _whole(value: Any) -> Any:
-    """A float that is a whole number as an int: YAML writes 1e5 so."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-_WHOLE = BeforeValidator(_whole)
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 Index = Annotated[int, _WHOLE, Field(ge=0, le=2**53)]
 """A whole number from 0."""
 Count = Annotated[int, _WHOLE, Field(ge=1, le=2**31 - 1)]
@@ -96,19 +89,12 @@ class Sizes(Section):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         declared = next(base for base in cls.__mro__ if "__dataclass_fields__" in base.__dict__)
         descriptions = _descriptions(declared)
-        for name, field in cls.model_fields.items():
-            field.description = field.description or descriptions.get(name)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _fits(cls, value: Any, info: ValidationInfo) -> Any:
-        field = {known.name: known for known in dataclasses.fields(cast(Any, cls))}.get(info.field_name or "")
-        if field is None or (value is None and cls.model_fields[field.name].default is None):
-            return value
-        value = _whole(value) if field.type in ("int", "int | None") else value
-        if expected := expected_value(field, value):
-            raise ValueError(f"expected {expected}")
-        return value
+        for size in dataclasses.fields(declared):
+            field, limits = cls.model_fields.get(size.name), config.limits(size)
+            if field is not None and size.name not in cls.__annotations__:
+                field.description = descriptions[size.name]
+                field.metadata += [_WHOLE, *Field(**limits).metadata] if "ge" in limits else Field(**limits).metadata
+        cls.model_rebuild(force=True)
 
 
 def _descriptions(declared: type) -> dict[str, str]:
@@ -129,11 +115,12 @@ class Model(Sizes, config.EncoderConfig):
     vocab_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  the tokenizer's
     init_from: str | None = None
     """Model folder to start from, whose sizes and vocabulary are taken over; null = random weights."""
-    max_len: int | None = None
+    max_len: Width | None = None
     """Longest tweet that the 2 * max_len + 4 learned positions allow, in tokens; null = corpus.max_len."""
-    attention_size: int | None = None
+    attention_size: Width | None = None
     """Dimensions of one head; null = hidden_size / n_heads."""
     pkm_params: PkmParams = PkmParams()
+    """Sizes of the memory; without meaning where pkm is off."""
 
 
 class MaskProbs(Section):
