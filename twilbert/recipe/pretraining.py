@@ -107,11 +107,11 @@ def _descriptions(declared: type) -> dict[str, str]:
     }
 
 
-class PkmParams(Sizes, config.PkmParams):
+class PkmParams(Sizes, config.PkmParams):  # pyright: ignore[reportGeneralTypeIssues]  (frozen by model_config)
     """Product-key memory (Lample et al. 2019)."""
 
 
-class Model(Sizes, config.EncoderConfig):
+class Model(Sizes, config.EncoderConfig):  # pyright: ignore[reportGeneralTypeIssues]  (frozen by model_config)
     vocab_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  the tokenizer's
     init_from: str | None = None
     """Model folder to start from, whose sizes and vocabulary are taken over; null = random weights."""
