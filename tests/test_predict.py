@@ -271,7 +271,7 @@ def test_no_column_is_overwritten_and_no_file(classifier, tmp_path, capsys):
 def test_a_pretrained_model_gives_no_labels(pretrained, tmp_path, capsys):
     (tmp_path / "in.txt").write_text("hola\n")
     message = fails(capsys, pretrained, str(tmp_path / "in.txt"), "--out", str(tmp_path / "out.tsv"))
-    assert "a pre-trained model knows no labels" in message and "--embeddings" in message
+    assert "a pre-trained model has no labels" in message and "--embeddings" in message
 
 
 def test_a_truncated_input_leaves_no_output(classifier, tmp_path, capsys):

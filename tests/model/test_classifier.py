@@ -117,7 +117,7 @@ def test_a_pre_trained_folder_is_no_classifier(tmp_path: Path):
     save_model_folder(str(tmp_path / "m"), config("plain"), model.state_dict())
     folder = ModelFolder.open(str(tmp_path / "m"))
     assert not folder.is_fine_tuned and folder.head is None
-    with pytest.raises(UsageError, match="knows no labels"):
+    with pytest.raises(UsageError, match="has no labels"):
         folder.require_labels()
 
 

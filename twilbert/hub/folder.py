@@ -214,7 +214,8 @@ class ModelFolder:
         """Return the head; UsageError for a model that was only pre-trained."""
         if self.head is None:
             raise UsageError(
-                f"{self.path}: a pre-trained model knows no labels; give a fine-tuned one, or ask for embeddings"
+                f"{self.path}: a pre-trained model has no labels; give a fine-tuned one, or ask for embeddings "
+                "(--embeddings cls)"
             )
         return self.head
 
