@@ -56,7 +56,7 @@ def test_whatever_one_record_holds_the_others_are_listed(victim, record, mutatio
         if record.startswith("model/"):  # read where the driver has said nothing
             (victim / "state.json").unlink(missing_ok=True)
         out, err = listed(victim.parent, capsys)
-        assert "victim" in out or f"passed over: {victim / record}" in err, (record, content, err)
+        assert "victim" in out or f"skipped: {victim / record}" in err, (record, content, err)
         if mutations > 3 or number % 8 == 0:
             main([str(victim), "--out", str(victim.parent / "page.html")])
 
@@ -106,7 +106,7 @@ def test_a_run_that_may_not_be_read_is_passed_over(victim, monkeypatch, capsys):
 
     monkeypatch.setattr(storage, "exists", refused)
     _, err = listed(victim.parent, capsys)
-    assert f"passed over: [Errno 13] Cannot stat {victim}" in err
+    assert f"skipped: [Errno 13] Cannot stat {victim}" in err
 
 
 def test_a_damaged_identity_is_no_other_recipe_but_one_message(victim):
@@ -126,4 +126,4 @@ def test_a_damaged_run_is_not_the_newest(victim, capsys):
         publish(victim.parent / run, 100)
     (victim / "model" / "training.json").write_text("[]")
     assert newest_run(str(victim.parent)) == str(victim.parent / "sound")
-    assert f"{victim}: passed over" in capsys.readouterr().err
+    assert f"skipped: {victim}" in capsys.readouterr().err

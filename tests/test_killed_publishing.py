@@ -19,7 +19,6 @@ from twilbert.finetuning import run as finetuning
 from twilbert.hub.folder import ModelFolder
 from twilbert.recipe.tuning import load as load_sweep
 from twilbert.tracking import run_folder
-from twilbert.tracking import run_folder as run_state
 from twilbert.tracking.history import Pretraining
 from twilbert.tuning import sweep
 
@@ -37,7 +36,7 @@ def test_a_run_whose_driver_was_killed_after_publishing_is_finished(tmp_path):
     run = left_by_a_killed_driver(tmp_path / "run", published=100)
     assert Pretraining.read(str(run)).state == "finished"
     assert Pretraining.read(str(left_by_a_killed_driver(tmp_path / "earlier", published=40))).state == "failed"
-    run_state.settle(run_folder.RunFolder(str(run), "run", "01234567", {}))
+    run_folder.mark_finished(run_folder.RunFolder(str(run), "run", "01234567", {}))
     assert json.loads(storage.read_bytes(str(run / "state.json"))) == {"state": "finished", "why": "", "driver": "mine"}
     assert not (run / ".ray").exists()
 
@@ -45,7 +44,7 @@ def test_a_run_whose_driver_was_killed_after_publishing_is_finished(tmp_path):
 def test_the_truth_that_cannot_be_written_ends_nothing(tmp_path, capsys):
     run = left_by_a_killed_driver(tmp_path / "run", published=100)
     (run / "owner.json").write_text("[]")
-    run_state.settle(run_folder.RunFolder(str(run), "run", "01234567", {}))
+    run_folder.mark_finished(run_folder.RunFolder(str(run), "run", "01234567", {}))
     assert "owner.json" in capsys.readouterr().err
 
 

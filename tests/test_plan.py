@@ -80,8 +80,8 @@ def test_kept_activations_are_the_tensors_that_autograd_saves(changed, dtype, le
     config, k = small(**changed), 20
     kept = saved_bytes(config, dtype, lengths, k)
     planned = activations(config, piece_of(np.array(lengths), k, gpu=False), dtype.itemsize)
-    assert planned.kept == pytest.approx(kept, rel=0.04)
-    assert planned.peak > planned.kept
+    assert planned.total == pytest.approx(kept, rel=0.04)
+    assert planned.peak > planned.total
 
 
 def saved_bytes(config: ModelConfig, dtype: torch.dtype, lengths: list[int], k: int) -> int:
@@ -161,8 +161,8 @@ def test_a_step_is_cut_as_training_cuts_it(tmp_path: Path, world: int):
     )
     work = workload(recipe, whole.lengths_of(encoded, recipe), world, gpu=False)
     assert work.accumulation == accumulation_for(encoded, "train", 64, world, 256)
-    assert work.padded <= work.accumulation * 256
-    assert work.real <= work.rows <= work.padded + 64 * work.accumulation
+    assert work.step.padded <= work.accumulation * 256
+    assert work.step.real <= work.step.rows <= work.step.padded + 64 * work.accumulation
     assert sum(piece.samples for piece in work.pieces) / work.steps * world == pytest.approx(64)
 
 

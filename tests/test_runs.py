@@ -20,7 +20,7 @@ from twilbert.recipe.pretraining import run_identity
 from twilbert.runs import main
 from twilbert.tracking import history, page, run_folder
 from twilbert.tracking.history import Pretraining
-from twilbert.tracking.run_folder import STATE_FILE, Signs, Status
+from twilbert.tracking.run_folder import STATE_FILE, Heartbeat, Status
 
 LOST = 3600.0  # seconds without a sign of life after which nobody waits any more
 
@@ -68,7 +68,7 @@ def test_what_the_driver_said_last_is_the_state_and_a_silent_driver_is_dead(tmp_
         assert state_of(make_run(tmp_path / state, metrics=rows(40), state=state)) == state
     lost = Pretraining.read(str(make_run(tmp_path / "lost", metrics=rows(40), state="running", age=LOST)))
     assert lost.state == "failed"
-    assert lost.status.why == "its driver was killed or lost: no sign of it for 60 minutes"
+    assert lost.status.why == "its driver was killed or lost: silent for 60 minutes"
     assert state_of(make_run(tmp_path / "old", metrics=rows(40), state="finished", age=LOST)) == "finished"
 
 
@@ -98,20 +98,20 @@ def claimed(folder: Path) -> run_folder.RunFolder:
 def test_a_driver_gives_signs_until_its_end(tmp_path):
     run = claimed(tmp_path / "run")
     sign = tmp_path / "run" / STATE_FILE
-    with Signs(run, every=0.01) as signs:
+    with Heartbeat(run, every=0.01) as heartbeat:
         assert state_of(tmp_path / "run") == "running"
         os.utime(sign, (0, 0))
         while sign.stat().st_mtime == 0:
             time.sleep(0.01)
-        signs.end("")
+        heartbeat.end("")
     assert state_of(tmp_path / "run") == "finished"
-    with Signs(run) as signs:
-        signs.end("training.max_time reached")
+    with Heartbeat(run) as heartbeat:
+        heartbeat.end("training.max_time reached")
     assert Pretraining.read(run.path).status.why == "training.max_time reached"
-    with pytest.raises(KeyboardInterrupt), Signs(run):
+    with pytest.raises(KeyboardInterrupt), Heartbeat(run):
         raise KeyboardInterrupt
     assert state_of(tmp_path / "run") == "stopped"
-    with pytest.raises(TwilbertError), Signs(run):
+    with pytest.raises(TwilbertError), Heartbeat(run):
         raise TwilbertError("weights are no longer finite;\nnothing was saved")
     assert Pretraining.read(run.path).status.why == "weights are no longer finite; nothing was saved"
     assert state_of(tmp_path / "run") == "failed"
@@ -119,7 +119,7 @@ def test_a_driver_gives_signs_until_its_end(tmp_path):
 
 def test_a_driver_that_has_lost_its_run_to_another_says_nothing_more(tmp_path):
     run = claimed(tmp_path / "run")
-    with pytest.raises(TwilbertError, match="gives way"), Signs(run):
+    with pytest.raises(TwilbertError, match="gives way"), Heartbeat(run):
         storage.write_json_atomic(str(tmp_path / "run" / "owner.json"), {"token": "a newer driver's"})
         (tmp_path / "run" / STATE_FILE).unlink()
         run.check_owner()
@@ -129,8 +129,8 @@ def test_a_driver_that_has_lost_its_run_to_another_says_nothing_more(tmp_path):
 def test_a_sign_that_cannot_be_written_ends_no_training(tmp_path, capsys):
     run = claimed(tmp_path / "run")
     (tmp_path / "run" / STATE_FILE).mkdir()
-    with Signs(run) as signs:
-        signs.end("")
+    with Heartbeat(run) as heartbeat:
+        heartbeat.end("")
     assert f"{STATE_FILE} could not be written" in capsys.readouterr().err
 
 
@@ -295,10 +295,10 @@ def test_what_is_no_run_is_told(two, tmp_path, capsys):
         printed = capsys.readouterr().err
         assert said in printed and "adam, lamb" in printed and "Traceback" not in printed
     assert main([str(two), str(two / "adam")]) == 2
-    assert "a folder of runs; name those to lay side by side: adam, lamb" in capsys.readouterr().err
+    assert "a folder of runs; name those to compare: adam, lamb" in capsys.readouterr().err
     assert main(["adam", "adam", "--runs", str(two)]) == 2
     assert main([*"abcdefg", "--runs", str(two)]) == 2
-    assert "a page tells 6 apart" in capsys.readouterr().err
+    assert "a page can show 6 at once" in capsys.readouterr().err
     assert main([str(two), "--watch", "5"]) == 2
     assert main(["--runs", str(tmp_path / "empty")]) == 2
     assert main(["adam", "--runs", str(two), "--watch", "0"]) == 2

@@ -65,7 +65,7 @@ def test_a_grid_has_every_combination_and_refuses_ranges():
     assert sorted((d["training.epochs"], d["training.batch_size"]) for d in made) == [
         (epochs, batch) for epochs in (1, 2) for batch in (8, 16, 32)
     ]
-    with pytest.raises(UsageError, match="learning_rate: log_uniform has no end"):
+    with pytest.raises(UsageError, match="learning_rate: log_uniform is continuous"):
         recipes.load("tune.yaml", ["search.kind=grid"])
 
 

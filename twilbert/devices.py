@@ -1,4 +1,4 @@
-"""What a device can compute with: cores that this process may use, bf16 arithmetic, devices by name."""
+"""Devices by name, their bf16 arithmetic, and the cores that this process may use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twilbert.errors import UsageError
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of that name, or a GPU when there is one; UsageError where it cannot be used."""
+    """Return the device of that name, or a GPU when there is one; UsageError where it cannot be used."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -35,7 +35,7 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in a period (
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity (Slurm, taskset), at most its container's quota (Kubernetes)."""
+    """Return the cores that this process may use: by affinity (Slurm, taskset) and container quota (Kubernetes)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _CPU_QUOTA.read_text().split()
@@ -45,13 +45,9 @@ def usable_cores() -> int:
 
 
 def device_computes_bf16(use_gpu: bool) -> bool:
-    """Whether the devices that will train have bf16 arithmetic (asked of one GPU worker, or of this CPU)."""
-    import torch
-
+    """Whether the devices that will train have bf16 arithmetic: this CPU, or the GPU of a Ray worker."""
     if not use_gpu:
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, name, bool)() for name in checks)
+        return computes_bf16(torch.device("cpu"))
     import ray
 
-    remote = ray.remote(num_gpus=1, num_cpus=0)(lambda: __import__("torch").cuda.is_bf16_supported())
-    return bool(ray.get(remote.remote()))
+    return ray.get(ray.remote(num_gpus=1, num_cpus=0)(computes_bf16).remote(torch.device("cuda")))

@@ -88,7 +88,7 @@ def _command(args: argparse.Namespace) -> str:
     if args.dry_run:
         from twilbert.finetuning.run import prepare
 
-        print(finetuning.dump(recipe), end="")
+        print(loading.dump(recipe), end="")
         prepared = prepare(recipe, trust_remote_code=args.trust_remote_code)
         train, dev = len(prepared.data.train), len(prepared.data.dev)
         print(f"# model: {prepared.base.name}; {train:,} train and {dev:,} dev rows; would write {out}")

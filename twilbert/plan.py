@@ -1,4 +1,4 @@
-"""Work out what a pre-training run will need, before anything is started: memory, hours, disk, on any devices."""
+"""Estimate what a pre-training run needs before anything is started: memory, hours, disk, on any devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twilbert.recipe import loading
 from twilbert.recipe.pretraining import Recipe
 
 VOCAB_SIZE = 30_002
-"""Entries of the vocabulary where neither a tokenizer nor --vocab-size tells: the released models'."""
+"""Entries of the vocabulary without a tokenizer and --vocab-size: the released models'."""
 _PLOTS = ("png", "svg")
 _MOST_DEVICES, _LARGEST = 2**13, 2**31 - 1
 
@@ -30,10 +30,10 @@ def plan(
     flops: float | None = None,
     measure: bool = False,
 ) -> dict[str, Any]:
-    """The plan of `recipe` on `devices` devices of a kind, every figure with what it assumes.
+    """Return the plan of `recipe` on `devices` devices of a kind, with its assumptions.
 
-    `flops`: of a CPU, FLOP/s of large matrix products; `measure`: time this machine's CPU instead. UsageError for what
-    does not fit together. The corpus and the tokenizer of the recipe are read where they are there.
+    `flops`: of a CPU, FLOP/s of large matrix products; `measure`: time this machine's CPU instead. The recipe's corpus
+    and tokenizer are read where they exist. UsageError for arguments that do not fit together.
     """
     from twilbert.model.config import ModelConfig
     from twilbert.planning import whole
@@ -66,9 +66,7 @@ def plan(
 
 
 def _check(devices: int, kind: str, flops: float | None, *, measure: bool) -> None:
-    """UsageError for arguments that make no plan."""
-    if kind not in KINDS:
-        raise UsageError(f"--kind {kind}: unknown; known are {', '.join(KINDS)}")
+    """Raise UsageError for arguments that do not fit together."""
     if not 1 <= devices <= _MOST_DEVICES:
         raise UsageError(f"--gpus {devices}: expected 1 to {_MOST_DEVICES:,} devices")
     if flops is not None and not 0 < flops < math.inf:
@@ -83,7 +81,7 @@ def _check(devices: int, kind: str, flops: float | None, *, measure: bool) -> No
 
 
 def _data(recipe: Recipe) -> tuple[Any, int | None, list[str]]:
-    """(the encoded corpus where it is there, the vocabulary's size where it is known, what is missing)."""
+    """Return the encoded corpus and the vocabulary's size, None where unknown, and notes on what is missing."""
     from twilbert.data.corpus.corpus import Corpus
     from twilbert.data.encoded import encode
     from twilbert.data.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -101,7 +99,7 @@ def _data(recipe: Recipe) -> tuple[Any, int | None, list[str]]:
 
 
 def _precision(recipe: Recipe, kind: str) -> str:
-    """fp32 or bf16; auto as such devices would decide."""
+    """Return fp32 or bf16; auto as on such devices."""
     training = recipe.training
     if training.precision != "auto":
         return training.precision
@@ -110,24 +108,26 @@ def _precision(recipe: Recipe, kind: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         "plan",
-        "Work out what a pre-training run needs: parameters, memory by ZeRO stage, hours on 1 to 512 devices, disk.",
+        "Estimate what a pre-training run needs: parameters, memory by ZeRO stage, hours on 1 to 512 devices, disk.",
         "twilbert-plan recipes/large.yaml --gpus 8 --kind h100 --plot plan.png\n"
         "  twilbert-plan recipes/tiny.yaml --gpus 1 --kind cpu --measure training.max_steps=200",
     )
-    made.add_argument("recipe", help="YAML file, or the name of a shipped recipe (recipes/base.yaml)")
-    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
-    made.add_argument("--gpus", type=int, required=True, metavar="N", help="devices, one a worker (with cpu: workers)")
-    made.add_argument("--kind", required=True, help=f"what they are: {', '.join(KINDS)}")
-    made.add_argument("--json", metavar="FILE", help="also write the plan there")
-    made.add_argument("--plot", metavar="FILE", help="also draw it there (.png or .svg)")
-    made.add_argument("--measure", action="store_true", help="cpu: time this machine on the model's parts first")
-    made.add_argument("--flops", type=float, metavar="F", help="cpu: FLOP/s of large matrix products on a worker")
-    made.add_argument("--overwrite", action="store_true", help="replace files of these names that it did not write")
-    made.add_argument("--vocab-size", type=int, metavar="V", help="entries (default: the tokenizer's, else 30,002)")
-    made.add_argument("--tweet-tokens", type=float, metavar="M", help="median tokens of a tweet where no corpus tells")
-    return made
+    parser.add_argument("recipe", help="YAML file, or the name of a shipped recipe (recipes/base.yaml)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument(
+        "--gpus", type=int, required=True, metavar="N", help="devices, one a worker (with cpu: workers)"
+    )
+    parser.add_argument("--kind", required=True, help=f"kind of device: {', '.join(KINDS)}")
+    parser.add_argument("--json", metavar="FILE", help="also write the plan there")
+    parser.add_argument("--plot", metavar="FILE", help="also draw it there (.png or .svg)")
+    parser.add_argument("--measure", action="store_true", help="cpu: time this machine on the model's parts first")
+    parser.add_argument("--flops", type=float, metavar="F", help="cpu: FLOP/s of large matrix products on a worker")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names that it did not write")
+    parser.add_argument("--vocab-size", type=int, metavar="V", help="entries (default: the tokenizer's, else 30,002)")
+    parser.add_argument("--tweet-tokens", type=float, metavar="M", help="median tokens of a tweet without a corpus")
+    return parser
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -149,24 +149,24 @@ def _command(args: argparse.Namespace) -> str:
         overwrite=args.overwrite,
         inputs=[args.recipe, data.path, data.tokenizer, *([source] if source else [])],
     )
-    made = plan(
+    estimate = plan(
         recipe, devices=args.gpus, kind=args.kind, vocab_size=args.vocab_size, tweet_tokens=args.tweet_tokens,
         flops=args.flops, measure=args.measure,
     )  # fmt: skip
-    tables.show(made)
+    tables.show(estimate)
     written = []
     if args.json:
-        storage.write_bytes_atomic(args.json, outputs.marked_json({"recipe": args.recipe} | made, "plan"))
+        storage.write_bytes_atomic(args.json, outputs.marked_json({"recipe": args.recipe} | estimate, "plan"))
         written.append(f"plan in {storage.absolute(args.json)}")
     if args.plot:
-        storage.write_bytes_atomic(args.plot, plot.draw(made, suffix))
+        storage.write_bytes_atomic(args.plot, plot.draw(estimate, suffix))
         written.append(f"picture in {storage.absolute(args.plot)}")
-    own, total = made["time"]["own"], made["memory"]["own"]["total"]
-    said = (
+    own, total = estimate["time"]["own"], estimate["memory"]["own"]["total"]
+    summary = (
         f"{args.gpus} x {args.kind}: {tables.size(total)} a device, {tables.duration(own['step'])} a step, "
-        f"{tables.duration(own['hours'] * 3600)} in all, bound by {made['bound']}"
+        f"{tables.duration(own['hours'] * 3600)} in all, bound by {estimate['bound']}"
     )
-    return "; ".join([said, *written])
+    return "; ".join([summary, *written])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -175,7 +175,7 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
             check_initial_model(recipe, tokenizer)  # a run that resumes does not need it
         elif known.trained_steps >= recipe.training.max_steps:
             done = known.trained_steps
-            run_folder.settle(known)
+            run_folder.mark_finished(known)
             cli.say(f"already finished at step {done}; raise training.max_steps or change the recipe to train more")
             return {"run": known.path, "model": known.model, "step": done, "stop": 0, "scores": {}}
         storage.probe_write(recipe.run.storage_path)
@@ -184,9 +184,9 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
         encoded = _encoded(recipe, corpus, tokenizer)
         folder = claims.enter_context(run_folder.claimed(recipe, name, identity))  # until all workers have ended
         cli.say(f"run {name} in {folder.path}{' (found, resuming)' if known else ''}; precision {precision}")
-        with run_folder.Signs(folder) as signs:
+        with run_folder.Heartbeat(folder) as heartbeat:
             outcome = _fit(recipe, folder, encoded, precision)
-            signs.end(STOP_REASONS.get(outcome["stop"], ""))
+            heartbeat.end(STOP_REASONS.get(outcome["stop"], ""))
     return {"run": folder.path, "model": folder.model, **outcome}
 
 

@@ -1,4 +1,4 @@
-"""List the runs of pre-training, or lay some side by side: scores, recipe differences, curves on one page."""
+"""List the runs of pre-training, or compare some: scores, recipe differences, curves on one page."""
 
 from __future__ import annotations
 
@@ -11,32 +11,24 @@ from twilbert.errors import UsageError
 from twilbert.tracking import history, page
 from twilbert.tracking.history import Pretraining
 
-
-def listing(runs: Sequence[Pretraining]) -> tuple[list[str], list[list[object]]]:
-    """Headers and a line a run."""
-    headers = ["run", "recipe", "state", "step", "of", "loss", "held out", "best (step)", "last written"]
-    return headers, [
-        [
-            run.name, run.hash, run.state, run.step, run.max_steps, _short(run.last("train/loss")),
-            _short(run.last("valid/loss")), _best(run), page.written_at(run),
-        ]
-        for run in runs
-    ]  # fmt: skip
+_HEADERS = ("run", "recipe", "state", "step", "of", "loss", "held out", "best (step)", "last written")
 
 
-def _best(run: Pretraining) -> str:
-    return f"{_short(run.at('valid/loss', run.best_step))} ({run.best_step})" if run.best_step else "–"
+def _row(run: Pretraining) -> list[object]:
+    best = f"{_short(run.at('valid/loss', run.best_step))} ({run.best_step})" if run.best_step else "–"
+    losses = _short(run.last("train/loss")), _short(run.last("valid/loss"))
+    return [run.name, run.hash, run.state, run.step, run.max_steps, *losses, best, page.written_at(run)]
 
 
 def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def compare(named: Sequence[str], runs: str = "runs") -> list[Pretraining]:
-    """The runs of those names or folders, as they are now; UsageError for what is no run, or for too many."""
-    if len(named) > page.MOST_RUNS:
-        raise UsageError(f"{len(named)} runs; a page tells {page.MOST_RUNS} apart: name fewer")
-    known = [history.find(name, runs) for name in named]
+def _read(names: Sequence[str], runs: str) -> list[Pretraining]:
+    """Read the runs of those names or folders; UsageError for one that is no run, or for too many."""
+    if len(names) > page.MOST_RUNS:
+        raise UsageError(f"{len(names)} runs; a page can show {page.MOST_RUNS} at once: name fewer")
+    known = [history.find(name, runs) for name in names]
     if len({run.path for run in known}) < len(known):
         raise UsageError("a run is named twice; name each once")
     return known
@@ -48,17 +40,17 @@ def _list(folder: str) -> str:
     runs = history.all_in(folder)
     if not runs:
         raise UsageError(f"{storage.absolute(folder)}: holds no run; {history.what_it_is(storage.absolute(folder))}")
-    cli.table(*listing(runs))
+    cli.table(_HEADERS, [_row(run) for run in runs])
     for run in runs:
         if run.status.why:
             cli.say(f"{run.name}: {run.state}: {run.status.why}")
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    return f"{count} in {storage.absolute(folder)}; twilbert-runs RUN… shows one, or some side by side"
+    return f"{count} in {storage.absolute(folder)}; twilbert-runs RUN… shows one or compares some"
 
 
 def _show(runs: Sequence[Pretraining]) -> None:
     names = page.names(runs)
-    science, rest = page.difference_rows(runs)
+    identity, others = page.difference_rows(runs)
     rows = [
         ["state", *(f"{run.state}, step {run.step:,}" for run in runs)],
         *([name, *values] for name, values, _ in page.score_rows(runs)),
@@ -66,41 +58,41 @@ def _show(runs: Sequence[Pretraining]) -> None:
     cli.table(["held out, at the best step", *names], rows)
     if len(runs) > 1:
         print()
-        cli.table(["setting", *names], science or [["the same science", *("" for _ in runs)]])
-        if rest:
+        cli.table(["setting", *names], identity or [["the same run identity", *("" for _ in runs)]])
+        if others:
             print()
-            cli.table(["setting that changes no result", *names], rest)
+            cli.table(["setting that changes no result", *names], others)
 
 
 def _write(runs: Sequence[Pretraining], out: str, watch: float | None) -> None:
-    going = watch if any(run.state == "running" for run in runs) else None
-    storage.write_bytes_atomic(out, outputs.marked_page(page.of_runs(runs, going), "runs"))
+    reload_seconds = watch if any(run.state == "running" for run in runs) else None
+    storage.write_bytes_atomic(out, outputs.marked_page(page.of_runs(runs, reload_seconds), "runs"))
 
 
 def _command(args: argparse.Namespace) -> str:
     if args.watch is not None and not 1 <= args.watch <= 86_400:
         raise UsageError(f"--watch {args.watch:g}: expected 1 second to a day")
-    alone = args.run[0] if len(args.run) == 1 else None
-    if not args.run or (alone and not history.is_run(alone) and _is_storage(alone, args.runs)):
+    folder = args.run[0] if args.run else args.runs
+    if not args.run or (len(args.run) == 1 and _is_storage(folder, args.runs)):
         if args.watch or args.out:
-            raise UsageError("--out and --watch are of a page; name the runs that it shows")
-        return _list(alone or args.runs)
+            raise UsageError("--out and --watch need the names of the runs to show")
+        return _list(folder)
     out = storage.absolute(args.out or "runs.html")
-    runs = compare(args.run, args.runs)
+    runs = _read(args.run, args.runs)
     outputs.check_files({"--out": out}, "runs", overwrite=args.overwrite, inputs=[run.path for run in runs])
     _show(runs)
     _write(runs, out, args.watch)
     while args.watch and any(run.state == "running" for run in runs):
         cli.say("; ".join(f"{name} {page.status(run)}" for name, run in zip(page.names(runs), runs, strict=True)))
         time.sleep(args.watch)
-        runs = compare(args.run, args.runs)
+        runs = _read(args.run, args.runs)
         _write(runs, out, args.watch)
     return f"page of {len(runs)} runs in {out}" if len(runs) > 1 else f"page of {runs[0].name} in {out}"
 
 
 def _is_storage(path: str, runs: str) -> bool:
-    """Whether that is a folder of runs rather than a run's name."""
-    return not history.is_run(storage.join(runs, path)) and bool(history.runs_in(path))
+    """Whether that is a folder of runs rather than a run or its name."""
+    return not any(map(history.is_run, (path, storage.join(runs, path)))) and bool(history.runs_in(path))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,10 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         "  twilbert-runs base-1a2b3c4d --watch 30",
     )
     parser.add_argument("run", nargs="*", metavar="RUN", help="run folders or names; or one folder of runs, to list it")
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="where names are looked for (default: runs)")
+    parser.add_argument(
+        "--runs", metavar="DIR", default="runs", help="folder in which names are looked up (default: runs)"
+    )
     parser.add_argument("--out", metavar="FILE", help="the page (default: runs.html); one HTML file, needs no network")
     parser.add_argument(
-        "--watch", type=float, metavar="SECONDS", help="write the page anew every so often, until no run is running"
+        "--watch", type=float, metavar="SECONDS", help="rewrite the page at this interval until no run is running"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file at --out that it did not write")
     return parser

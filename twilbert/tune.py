@@ -106,7 +106,7 @@ def _dry_run(recipe: TuneRecipe, out: str | None, trust_remote_code: bool) -> st
     recipe = sweep.resolve(recipe)
     out = storage.absolute(out) if out else sweep.default_out(recipe)
     made = sweep.studies(recipe, out, trust_remote_code)
-    print(recipes.dump(recipe), end="")
+    print(loading.dump(recipe), end="")
     lines = [[plan.key, page.settings_text(plan.drawn)] for study in made for plan in study.plans]
     cli.table(["trial", "settings"], lines)
     studies = "1 study" if len(made) == 1 else f"{len(made)} studies"

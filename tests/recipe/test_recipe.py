@@ -66,7 +66,7 @@ def test_five_faults_of_different_kinds_are_reported_together(tmp_path):
         ("corpus: {lanes: 3}", "corpus.lanes: 3 must divide training.global_batch_size=2048"),
         (
             "corpus: {lanes: 8}\ncluster: {num_workers: [2, 4]}",
-            "cluster.num_workers: 3 workers do not divide corpus.lanes=8; have 1, 2, 4, 8 of them",
+            "cluster.num_workers: 3 workers do not divide corpus.lanes=8; use 1, 2, 4, 8, or another",
         ),
     ],
 )

@@ -24,7 +24,7 @@ from twilbert.finetuning.train import Evaluation, Outcome, build_loss, new_netwo
 from twilbert.hub.card import code, plain
 from twilbert.model.problems import SINGLE
 from twilbert.parsing import read_checked
-from twilbert.recipe import finetuning
+from twilbert.recipe import loading
 from twilbert.recipe.finetuning import FinetuneRecipe
 from twilbert.tasks import metrics
 from twilbert.tasks.checks import Findings, require
@@ -114,7 +114,7 @@ def read_results(out: str) -> dict[str, Any]:
 
 def train_and_score(prepared: Prepared, recipe: FinetuneRecipe, out: str) -> dict[str, Any]:
     """The trainings of a recipe that `prepare` has passed, and their final scoring."""
-    storage.write_bytes_atomic(storage.join(out, _RECIPE), finetuning.dump(recipe).encode())
+    storage.write_bytes_atomic(storage.join(out, _RECIPE), loading.dump(recipe).encode())
     wandb = Wandb(recipe.tracking.project, recipe.tracking.mode, cli.say)
     outcomes = [_one_seed(prepared, recipe, out, seed, wandb) for seed in _seeds(recipe)]
     return score_and_write(prepared, recipe, out, outcomes)

@@ -1,4 +1,4 @@
-"""Bytes that a forward pass keeps for its backward, part by part, from what the code of model/ really saves.
+"""Bytes that a forward pass saves for its backward, by part, as the code of model/ does.
 
 Letters: T tokens of a sample, M rows of the micro-batch, H hidden, A channels of all heads, N heads, E embedding;
 s = bytes of a number in the compute type (2 or 4). Per row, in attention per position of it, in numbers of s bytes:
@@ -28,30 +28,30 @@ class Activations:
     """Bytes of one micro-batch."""
 
     parts: Mapping[str, float]
-    """Kept at the end of the forward pass, by part; they sum to `kept`."""
+    """Saved by the forward pass, by part."""
     head_backward: float
-    """Held beside `kept` when the head's backward runs: fp32 rows of logits, a gradient of the vocabulary matrix."""
+    """Temporaries of the head's backward: fp32 rows of logits, a gradient of the vocabulary matrix."""
     block_backward: float
-    """Held beside `kept` in the backward of the last block."""
+    """Temporaries of the last block's backward."""
     memory_backward: float
-    """Held by the last memory layer's search, or by the gradient of its values."""
+    """Temporaries of the last memory layer: its search, or the gradient of its values."""
     memory_share: float
-    """Share of `kept` that is alive then."""
+    """Share of the saved bytes that is alive then."""
 
     @property
-    def kept(self) -> float:
-        """All that the forward pass keeps."""
+    def total(self) -> float:
+        """All that the forward pass saves."""
         return sum(self.parts.values())
 
     @property
     def peak(self) -> float:
         """The most of activations and temporaries that are alive at once."""
-        in_memory = self.memory_share * self.kept + self.memory_backward
-        return max(self.kept + max(self.head_backward, self.block_backward), in_memory)
+        in_memory = self.memory_share * self.total + self.memory_backward
+        return max(self.total + max(self.head_backward, self.block_backward), in_memory)
 
 
 def activations(config: ModelConfig, piece: Piece, number: int, *, gpu: bool = False) -> Activations:
-    """What a micro-batch keeps; `number` is bytes of a number in the compute type."""
+    """Return the bytes of a micro-batch; `number` is bytes of a number in the compute type."""
     m = piece.rows
     h, e, a, heads = config.hidden_size, config.embedding_size, config.attention_width, config.n_heads
     n_memory = len(config.memory_layers)
@@ -82,7 +82,7 @@ def activations(config: ModelConfig, piece: Piece, number: int, *, gpu: bool = F
 
 
 def _memory_backward(config: ModelConfig, piece: Piece, number: int) -> tuple[float, float]:
-    """(temporaries of a memory layer, forward or backward; share of what is kept that is alive with them)."""
+    """Return the temporaries of a memory layer, and the share of the saved bytes that is alive with them."""
     if not config.memory_layers:
         return 0.0, 0.0
     pkm, values = config.pkm_params, config.pkm_params.memory_size**2
@@ -94,11 +94,11 @@ def _memory_backward(config: ModelConfig, piece: Piece, number: int) -> tuple[fl
 
 
 def _memory(config: ModelConfig, piece: Piece, number: int, *, is_padded: bool) -> float:
-    """Bytes of one memory layer in the place of the feed-forward part; it sees real tokens alone."""
+    """Return the bytes of one memory layer instead of the feed-forward part; it processes real tokens alone."""
     pkm, h = config.pkm_params, config.hidden_size
     queries = pkm.n_heads * pkm.k_dim
-    found = number * queries + (2 * 4 * queries if pkm.batch_norm else 0)  # normalised in fp32
-    found += pkm.n_heads * pkm.knn * _READ_BYTES[number]
-    found += number * config.memory_value_size if pkm.factorize_embeddings else 0
-    found += number * h + 8 if is_padded else 0  # tokens gathered from between the padding
-    return found * piece.real
+    a_token = number * queries + (2 * 4 * queries if pkm.batch_norm else 0)  # normalised in fp32
+    a_token += pkm.n_heads * pkm.knn * _READ_BYTES[number]
+    a_token += number * config.memory_value_size if pkm.factorize_embeddings else 0
+    a_token += number * h + 8 if is_padded else 0  # tokens gathered from between the padding
+    return a_token * piece.real

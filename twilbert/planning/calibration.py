@@ -1,4 +1,4 @@
-"""How fast this machine computes: rates from a device's peaks, or measured on the pieces that a recipe is made of."""
+"""Rates of a device for one model: from its peaks, or measured on this machine with the model's parts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from twilbert.planning.workload import Piece
 HALF_WIDTH = {"gpu": 256, "cpu": 60}
 """Hidden width at which matrix products reach half of what large ones do: share(H) = H / (H + this)."""
 LARGE_SHARE = {"gpu": 0.7, "cpu": 1.0}
-"""What large products reach of a peak: a data sheet's on a GPU, a measured product's on a CPU."""
+"""Share of the peak that large products reach: a data sheet's on a GPU, a measured product's on a CPU."""
 ELEMENT_SHARE = {"gpu": 0.75, "cpu": 0.15}
-"""What elementwise work reaches of the memory's rate; on a CPU its arithmetic is the limit."""
+"""Share of the memory's rate that elementwise work reaches; on a CPU its arithmetic is the limit."""
 STREAM_SHARE = {"gpu": 0.8, "cpu": 1.0}
 _REPEATS = 5
 _TRIAD = 2**24
@@ -32,7 +32,7 @@ _TRIAD = 2**24
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second for one model."""
+    """Rates a second of a device for one model."""
 
     matrix: float
     """FLOP/s of the blocks' matrix products."""
@@ -48,7 +48,7 @@ class Rates:
 
 
 def assumed_rates(device: Device, config: ModelConfig, precision: str) -> Rates:
-    """Rates from a device's peaks by the shares above."""
+    """Return the rates that a device's peaks give by the shares above."""
     place = "cpu" if device.kind == "cpu" else "gpu"
     large = device.gemm[precision] * LARGE_SHARE[place]
     matrix = large * config.hidden_size / (config.hidden_size + HALF_WIDTH[place])
@@ -56,10 +56,10 @@ def assumed_rates(device: Device, config: ModelConfig, precision: str) -> Rates:
 
 
 def measured_rates(config: ModelConfig, piece: Piece, precision: str) -> Rates:
-    """Rates of this machine's CPU: a block, the head and a memory of `config` on one micro-batch, forward and backward.
+    """Measure this machine's CPU: a block, the head and a memory of `config` on a micro-batch, forward and backward.
 
-    A few seconds on an idle machine, on torch's present number of threads. Every repeat has another length, as every
-    micro-batch has: oneDNN compiles its products anew for each shape.
+    Takes a few seconds on an idle machine, on torch's present number of threads. Every repeat has another length, as
+    every micro-batch has: oneDNN compiles its products for each shape.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     gemm = _gemm_rate(round(piece.rows), config.hidden_size, dtype)
@@ -79,7 +79,7 @@ def measured_rates(config: ModelConfig, piece: Piece, precision: str) -> Rates:
 
 
 def _block_seconds(config: ModelConfig, piece: Piece, dtype: torch.dtype) -> float:
-    """Seconds of a row, forward and backward, of samples whose lengths spread evenly about the piece's mean."""
+    """Return the seconds of a row, forward and backward, of samples with lengths spread evenly about the mean."""
     block = EncoderBlock(config, memory=False).to(dtype)
     b, longest = max(1, round(piece.samples)), max(_REPEATS + 3, round(piece.longest))
     shortest = max(1, round(2 * piece.real / piece.samples) - longest)
@@ -96,7 +96,7 @@ def _block_seconds(config: ModelConfig, piece: Piece, dtype: torch.dtype) -> flo
 
 
 def _gemm_rate(rows: int, h: int, dtype: torch.dtype) -> float:
-    """FLOP/s of the two products of the feed-forward part and of their backward."""
+    """Return the FLOP/s of the two products of the feed-forward part and of their backward."""
     x, up, wide = (torch.randn(shape, dtype=dtype) for shape in ((rows, h), (h, 4 * h), (rows, 4 * h)))
 
     def products() -> None:
@@ -104,11 +104,11 @@ def _gemm_rate(rows: int, h: int, dtype: torch.dtype) -> float:
         torch.mm(wide, up.t())
         torch.mm(x.t(), wide)
 
-    return 3 * 2 * rows * h * 4 * h / _seconds(products)
+    return 3 * 2 * rows * h * 4 * h / _seconds_each(lambda _: (products, 1))
 
 
 def _head_rate(config: ModelConfig, masked: int, dtype: torch.dtype) -> float:
-    """FLOP/s of the vocabulary head with its loss."""
+    """Return the FLOP/s of the vocabulary head with its loss."""
     head = MaskedLMHead(config).to(dtype)
 
     def make(fewer: int) -> tuple[Callable[[], object], int]:
@@ -126,7 +126,7 @@ def _head_rate(config: ModelConfig, masked: int, dtype: torch.dtype) -> float:
 
 
 def _memory_seconds(config: ModelConfig, tokens: int, dtype: torch.dtype, gemm: float) -> float:
-    """Seconds of a real token in one memory, but for its FLOPs, which are counted at the rate of products."""
+    """Return the seconds of a real token in one memory beyond its FLOPs at the rate of products."""
     if not config.memory_layers:
         return 0.0
     memory = ProductKeyMemory(config).to(dtype)
@@ -140,22 +140,17 @@ def _memory_seconds(config: ModelConfig, tokens: int, dtype: torch.dtype, gemm: 
 
 
 def _stream_rate() -> float:
-    """Bytes a second of a = b + s·c over vectors that no cache holds."""
+    """Return the bytes a second of a = b + s·c over vectors larger than any cache."""
     a, b, c = (torch.full((_TRIAD,), value) for value in (0.0, 1.0, 2.0))
-    return 3 * 4 * _TRIAD / _seconds(lambda: torch.add(b, c, alpha=3.0, out=a))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """The median of a few repeats after two that warm up."""
-    return _seconds_each(lambda _: (work, 1))
+    return 3 * 4 * _TRIAD / _seconds_each(lambda _: (lambda: torch.add(b, c, alpha=3.0, out=a), 1))
 
 
 def _seconds_each(make: Callable[[int], tuple[Callable[[], object], int]]) -> float:
-    """The median seconds of a unit: `make(i)` is the i-th repeat's work and its units; two more warm up."""
-    taken = []
+    """Return the median seconds of a unit; `make(i)` gives the i-th repeat's work and its units, two more warm up."""
+    seconds = []
     for number in range(_REPEATS + 2):
         work, units = make(number)
         began = time.perf_counter()
         work()
-        taken.append((time.perf_counter() - began) / units)
-    return statistics.median(taken[2:])
+        seconds.append((time.perf_counter() - began) / units)
+    return statistics.median(seconds[2:])

@@ -1,4 +1,4 @@
-"""Floating-point operations of a step by part, and the bytes that everything beside matrix products moves.
+"""Floating-point operations of a step by part, and bytes moved by everything other than matrix products.
 
 Letters as in activations.py: M positions, T length, H hidden, A channels of all heads, N heads, P parameters.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from twilbert.model.config import ModelConfig
 from twilbert.model.flops import useful_flops
-from twilbert.planning.workload import Piece, Workload
+from twilbert.planning.workload import Piece
 from twilbert.recipe.pretraining import Recipe
 
 UPDATE_VECTORS = {"adam": 7, "adamw": 7, "lamb": 10}
-"""fp32 vectors that an optimiser's step reads and writes: gradient, weights and moments; LAMB in two passes."""
+"""fp32 vectors that an optimiser's step reads and writes: gradient, weights, moments; LAMB in two passes."""
 
 
 def flops_by_part(config: ModelConfig, tokens: float, masked: float, square: float = 0.0) -> dict[str, float]:
-    """FLOPs of forward and backward, 6 a weight and token; all but "scores" add up to `train.flops.useful_flops`.
+    """Return FLOPs of forward and backward, 6 a weight and token; all but "scores" add up to `useful_flops`.
 
     `square`: the sum of T² over the samples, which the products of queries with keys and of weights with values cost.
     """
@@ -32,37 +32,35 @@ def flops_by_part(config: ModelConfig, tokens: float, masked: float, square: flo
     return parts | {"scores": 12.0 * config.n_encoders * a * square}
 
 
-def executed_flops(config: ModelConfig, work: Workload) -> dict[str, float]:
-    """What one worker's step computes, scores included, by part."""
-    return flops_by_part(config, work.rows, work.masked, work.square)
+def executed_flops(config: ModelConfig, piece: Piece) -> dict[str, float]:
+    """Return the FLOPs of a micro-batch or step by part, scores included."""
+    return flops_by_part(config, piece.rows, piece.masked, piece.square)
 
 
-def element_bytes(
-    config: ModelConfig, work: Piece | Workload, number: int, *, gpu: bool, embeddings: bool = True
-) -> float:
-    """Bytes that norms, gelu, softmax, sums and copies read and write, forward and backward, over all layers.
+def element_bytes(config: ModelConfig, piece: Piece, number: int, *, gpu: bool, embeddings: bool = True) -> float:
+    """Return the bytes that norms, gelu, softmax, sums and copies move, forward and backward, over all layers.
 
     Per layer 42H (of them 20H gelu) a row and 20A a position of attention; softmax 5N·T, none of it in a GPU's fused
     kernel; 20E for the sum of the three tables and the gradients of their rows.
     """
     h, a = config.hidden_size, config.attention_width
-    softmax = 0 if gpu else 5 * config.n_heads * work.square
+    softmax = 0 if gpu else 5 * config.n_heads * piece.square
     memory = len(config.memory_layers) / config.n_encoders * 20 * h  # no gelu there
-    tables = 20 * config.embedding_size * work.padded if embeddings else 0
-    block = (42 * h - memory) * work.rows + 20 * a * work.attended + softmax
+    tables = 20 * config.embedding_size * piece.padded if embeddings else 0
+    block = (42 * h - memory) * piece.rows + 20 * a * piece.attended + softmax
     return number * (config.n_encoders * block + tables)
 
 
 def accumulation_bytes(parameters: float, precision: str, stage: int) -> float:
-    """Bytes to add one micro-batch's gradients to the step's: bf16 ones are also made fp32, added and cleared."""
+    """Return the bytes moved to add a micro-batch's gradients to the step's; bf16 ones are also converted, cleared."""
     return parameters * (26 if precision == "bf16" and stage else 12)
 
 
 def update_bytes(recipe: Recipe, parameters: float, precision: str, stage: int, world: int) -> float:
-    """Bytes of norm, clipping, the optimiser, the weights' copy and clearing, once a step."""
+    """Return the bytes moved once a step: gradient norm, clipping, the optimiser, the weights' copy, clearing."""
     share = 1 / world if stage else 1.0
-    held = share if stage >= 2 else 1.0  # of gradients
+    gradients = share if stage >= 2 else 1.0
     clipping = 8 if recipe.training.max_grad_norm else 0
     copy = 6 if precision == "bf16" and stage else 8 if stage else 0
     optimizer = 4 * UPDATE_VECTORS[recipe.training.optimizer]
-    return parameters * (held * (4 + clipping + 4) + share * (optimizer + copy))
+    return parameters * (gradients * (4 + clipping + 4) + share * (optimizer + copy))

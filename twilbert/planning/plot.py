@@ -13,13 +13,13 @@ _BOUNDS = ("compute", "collectives", "data")
 
 
 def require_matplotlib() -> None:
-    """UsageError where it is not installed."""
+    """Raise UsageError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot: needs the package matplotlib: pip install 'twilbert[train]'")
 
 
 def draw(plan: dict[str, Any], suffix: str) -> bytes:
-    """A PNG or SVG."""
+    """Return the picture as PNG or SVG."""
     import matplotlib as mpl
 
     mpl.use("Agg")

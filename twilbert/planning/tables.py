@@ -10,7 +10,7 @@ _PARTS = ("weights", "masters", "moments", "gradients", "buffers", "activations"
 
 
 def show(plan: dict[str, Any]) -> None:
-    """Print every part of a plan, and what it assumes."""
+    """Print every part of a plan and its assumptions."""
     for part in (_parameters, _flops, _memory, _times, _disk):
         part(plan)
         print()
@@ -20,7 +20,7 @@ def show(plan: dict[str, Any]) -> None:
 
 
 def size(number: float) -> str:
-    """Bytes in the unit that reads best: 1.30 GB."""
+    """Return bytes in a readable unit: 1.30 GB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if number >= scale:
             return f"{number / scale:.3g} {unit}"
@@ -28,7 +28,7 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best: 38 ms, 2.1 s, 14 h, 3.2 days."""
+    """Return seconds in a readable unit: 38 ms, 2.1 s, 14 h, 3.2 days."""
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms"
     if seconds < 600:
@@ -69,10 +69,10 @@ def _memory(plan: dict[str, Any]) -> None:
     ]
     print()
     cli.table(["micro_batch_tokens", "accumulation", *(f"in all, stage {s}" for s in range(4))], rows)
-    said = f"this recipe, stage {own['stage']}: {size(own['total'])} a device, {size(own['reserve'])} of it no tensors"
+    line = f"this recipe, stage {own['stage']}: {size(own['total'])} a device, {size(own['reserve'])} of it not tensors"
     if own["share"] is not None:
-        said += f"; {own['share']:.0%} of the device's: {'fits' if own['fits'] else 'DOES NOT FIT'}"
-    print(f"{said}; a checkpoint takes {size(own['checkpoint_host'])} of host memory on the first worker")
+        line += f"; {own['share']:.0%} of the device's: {'fits' if own['fits'] else 'DOES NOT FIT'}"
+    print(f"{line}; a checkpoint takes {size(own['checkpoint_host'])} of host memory on the first worker")
 
 
 def _times(plan: dict[str, Any]) -> None:
@@ -90,12 +90,12 @@ def _times(plan: dict[str, Any]) -> None:
 
 
 def _disk(plan: dict[str, Any]) -> None:
-    held = plan["disk"]
+    disk = plan["disk"]
     rows = [
-        [f"corpus, {held['corpus_rows']:,} rows of text", size(held["corpus_text"])],
-        ["the same as token ids", size(held["corpus_encoded"])],
-        [f"checkpoints, {held['checkpoints_kept']} of {size(held['checkpoint'])}", size(held["checkpoints"])],
-        ["the model's folder", size(held["model"])],
-        ["in all", size(held["total"])],
+        [f"corpus, {disk['corpus_rows']:,} rows of text", size(disk["corpus_text"])],
+        ["the same as token ids", size(disk["corpus_encoded"])],
+        [f"checkpoints, {disk['checkpoints_kept']} of {size(disk['checkpoint'])}", size(disk["checkpoints"])],
+        ["the model's folder", size(disk["model"])],
+        ["in all", size(disk["total"])],
     ]
     cli.table(["disk", ""], rows)

@@ -1,4 +1,4 @@
-"""Seconds of a step on any number of devices, and what bounds them.
+"""Seconds of a step on any number of devices, and the part that limits it.
 
     step = max(data, compute + collectives)          nothing of DeepSpeed's communication overlaps (overlap_comm false)
 
@@ -16,35 +16,29 @@ from dataclasses import dataclass
 from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.planning.calibration import Rates
 from twilbert.planning.devices import Device
-from twilbert.planning.operations import (
-    accumulation_bytes,
-    element_bytes,
-    executed_flops,
-    update_bytes,
-)
+from twilbert.planning.operations import accumulation_bytes, element_bytes, executed_flops, update_bytes
 from twilbert.planning.workload import Workload
 from twilbert.recipe.pretraining import Recipe
 
 LINK_SHARE = 0.8
-"""What collectives reach of a link."""
+"""Share of a link's rate that collectives reach."""
 LATENCY_S = 20e-6
-"""Of one hop of a collective; there are 2·log2(N)."""
+"""Latency of one hop of a collective; there are 2·log2(N)."""
 KERNELS_A_LAYER = 60
 """Forward and backward of a block; as many for head, embeddings and loss together."""
 RAY_SHARE = 0.08
-"""More time for a step on CPUs: Ray's processes wake beside cores that all compute (two of them, one worker, Base:
-8 and 9 % in two runs of tools/bench_overhead.py)."""
+"""Share by which Ray's processes lengthen a step on CPUs whose cores all compute (two cores, one worker, Base: 8 and
+9 % in two runs of tools/bench_overhead.py)."""
 READ_SAMPLES_S = 300_000.0
-"""Samples a second that one Ray Data task reads, sorts and cuts."""
+"""Samples a second read, sorted and cut by one Ray Data task."""
 MASK_TOKENS_S = 2_000_000.0
-"""Tokens a second that it lays out and masks."""
+"""Tokens a second laid out and masked by it."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step on `world` devices."""
+    """Seconds of one step, by part."""
 
-    world: int
     products: float
     elements: float
     update: float
@@ -52,11 +46,11 @@ class StepTime:
     data: float
     launch: float
     beside: float
-    """What Ray's processes take from a CPU's cores."""
+    """Taken from a CPU's cores by Ray's processes."""
 
     @property
     def compute(self) -> float:
-        """All that a device does alone."""
+        """Work that needs no other device."""
         return max(self.products + self.elements, self.launch) + self.update + self.beside
 
     @property
@@ -66,46 +60,42 @@ class StepTime:
 
     @property
     def bound(self) -> str:
-        """Which of the three is the largest."""
-        parts = {"compute": self.compute, "collectives": self.collectives, "data": self.data}
-        if self.data < self.compute + self.collectives:
-            parts.pop("data")
-        return max(parts, key=lambda name: parts[name])
+        """The part that limits the step: data, compute or collectives."""
+        if self.data >= self.compute + self.collectives:
+            return "data"
+        return "compute" if self.compute >= self.collectives else "collectives"
 
 
 def step_time(
     recipe: Recipe, config: ModelConfig, work: Workload, device: Device, rates: Rates, precision: str
 ) -> StepTime:
-    """The typical step of one of `work.world` devices."""
-    stage, gpu = recipe.training.zero_stage, device.kind != "cpu"
+    """Return the time of the mean step of `work` on one of its devices."""
+    stage, gpu, step = recipe.training.zero_stage, device.kind != "cpu", work.step
     number = 2 if precision == "bf16" and stage else 4
     parameters = float(count_parameters(config)["total"])
-    flops = executed_flops(config, work)
+    flops = executed_flops(config, step)
     head = flops.pop("vocabulary_head")
-    memory = len(config.memory_layers) * rates.memory_token * work.real
-    elements = element_bytes(config, work, number, gpu=gpu)
-    moved = work.accumulation * accumulation_bytes(parameters, precision, stage)
-    moved += update_bytes(recipe, parameters, precision, stage, work.world)
-    read = recipe.training.global_batch_size / (work.world if recipe.corpus.lanes > 1 else 1)
     products = sum(flops.values()) / rates.matrix + head / rates.head
-    elements = elements / rates.element + memory
-    update = moved / rates.stream
+    elements = element_bytes(config, step, number, gpu=gpu) / rates.element
+    elements += len(config.memory_layers) * rates.memory_token * step.real
+    moved = work.accumulation * accumulation_bytes(parameters, precision, stage)
+    update = (moved + update_bytes(recipe, parameters, precision, stage, work.world)) / rates.stream
+    samples_read = recipe.training.global_batch_size / (work.world if recipe.corpus.lanes > 1 else 1)
     return StepTime(
-        world=work.world,
         products=products,
         elements=elements,
         update=update,
-        beside=0.0 if gpu else RAY_SHARE * (products + elements + update),
         collectives=_collectives(config, stage, number, parameters, work, device),
-        data=read / READ_SAMPLES_S + work.real / MASK_TOKENS_S,
+        data=samples_read / READ_SAMPLES_S + step.real / MASK_TOKENS_S,
         launch=work.accumulation * (config.n_encoders + 1) * KERNELS_A_LAYER * device.launch,
+        beside=0.0 if gpu else RAY_SHARE * (products + elements + update),
     )
 
 
 def _collectives(
     config: ModelConfig, stage: int, number: int, parameters: float, work: Workload, device: Device
 ) -> float:
-    """Seconds of a step's collectives: gradients in fp32, weights in the compute type."""
+    """Return the seconds of a step's collectives: gradients in fp32, weights in the compute type."""
     n = work.world
     if n == 1:
         return 0.0

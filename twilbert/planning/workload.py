@@ -1,13 +1,13 @@
-"""What a step holds: samples, tokens, masked positions, and the micro-batches they are cut into for some workers.
+"""Typical steps: samples, tokens, masked positions, and the micro-batches that training cuts them into.
 
-Lengths come from the encoded corpus where there is one, else from a stated distribution; the cut is training's own.
+Lengths come from the encoded corpus where there is one, else from a stated distribution.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -19,7 +19,7 @@ from twilbert.errors import UsageError
 from twilbert.model.packing import LEAST_SHARE, LENGTH_STEP, ROW_STEP
 from twilbert.recipe.pretraining import Recipe
 
-SPREAD = 0.6  # standard deviation of the logarithm of a tweet's tokens, where no corpus tells
+SPREAD = 0.6  # standard deviation of the logarithm of a tweet's tokens, without a corpus
 TWEET_TOKENS = 24  # median tokens of a tweet, likewise
 _SPECIAL = 3  # [CLS] and two [SEP] of a pair
 _DRAWN = 4096
@@ -27,13 +27,15 @@ _DRAWN = 4096
 
 @dataclass(frozen=True)
 class Piece:
-    """A micro-batch, as it is cut and as a device computes it: padded, or packed (model/packing.py)."""
+    """A micro-batch as a device computes it: padded, or packed (model/packing.py); or the sum of a step's."""
 
     samples: float
     longest: float
     """Tokens of its longest sample."""
     real: float
     """Tokens of all samples."""
+    padded: float
+    """Positions with every sample as long as the longest."""
     masked: float
     """Positions for the masked-LM head."""
     rows: float
@@ -43,73 +45,41 @@ class Piece:
     square: float
     """The sum over samples of their positions in attention, squared."""
 
-    @property
-    def padded(self) -> float:
-        """Positions with every sample as long as the longest."""
-        return self.samples * self.longest
-
 
 def piece_of(lengths: np.ndarray, masked: float, *, gpu: bool) -> Piece:
-    """The micro-batch of samples of those lengths; on a CPU it is packed where that is worth it."""
+    """Return the micro-batch of samples of those lengths; on a CPU it is packed where the model packs it."""
     n, longest, real = len(lengths), int(lengths.max()), int(lengths.sum())
     padded = n * longest
     if gpu or padded - real < LEAST_SHARE * padded:
-        return Piece(n, longest, real, masked, rows=padded, attended=padded, square=padded * longest)
+        return Piece(n, longest, real, padded, masked, rows=padded, attended=padded, square=padded * longest)
     grouped = np.minimum(-(-lengths // LENGTH_STEP) * LENGTH_STEP, longest).astype(float)
     rows = -(-real // ROW_STEP) * ROW_STEP
-    return Piece(n, longest, real, masked, rows, float(grouped.sum()), float((grouped**2).sum()))
+    return Piece(n, longest, real, padded, masked, rows, float(grouped.sum()), float((grouped**2).sum()))
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One worker's typical step among `world`; counts of a step are means."""
+    """The typical steps of a training by `world` workers."""
 
     world: int
     accumulation: int
     pieces: tuple[Piece, ...]
-    """Of all surveyed steps and workers."""
+    """The micro-batches of all surveyed steps and workers."""
     steps: float
-    """How many steps and workers those are of."""
+    """Surveyed steps times workers."""
 
-    def mean(self, of: Sequence[float]) -> float:
-        """The sum of a figure of every piece, for one worker's step."""
-        return float(sum(of)) / self.steps
-
-    @property
-    def real(self) -> float:
-        """Real tokens of one worker's step."""
-        return self.mean([piece.real for piece in self.pieces])
-
-    @property
-    def padded(self) -> float:
-        """Positions of one worker's step, padding included."""
-        return self.mean([piece.padded for piece in self.pieces])
-
-    @property
-    def rows(self) -> float:
-        """Positions of norms and linear maps in one worker's step."""
-        return self.mean([piece.rows for piece in self.pieces])
-
-    @property
-    def attended(self) -> float:
-        """Positions of attention in one worker's step."""
-        return self.mean([piece.attended for piece in self.pieces])
-
-    @property
-    def square(self) -> float:
-        """`Piece.square` of one worker's step."""
-        return self.mean([piece.square for piece in self.pieces])
-
-    @property
-    def masked(self) -> float:
-        """Masked positions of one worker's step."""
-        return self.mean([piece.masked for piece in self.pieces])
+    @cached_property
+    def step(self) -> Piece:
+        """The mean step of one worker, micro-batches summed."""
+        totals = {one.name: sum(getattr(piece, one.name) for piece in self.pieces) for one in fields(Piece)}
+        longest = max(piece.longest for piece in self.pieces)
+        return Piece(**{name: total / self.steps for name, total in totals.items()} | {"longest": longest})
 
 
 def assumed_lengths(max_len: int, tweet_tokens: float = TWEET_TOKENS) -> np.ndarray:
-    """Ascending lengths of pairs of log-normal tweets of that median, each cut at `max_len` (int64, special ones in).
+    """Return ascending lengths, special tokens included, of pairs of log-normal tweets cut at `max_len` (int64).
 
-    Even quantiles of the one tweet meet those of the other in an order of low discrepancy: no chance in it.
+    Even quantiles of the one tweet are paired with those of the other in an order of low discrepancy, without chance.
     """
     first = (np.arange(_DRAWN) + 0.5) / _DRAWN
     second = (np.arange(_DRAWN) * 0.6180339887498949 + 0.5) % 1  # the golden ratio's multiples
@@ -127,10 +97,10 @@ def assumed_lengths(max_len: int, tweet_tokens: float = TWEET_TOKENS) -> np.ndar
 def workload(
     recipe: Recipe, lengths: np.ndarray, world: int, micro_batch_tokens: int | None = None, *, gpu: bool
 ) -> Workload:
-    """How a step of `recipe` is cut among `world` workers, and what their GPUs or CPUs compute of it.
+    """Return the steps of `recipe` as cut among `world` workers with GPUs or CPUs.
 
-    `lengths`: ascending lengths of typical samples; `micro_batch_tokens` replaces the recipe's. UsageError when one is
-    longer than a micro-batch may be.
+    `lengths`: ascending lengths of typical samples; `micro_batch_tokens` replaces the recipe's. UsageError when a
+    sample is longer than a micro-batch may be.
     """
     training, lanes = recipe.training, recipe.corpus.lanes
     limit = micro_batch_tokens or training.micro_batch_tokens
@@ -139,15 +109,15 @@ def workload(
             f"training.micro_batch_tokens: {limit} is less than the longest sample's {lengths[-1]} tokens; raise it, "
             "or lower corpus.max_len"
         )
-    if lanes % world:  # such a size cannot be run with these lanes: planned as one reader of everything
+    if lanes % world:  # not possible with these reader groups: planned with readers of everything
         lanes = 1
-    sharers, steps = typical_steps(lengths, training.global_batch_size, world, lanes)
-    accumulation = least_accumulation(sharers, steps, limit)
+    readers, steps = typical_steps(lengths, training.global_batch_size, world, lanes)
+    accumulation = least_accumulation(readers, steps, limit)
     pieces: list[Piece] = []
     for step in steps:
-        edges = cut_for(sharers)(step, sharers * accumulation)
+        edges = cut_for(readers)(step, readers * accumulation)
         masked = span_budget(np.maximum(step - _SPECIAL, 1), recipe.objective.masked_lm.budget)
         for first, end in itertools.pairwise(edges.tolist()):
             if end > first:
                 pieces.append(piece_of(step[first:end], float(masked[first:end].sum()), gpu=gpu))
-    return Workload(world, accumulation, tuple(pieces), len(steps) * sharers)
+    return Workload(world, accumulation, tuple(pieces), len(steps) * readers)

@@ -1,4 +1,4 @@
-"""Faults of a recipe that take more than one field to see."""
+"""Faults of a recipe that concern several fields."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from twilbert.recipe.pretraining import ENDING, Model, Recipe
 
 
 def cross_faults(recipe: Recipe) -> list[str]:
-    """Faults that take more than one field to see, each with its dotted paths and the remedy."""
+    """Return the faults that concern several fields, each with its dotted path and the remedy."""
     model, training, objective = recipe.model, recipe.training, recipe.objective
     faults: list[str] = []
     if model.attention_size is None and model.hidden_size % model.n_heads:
@@ -29,7 +29,7 @@ def cross_faults(recipe: Recipe) -> list[str]:
     least, most = recipe.cluster.least_workers, recipe.cluster.most_workers
     if least > most:
         faults.append(f"cluster.num_workers: [{least}, {most}] must be [least, most]; swap them")
-    faults += _lane_faults(recipe)
+    faults += _reader_group_faults(recipe)
     probs = objective.masked_lm.probs
     if abs(probs.mask + probs.random + probs.keep - 1) > 1e-9:
         faults.append(
@@ -53,20 +53,18 @@ def cross_faults(recipe: Recipe) -> list[str]:
     return faults
 
 
-def _lane_faults(recipe: Recipe) -> list[str]:
+def _reader_group_faults(recipe: Recipe) -> list[str]:
     lanes, samples = recipe.corpus.lanes, recipe.training.global_batch_size
     faults = []
     if samples % lanes:
-        faults.append(
-            f"corpus.lanes: {lanes} must divide training.global_batch_size={samples}, a step takes as much of each lane"
-        )
+        faults.append(f"corpus.lanes: {lanes} must divide training.global_batch_size={samples}; choose a divisor")
     cluster = recipe.cluster
     unfit = [n for n in range(cluster.least_workers, cluster.most_workers + 1) if lanes % n] if lanes > 1 else []
     if unfit:
         fitting = [str(n) for n in range(1, lanes + 1) if lanes % n == 0]
         faults.append(
-            f"cluster.num_workers: {unfit[0]} workers do not divide corpus.lanes={lanes}; have {', '.join(fitting)} "
-            "of them, or other lanes"
+            f"cluster.num_workers: {unfit[0]} workers do not divide corpus.lanes={lanes}; use {', '.join(fitting)}, "
+            "or another corpus.lanes"
         )
     return faults
 

@@ -1,4 +1,4 @@
-"""The recipe of fine-tuning: every setting of one run, its unit and its limits. Read as any recipe (recipe_file)."""
+"""The recipe of fine-tuning: every setting of one run, its unit and its limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from twilbert.parsing import dump_yaml
 from twilbert.plugins import is_import_path
 from twilbert.recipe import loading
 from twilbert.recipe.pretraining import Count, Index, Section, Width
@@ -22,20 +21,20 @@ class Text(Section):
 
 class Encoder(Section):
     random: bool = False
-    """Start from random weights of the model's sizes instead of its own: what pre-training is compared with."""
+    """Start from random weights of the model's sizes: the baseline without pre-training."""
     trainable_layers: Literal["all", "none"] | tuple[Index, ...] = "all"
-    """all, none (the head alone learns), or layers from 0; with none or a list the embeddings stay as they are."""
+    """all, none (the head alone learns), or layers from 0; with none or a list the embeddings are frozen."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """A layer's learning rate as a share of that of the layer above it (the head's for the last); 1 = all alike."""
     input_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Share of embedding channels dropped (whole channels of a sample); null = as the model's configuration says."""
+    """Share of embedding channels dropped (whole channels of a sample); null = the model's configuration."""
     output_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Share of attention and feed-forward outputs dropped; null = as the model's configuration says."""
+    """Share of attention and feed-forward outputs dropped; null = the model's configuration."""
 
 
 class Head(Section):
     pooling: Literal["cls", "avg", "max", "concat"] = "cls"
-    """What of the hidden states is classified: the first token's, the mean, the maximum, or all three side by side."""
+    """Hidden states to classify: the first token's, the mean, the maximum, or all three concatenated."""
     special_tokens: bool = True
     """Whether mean and maximum include [CLS] and [SEP]."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -84,7 +83,7 @@ class Training(Section):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps until the peak learning rate; at least one step."""
     epochs: Count = 5
-    """Times that all of train is seen, at most."""
+    """Passes over train, at most."""
     batch_size: Count = 32
     """Samples of one forward pass."""
     accumulation: Count = 1
@@ -98,7 +97,7 @@ class Training(Section):
     device: str | None = None
     """cpu, cuda, cuda:1, …; null = a GPU when there is one."""
     seed: Index = 0
-    """Seed of the head, the order and dropout; further seeds follow it."""
+    """Seed of the head, the order and dropout; further seeds count up from it."""
 
 
 class Tracking(Section):
@@ -118,7 +117,7 @@ class FinetuneRecipe(Section):
     data_dir: str | None = None
     """Where the folders of registered tasks lie; null = `tasks` under the working directory."""
     runs: str = "runs"
-    """Where runs of pre-training are looked for."""
+    """Folder in which run names are looked up."""
     seeds: Count = 1
     """Trainings with different seeds; the result is their mean and standard deviation, the model the best on dev."""
     text: Text = Text()
@@ -135,7 +134,7 @@ def load(path: str = SHIPPED, overrides: Sequence[str] = ()) -> FinetuneRecipe:
 
 
 def cross_faults(recipe: FinetuneRecipe) -> list[str]:
-    """Faults that take more than one field to see, but neither task nor model."""
+    """Return the faults of combined fields that need neither task nor model."""
     training, faults = recipe.training, []
     if training.learning_rate is None and (training.schedule != "noam" or training.optimizer == "lamb"):
         faults.append(
@@ -148,8 +147,3 @@ def cross_faults(recipe: FinetuneRecipe) -> list[str]:
     if not isinstance(layers, str) and (len(set(layers)) < len(layers) or not layers):
         faults.append(f"encoder.trainable_layers: {list(layers)} must name different layers; or say all or none")
     return faults
-
-
-def dump(recipe: FinetuneRecipe) -> str:
-    """The recipe as YAML that `load` reads back to an equal recipe."""
-    return dump_yaml(recipe.model_dump(mode="json"))

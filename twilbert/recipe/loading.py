@@ -1,6 +1,6 @@
-"""From a YAML file and `a.b=c` overrides to a checked `Recipe`, with every fault in one message.
+"""Load a recipe from a YAML file and `a.b=c` overrides, with every fault in one message.
 
-Values are taken as they are written (`twilbert.parsing`): nothing is filled in from elsewhere.
+Values are taken literally (`twilbert.parsing`): no environment variable or other source is filled in.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from twilbert import credentials, storage
 from twilbert.errors import UsageError
 from twilbert.parsing import dump_yaml, parse_value, read_yaml
 from twilbert.recipe.checks import cross_faults
-from twilbert.recipe.pretraining import Recipe
+from twilbert.recipe.pretraining import Recipe, flattened
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
+_PATHS = ("run.storage_path", "corpus.path", "corpus.tokenizer", "model.init_from")
 
 
 def locate(path: str) -> str:
@@ -49,7 +50,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_values(path: str) -> Any:
-    """What a recipe's YAML file holds, unchecked; UsageError when there is none or it does not parse."""
+    """Return the values of a recipe's YAML file, unchecked; UsageError when there is none or it does not parse."""
     return read_yaml(locate(path), path)
 
 
@@ -59,17 +60,16 @@ def build(values: Any, overrides: Sequence[str] = (), where: str = "recipe") -> 
 
 
 def _pretraining_faults(recipe: Recipe) -> list[str]:
-    # What a model to start from fills in is judged once it has, by train/initial_model.py.
-    open_still = ("model.", "corpus.max_len") if recipe.model.init_from else ()
-    return [fault for fault in cross_faults(recipe) if not fault.startswith(open_still)]
+    # pretraining/initial_model.py checks the fields that a model to start from fills in, once it has.
+    unchecked = ("model.", "corpus.max_len") if recipe.model.init_from else ()
+    return [fault for fault in cross_faults(recipe) if not fault.startswith(unchecked)]
 
 
 def validated(
-    values: Any, overrides: Sequence[str], where: str, schema: type[_Schema], judge: Callable[[_Schema], list[str]]
+    values: Any, overrides: Sequence[str], where: str, schema: type[_Schema], check: Callable[[_Schema], list[str]]
 ) -> _Schema:
-    """`values` with overrides as `schema`; UsageError with its faults and those that `judge` sees across fields."""
-    if values is None:
-        values = {}
+    """Return `values` with overrides as `schema`; UsageError with its faults and those of `check` across fields."""
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise UsageError(
             f"{where}: expected sections ({', '.join(schema.model_fields)}), found a {type(values).__name__}"
@@ -78,14 +78,14 @@ def validated(
     try:
         recipe = schema.model_validate(merged)
     except ValidationError as error:
-        found: dict[str, str] = {}  # pydantic tells the faults of `a | b` once for each side
+        lines: dict[str, str] = {}  # pydantic reports the faults of `a | b` once for each member
         for fault in error.errors():
-            said = explain(fault, schema)
-            found.setdefault(said.partition(":")[0], said)
-        faults += found.values()
+            line = explain(fault, schema)
+            lines.setdefault(line.partition(":")[0], line)
+        faults += lines.values()
         recipe = salvage(merged, error, schema)
     if recipe is not None:
-        faults += judge(recipe)
+        faults += check(recipe)
     if faults or recipe is None:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise UsageError(f"{where}: {count}\n" + "\n".join(f"  {fault}" for fault in faults))
@@ -93,14 +93,14 @@ def validated(
 
 
 def refuse_files(overrides: Sequence[str]) -> None:
-    """UsageError for a recipe file among the overrides of a verb that takes it as --recipe."""
+    """Raise UsageError for a recipe file among the overrides of a command that takes it as --recipe."""
     for override in overrides:
         if override.endswith((".yaml", ".yml")) and "=" not in override:
             raise UsageError(f"{override}: a recipe file goes with --recipe: --recipe {override}")
 
 
 def _merge(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """A copy of `values` with the overrides in it, and the faults of those."""
+    """Return a copy of `values` with the overrides applied, and the overrides' faults."""
     merged, faults = copy.deepcopy(values), []
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -125,7 +125,7 @@ def _merge(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, 
 
 
 def _unfit_texts(value: Any, path: str = "") -> list[str]:
-    """A fault for every key and value with a ${…}, as other programs fill in, or a password in an address."""
+    """Return a fault for each key or value with a ${…} (interpolation of other programs) or a password in a URI."""
     if isinstance(value, dict):
         inside = [(f"{path}.{key}" if path else str(key), key, item) for key, item in value.items()]
         return [fault for at, key, item in inside for fault in (*_unfit_texts(key, at), *_unfit_texts(item, at))]
@@ -139,7 +139,7 @@ def _unfit_texts(value: Any, path: str = "") -> list[str]:
 
 
 def explain(fault: Any, schema: type[BaseModel]) -> str:
-    """One pydantic fault of `schema` as `dotted.path: what is wrong; the remedy`."""
+    """Return one pydantic fault of `schema` as `dotted.path: what is wrong; the remedy`."""
     where = _path(fault)
     dotted = ".".join(where)
     if fault["type"] == "extra_forbidden":
@@ -157,28 +157,28 @@ def explain(fault: Any, schema: type[BaseModel]) -> str:
 
 
 def _path(fault: Any) -> tuple[str, ...]:
-    """Where a pydantic fault is, without the sides of `a | b` that it names (literal[...], tuple[...])."""
+    """Return a pydantic fault's keys, without the members of unions among them (literal[...], tuple[...])."""
     first, *others = map(str, fault["loc"])
     return first, *(part for part in others if "[" not in part)
 
 
 def known_paths(schema: type[BaseModel], path: str = "") -> list[str]:
-    """Dotted paths of all fields of a schema, sections before what they hold."""
-    found: list[str] = []
+    """Return the dotted paths of all fields of a schema, sections before their fields."""
+    paths: list[str] = []
     for key, field in schema.model_fields.items():
-        found.append(f"{path}{key}")
+        paths.append(f"{path}{key}")
         for section in (field.annotation, *get_args(field.annotation)):
             if isinstance(section, type) and issubclass(section, BaseModel):
-                found += known_paths(section, f"{path}{key}.")
-    return found
+                paths += known_paths(section, f"{path}{key}.")
+    return paths
 
 
 def salvage(
     values: dict[str, Any], error: ValidationError, schema: type[_Schema], *, whole_sections: bool = False
 ) -> _Schema | None:
-    """`values` with the faulty fields at their defaults, so that cross-checks of the others are reported too.
+    """Return `values` with faulty fields at their defaults, so that cross-checks of the others are reported too.
 
-    Where a faulty field has no default, its section goes; None where that is needed too.
+    Where a faulty field has no default, its section is left out; None where that is needed too.
     """
     copy = json.loads(json.dumps(values, default=str))
     if whole_sections:
@@ -198,47 +198,42 @@ def salvage(
 
 
 def as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Python's keyword arguments as `a.b=c` overrides: two underscores stand for a dot, values are plain data."""
+    """Return Python's keyword arguments as `a.b=c` overrides: two underscores stand for a dot."""
     return [
         f"{key.replace('__', '.')}={json.dumps(value, default=str, ensure_ascii=False)}"
         for key, value in settings.items()
     ]
 
 
-def dump(recipe: Recipe) -> str:
-    """The recipe as YAML that `load` reads back to an equal recipe."""
+def dump(recipe: BaseModel) -> str:
+    """Return a recipe of any kind as YAML that reads back to an equal one."""
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with every path made absolute from this working directory (workers run in another)."""
-    run = recipe.run.model_copy(update={"storage_path": storage.absolute(recipe.run.storage_path)})
-    corpus = recipe.corpus.model_copy(
-        update={
-            "path": storage.absolute(recipe.corpus.path),
-            "tokenizer": storage.absolute(recipe.corpus.tokenizer),
-        }
-    )
-    init = recipe.model.init_from
-    model = recipe.model.model_copy(update={"init_from": storage.absolute(init) if init else None})
-    return recipe.model_copy(update={"run": run, "corpus": corpus, "model": model})
+    """Return the recipe with every path absolute, since workers run in another working directory."""
+    sections: dict[str, dict[str, str]] = {}
+    for key, path in _paths(recipe).items():
+        section, _, field = key.partition(".")
+        sections.setdefault(section, {})[field] = storage.absolute(path)
+    changed = {name: getattr(recipe, name).model_copy(update=paths) for name, paths in sections.items()}
+    return recipe.model_copy(update=changed)
 
 
 def relative_paths(recipe: Recipe) -> dict[str, str]:
-    """Dotted path -> value of the recipe's relative paths."""
-    paths = {
-        "run.storage_path": recipe.run.storage_path,
-        "corpus.path": recipe.corpus.path,
-        "corpus.tokenizer": recipe.corpus.tokenizer,
-        "model.init_from": recipe.model.init_from or "/",
-    }
+    """Return dotted path -> value of the recipe's relative paths."""
     return {
         key: path
-        for key, path in paths.items()
+        for key, path in _paths(recipe).items()
         if not storage.is_uri(path) and not Path(path).expanduser().is_absolute()
     }
 
 
+def _paths(recipe: Recipe) -> dict[str, str]:
+    values = flattened(recipe.model_dump())
+    return {key: values[key] for key in _PATHS if values[key]}
+
+
 def short_hash(values: dict[str, Any]) -> str:
-    """Eight hex digits of a value's canonical JSON."""
+    """Return eight hex digits of the hash of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

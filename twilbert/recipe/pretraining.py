@@ -27,7 +27,6 @@ from twilbert.model import config
 ENDING = ("linear", "cosine", "wsd")
 """Schedules that reach 0 at schedule_steps."""
 
-
 _WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 Index = Annotated[int, _WHOLE, Field(ge=0, le=2**53)]
 """A whole number from 0."""
@@ -36,7 +35,7 @@ Count = Annotated[int, _WHOLE, Field(ge=1, le=2**31 - 1)]
 Width = Annotated[int, _WHOLE, Field(ge=1, le=2**16)]
 """Channels, keys or tokens: what one side of a tensor has."""
 Workers = Annotated[int, _WHOLE, Field(ge=1, le=2**16)]
-"""Processes of one training."""
+"""Training processes."""
 
 
 class Section(BaseModel):
@@ -71,12 +70,12 @@ class Corpus(Section):
     max_len: Width = 128
     """Longest tweet or reply, in tokens; longer ones are cut. A sample is at most 2 * max_len + 3 tokens."""
     lanes: Width = 1
-    """Lanes that the row groups are dealt to, for many workers: each reads its own alone; 1 = each reads everything."""
+    """Reader groups that share out the row groups, for many workers; 1 = every worker reads everything."""
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, values: Any) -> Any:
-        """A tokenizer of null is none named, so that an override can take back a recipe's."""
+        """Treat a tokenizer of null as absent, so that an override can remove a recipe's."""
         if isinstance(values, dict) and values.get("tokenizer", "") is None:
             return {key: value for key, value in values.items() if key != "tokenizer"}
         return values
@@ -114,7 +113,7 @@ class PkmParams(Sizes, config.PkmParams):  # pyright: ignore[reportGeneralTypeIs
 class Model(Sizes, config.EncoderConfig):  # pyright: ignore[reportGeneralTypeIssues]  (frozen by model_config)
     vocab_size: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  the tokenizer's
     init_from: str | None = None
-    """Model folder to start from, whose sizes and vocabulary are taken over; null = random weights."""
+    """Model folder to start from, whose sizes and vocabulary apply; null = random weights."""
     max_len: Width | None = None
     """Longest tweet that the 2 * max_len + 4 learned positions allow, in tokens; null = corpus.max_len."""
     attention_size: Width | None = None
@@ -129,7 +128,7 @@ class MaskProbs(Section):
     random: float = Field(default=0.1, ge=0, le=1)
     """Share replaced by a random token, never a special one."""
     keep: float = Field(default=0.1, ge=0, le=1)
-    """Share left as they are."""
+    """Share left unchanged."""
 
 
 class MaskedLm(Section):
@@ -201,13 +200,13 @@ class Training(Section):
     save_steps: Count = 1000
     """Steps between checkpoints."""
     save_total_limit: Count = 3
-    """Newest checkpoints kept, beside the best."""
+    """Newest checkpoints to keep, beside the best."""
     save_keep_every: Count | None = None
-    """Checkpoints whose step this divides are kept for good; null = none of them."""
+    """Keep checkpoints whose step is a multiple of this for good; null = none."""
     max_skipped_steps: Count = 10
     """Steps in a row, skipped since their loss or gradient was not finite, after which the run stops."""
     hang_timeout: float = Field(default=30, gt=0, le=525_600)
-    """Minutes without a step after which a worker writes down its stacks and is started again."""
+    """Minutes without a step after which a worker dumps its stacks and is restarted."""
     logging_steps: Count = 10
     """Steps between rows of metrics."""
     seed: Index = 0
@@ -216,9 +215,9 @@ class Training(Section):
 
 class Cluster(Section):
     num_workers: Workers | tuple[Workers, Workers] = 1
-    """Training processes; on GPUs one each. [least, most]: as many as the cluster has room for, also later on."""
+    """Training processes; on GPUs one each. [least, most]: as many as there is room for at any time."""
     max_restarts: Index = 3
-    """Times in a row that workers which died are started again without a new checkpoint."""
+    """Restarts in a row of workers that died, without a new checkpoint."""
     use_gpu: bool = False
     """Give each worker a GPU."""
     address: str | None = None
@@ -228,12 +227,12 @@ class Cluster(Section):
 
     @property
     def least_workers(self) -> int:
-        """Workers without which no training begins."""
+        """The fewest workers to train with."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def most_workers(self) -> int:
-        """Workers at most."""
+        """The most workers to train with."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
@@ -295,7 +294,7 @@ class Recipe(Section):
         }
 
 
-# What may change between starts of one run: where it runs and how often it reports, never what it computes.
+# May change between starts of one run: where it runs and how often it reports, never what it computes.
 _FREE = {
     "run": {"name", "storage_path"},
     "corpus": {"path", "tokenizer"},  # their contents count, through their fingerprints
@@ -309,7 +308,7 @@ _FREE = {
 }  # fmt: skip
 
 
-def run_identity(recipe: Recipe, data: Mapping[str, str]) -> dict[str, Any]:
+def run_identity(recipe: Recipe, data: dict[str, str]) -> dict[str, Any]:
     """Return dotted path -> value of everything that changes a run's results; `data`: fingerprints of what it reads."""
     dump = recipe.model_dump(mode="json")
     for section, free in _FREE.items():

@@ -1,4 +1,4 @@
-"""What is searched, and the trials drawn from it: pure functions of settings and seed.
+"""Search spaces and the trials drawn from them: pure functions of settings and seed.
 
 A setting of finetune.yaml is searched where a mapping stands in the place of its value: {choice: [a, b]},
 {uniform: [low, high]} or {log_uniform: [low, high]}.
@@ -39,7 +39,7 @@ class Dimension:
     """The choices; or the lowest and the highest value."""
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """A value: choices alike, numbers to three digits."""
+        """Draw a value: choices with equal probability, numbers to three digits."""
         if self.kind == "choice":
             return self.values[int(rng.integers(len(self.values)))]
         low, high = self.values
@@ -49,13 +49,14 @@ class Dimension:
 
 
 def dimensions(settings: Settings) -> list[Dimension]:
-    """The searched settings, by path; UsageError for one that cannot be drawn from."""
-    found = []
-    for section, entries in settings.items():
-        for key, value in entries.items():
-            if isinstance(value, Mapping):
-                found.append(_dimension(f"{section}.{key}", value))
-    return sorted(found, key=lambda dimension: dimension.path)
+    """Return the searched settings, by path; UsageError for one that cannot be drawn from."""
+    searched = [
+        _dimension(f"{section}.{key}", value)
+        for section, entries in settings.items()
+        for key, value in entries.items()
+        if isinstance(value, Mapping)
+    ]
+    return sorted(searched, key=lambda dimension: dimension.path)
 
 
 def _dimension(path: str, value: Mapping[str, Any]) -> Dimension:
@@ -74,7 +75,7 @@ def _dimension(path: str, value: Mapping[str, Any]) -> Dimension:
 
 
 def named(settings: Settings, path: str) -> frozenset[str]:
-    """The names that a setting has, or may be drawn to have."""
+    """Return the names that a setting has or may be drawn to have."""
     section, _, key = path.partition(".")
     fixed = [settings[section].get(key)]
     drawn = [value for dimension in dimensions(settings) if dimension.path == path for value in dimension.values]
@@ -82,23 +83,13 @@ def named(settings: Settings, path: str) -> frozenset[str]:
 
 
 def setting_faults(settings: Settings) -> list[str]:
-    """Faults of the values and of every choice and end of a range, each alone in its place."""
-    faults: dict[str, None] = {}
-    fixed = {section: _fixed(entries) for section, entries in settings.items()}
-    candidates = [{}]
-    candidates += [{d.path: value} for d in dimensions(settings) for value in d.values]
-    for drawn in candidates:
-        for fault in recipe_faults(fixed, drawn):
-            faults.setdefault(fault)
-    return list(faults)
-
-
-def _fixed(entries: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entries.items() if not isinstance(value, Mapping)}
+    """Return the faults of the fixed values, and of them with each choice and end of a range alone."""
+    draws: list[Drawn] = [{}, *({d.path: value} for d in dimensions(settings) for value in d.values)]
+    return list(dict.fromkeys(fault for drawn in draws for fault in recipe_faults(settings, drawn)))
 
 
 def recipe_faults(settings: Settings, drawn: Drawn) -> list[str]:
-    """Faults of the recipe that settings and a draw make."""
+    """Return the faults of the recipe of settings and a draw."""
     try:
         build(settings, drawn)
     except UsageError as error:
@@ -107,53 +98,52 @@ def recipe_faults(settings: Settings, drawn: Drawn) -> list[str]:
 
 
 def build(settings: Settings, drawn: Drawn) -> FinetuneRecipe:
-    """finetune.yaml with the settings' values and what was drawn; UsageError where that is no recipe."""
+    """Return finetune.yaml with the settings' fixed values and the drawn ones; UsageError where that is no recipe."""
     values = loading.read_values(finetuning.SHIPPED)
     for section, entries in settings.items():
-        values[section] = {**(values.get(section) or {}), **_fixed(entries)}
-    for path, value in drawn.items():
-        section, _, key = path.partition(".")
-        values[section] = {**(values.get(section) or {}), key: value}
+        fixed = {key: value for key, value in entries.items() if not isinstance(value, Mapping)}
+        chosen = {
+            path.removeprefix(f"{section}."): value for path, value in drawn.items() if path.startswith(f"{section}.")
+        }
+        values[section] = (values.get(section) or {}) | fixed | chosen
     return loading.validated(values, (), "a trial", FinetuneRecipe, finetuning.cross_faults)
 
 
 def trials(
-    found: Sequence[Dimension], kind: str, count: int, seed: int, study: str, fits: Callable[[Drawn], list[str]]
+    searched: Sequence[Dimension], kind: str, count: int, seed: int, study: str, check: Callable[[Drawn], list[str]]
 ) -> tuple[list[Drawn], int]:
-    """(the settings of a study's trials, how many draws did not fit its task).
+    """Return the settings of a study's trials, and the number of draws that do not fit its task.
 
-    random: `count` different ones, the same for every study of that name; grid: every combination. `fits` tells the
-    faults of a draw; those that have some are left out. UsageError where nothing fits.
+    random: `count` different draws, the same for every study of that name; grid: every combination. Draws for which
+    `check` returns faults are left out. UsageError where none remains.
     """
-    candidates = _grid(found) if kind == "grid" else _draws(found, count, seed, study)
-    kept: dict[str, Drawn] = {}
-    left_out: dict[str, list[str]] = {}
-    for drawn in candidates:
-        key = json.dumps(drawn)
-        if key in kept or key in left_out:
+    candidates = _grid(searched) if kind == "grid" else _draws(searched, count, seed, study)
+    faults: dict[str, list[str]] = {}  # by draw
+    drawn: list[Drawn] = []
+    for candidate in candidates:
+        key = json.dumps(candidate)
+        if key in faults:
             continue
-        faults = fits(drawn)
-        if faults:
-            left_out[key] = faults
-            continue
-        kept[key] = drawn
-        if kind == "random" and len(kept) == count:
+        faults[key] = check(candidate)
+        if not faults[key]:
+            drawn.append(candidate)
+        if kind == "random" and len(drawn) == count:
             break
-    if not kept:
-        faults = next(iter(left_out.values()))
-        raise UsageError("\n".join([f"{study}: no trial fits the task", *(f"  {fault}" for fault in faults)]))
-    return list(kept.values()), len(left_out)
+    if not drawn:
+        lines = [f"  {fault}" for fault in next(iter(faults.values()))]
+        raise UsageError("\n".join([f"{study}: no trial fits the task", *lines]))
+    return drawn, len(faults) - len(drawn)
 
 
-def _grid(found: Sequence[Dimension]) -> Iterator[Drawn]:
-    size = math.prod(len(dimension.values) for dimension in found)
+def _grid(searched: Sequence[Dimension]) -> Iterator[Drawn]:
+    size = math.prod(len(dimension.values) for dimension in searched)
     if size > _MOST_GRID:
         raise UsageError(f"search.kind: a grid of {size:,} combinations; give fewer choices, or search.kind=random")
-    for values in itertools.product(*(dimension.values for dimension in found)):
-        yield {dimension.path: value for dimension, value in zip(found, values, strict=True)}
+    for values in itertools.product(*(dimension.values for dimension in searched)):
+        yield {dimension.path: value for dimension, value in zip(searched, values, strict=True)}
 
 
-def _draws(found: Sequence[Dimension], count: int, seed: int, study: str) -> Iterator[Drawn]:
+def _draws(searched: Sequence[Dimension], count: int, seed: int, study: str) -> Iterator[Drawn]:
     for number in range(count * _MOST_DRAWS):
         rng = np.random.default_rng((seed, zlib.crc32(study.encode()), number))
-        yield {dimension.path: dimension.draw(rng) for dimension in found}
+        yield {dimension.path: dimension.draw(rng) for dimension in searched}

@@ -1,4 +1,4 @@
-"""The recipe of a sweep: which tasks and models, what is searched, how, and on what. Read by recipe_file."""
+"""The recipe of a sweep: tasks, models, search space, scheduler and resources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from twilbert.errors import UsageError
-from twilbert.parsing import dump_yaml
 from twilbert.recipe import loading, search_space
 from twilbert.recipe.finetuning import Tracking
 from twilbert.recipe.pretraining import Count, Index, Section
@@ -27,21 +26,21 @@ class Search(Section):
 
 class Scheduler(Section):
     kind: Literal["asha", "none"] = "asha"
-    """asha: a trial that is behind those of its study is stopped (Li et al. 2020); none: all train to the end."""
+    """asha: trials worse than others of their study stop early (Li et al. 2020); none: all train to the end."""
     grace_epochs: Count = 1
     """Epochs of train before a trial may be stopped."""
     reduction: Annotated[Count, Field(ge=2)] = 3
-    """One in so many trials goes on from each rung; rungs are grace_epochs · reduction^k epochs apart."""
+    """One in this many trials continues after each rung; rungs are at grace_epochs · reduction^k epochs."""
 
 
 class Final(Section):
     seeds: Count = 1
-    """1: the best trial is scored as it is; more: its settings are trained with further seeds, mean and sd are told."""
+    """1: the best trial is scored; more: its settings are trained with further seeds and mean and sd reported."""
 
 
 class Cluster(Section):
     address: str | None = None
-    """Ray cluster to join; null = the one at hand (RAY_ADDRESS, a Ray job), else a local one."""
+    """Ray cluster to join; null = that of RAY_ADDRESS or of the surrounding Ray job, else a local one."""
     num_cpus: Count | None = None
     """Logical CPUs of a local Ray; null = this machine's."""
     cpus_per_trial: Count = 1
@@ -49,9 +48,9 @@ class Cluster(Section):
     gpus_per_trial: float | None = Field(default=None, ge=0)
     """Share of a GPU, or a whole number of them; null = a quarter where there are GPUs, else none."""
     max_concurrent: Count | None = None
-    """Trials at a time; null = as many as there is room for."""
+    """Trials at a time; null = as many as the resources allow."""
     max_failures: Index = 3
-    """Times that a trial whose process died is started again."""
+    """Restarts of a trial whose process died."""
 
 
 class TuneRecipe(Section):
@@ -62,29 +61,29 @@ class TuneRecipe(Section):
     models: tuple[str, ...] = ()
     """As --model of finetune, one study a task and model; empty = the newest finished run. --model replaces it."""
     random_weights: bool = False
-    """Tune each model from random weights too: what its pre-training is worth."""
+    """Tune each model from random weights too, as the baseline without pre-training."""
     data_dir: str | None = None
     """Where the folders of registered tasks lie; null = `tasks` under the working directory."""
     runs: str = "runs"
-    """Where runs of pre-training are looked for."""
+    """Folder in which run names are looked up."""
     search: Search = Search()
     scheduler: Scheduler = Scheduler()
     text: dict[str, Any] = Field(default_factory=dict)
     """Settings of finetune.yaml's section, the same in every trial: texts are encoded once."""
     encoder: dict[str, Any] = Field(default_factory=dict)
-    """Settings of finetune.yaml's section: values, or what is searched."""
+    """Settings of finetune.yaml's section: values, or search spaces."""
     head: dict[str, Any] = Field(default_factory=dict)
-    """Settings of finetune.yaml's section: values, or what is searched."""
+    """Settings of finetune.yaml's section: values, or search spaces."""
     loss: dict[str, Any] = Field(default_factory=dict)
-    """Settings of finetune.yaml's section: values, or what is searched."""
+    """Settings of finetune.yaml's section: values, or search spaces."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """Settings of finetune.yaml's section: values, or what is searched."""
+    """Settings of finetune.yaml's section: values, or search spaces."""
     final: Final = Final()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The sections of finetune.yaml as this recipe has them."""
+        """Return the sections of finetune.yaml as this recipe sets them."""
         return {name: getattr(self, name) for name in search_space.SECTIONS}
 
     def identity(self) -> dict[str, Any]:
@@ -107,13 +106,8 @@ def _faults(recipe: TuneRecipe) -> list[str]:
         searched = search_space.dimensions(recipe.settings())
     except UsageError as error:
         return [str(error)]
-    faults = []
-    if recipe.search.kind == "grid":
-        faults += [
-            f"{d.path}: {d.kind} has no end of values; for a grid give {{choice: […]}}"
-            for d in searched
-            if d.kind != "choice"
-        ]
+    continuous = [d for d in searched if d.kind != "choice"] if recipe.search.kind == "grid" else []
+    faults = [f"{d.path}: {d.kind} is continuous; for a grid give {{choice: […]}}" for d in continuous]
     faults += [f"{d.path}: texts are encoded once; give one value" for d in searched if d.path.startswith("text.")]
     gpus = recipe.cluster.gpus_per_trial or 0
     if gpus > 1 and gpus != int(gpus):
@@ -122,8 +116,3 @@ def _faults(recipe: TuneRecipe) -> list[str]:
         faults.append("nothing is searched; give a setting choices, e.g. training.learning_rate={choice: [1e-5, 1e-4]}")
     faults += search_space.setting_faults(recipe.settings())
     return faults
-
-
-def dump(recipe: TuneRecipe) -> str:
-    """The recipe as YAML that `load` reads back to an equal recipe."""
-    return dump_yaml(recipe.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""The page of one run or several side by side: scores, what their recipes differ in, every curve."""
+"""The HTML page of one or several runs: scores, differences of their recipes, curves."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from twilbert.tracking.history import Pretraining
 from twilbert.tracking.metrics import Curve
 
 MOST_RUNS = N_COLOURS
-"""Runs that a page can tell apart."""
-_MOST_POINTS = 240  # of a line: as many as a phone has pixels for
+"""As many runs as there are colours."""
+_MOST_POINTS = 240  # of a line: the pixels of a phone
 _SCORES = (
-    # name, series, the better one (1 the greater, -1 the lesser)
+    # name, series, sign (1: greater is better, -1: less is better)
     ("loss", "valid/loss", -1),
     ("MLM loss", "valid/mlm_loss", -1),
     ("MLM loss at [MASK]", "valid/mlm_loss_at_mask", -1),
@@ -73,9 +73,9 @@ class PretrainingRun(Pretraining, Page):
 
 
 def of_runs(runs: Sequence[Pretraining], reload_seconds: float | None = None) -> str:
-    """The page of up to MOST_RUNS runs; one that reloads itself every so many seconds where they are given."""
+    """Return the page of up to MOST_RUNS runs, which reloads itself every `reload_seconds` where they are given."""
     overview = [
-        [name, status(run), best_loss(run), run.hash, written_at(run)]
+        [name, status(run), _best_loss(run), run.hash, written_at(run)]
         for name, run in zip(names(runs), runs, strict=True)
     ]
     return html.render(
@@ -94,9 +94,9 @@ def of_runs(runs: Sequence[Pretraining], reload_seconds: float | None = None) ->
 
 
 def names(runs: Sequence[Pretraining]) -> list[str]:
-    """The runs' names, with their folders' where two are alike."""
-    own = [run.name for run in runs]
-    return [run.path if own.count(run.name) > 1 else run.name for run in runs]
+    """Return the runs' names, or their paths where two have the same name."""
+    plain = [run.name for run in runs]
+    return [run.path if plain.count(run.name) > 1 else run.name for run in runs]
 
 
 def status(run: Pretraining) -> str:
@@ -105,34 +105,33 @@ def status(run: Pretraining) -> str:
     return f"{run.state} {at}" + (f": {run.status.why}" if run.status.why else "")
 
 
-def best_loss(run: Pretraining) -> str:
-    """4.350 at step 600: the least held-out loss."""
+def _best_loss(run: Pretraining) -> str:
     value = run.at("valid/loss", run.best_step)
     return "–" if value is None else f"{value:.3f} at step {run.best_step:,}"
 
 
 def written_at(run: Pretraining) -> str:
-    """When its numbers were last written, in local time."""
+    """Return when its numbers were last written, in local time."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
 
 
 def difference_rows(runs: Sequence[Pretraining]) -> tuple[list[list[str]], list[list[str]]]:
-    """(what changes the numbers, the rest): [setting, its value in each run], where the runs differ."""
+    """Return the [setting, value in each run] that differ: those that change results, and the others."""
     identity = {key for run in runs for key in run.identity}
     others = {key for run in runs for key in run.recipe} - identity - {"run.name"}
     return (
-        _differing(identity, [{**run.recipe, **run.identity} for run in runs]),  # old identities lack newer keys
+        _differing(identity, [{**run.recipe, **run.identity} for run in runs]),  # older identities lack newer keys
         _differing(others, [run.recipe for run in runs]),
     )
 
 
 def _differing(keys: Iterable[str], settings: Sequence[Any]) -> list[list[str]]:
-    rows = [[key, *(_setting(one[key]) if key in one else "–" for one in settings)] for key in sorted(keys)]
+    rows = [[key, *(_setting(run[key]) if key in run else "–" for run in settings)] for key in sorted(keys)]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def score_rows(runs: Sequence[Pretraining]) -> list[tuple[str, list[str], int | None]]:
-    """(score, its value at each run's best step, which run is best) for held-out pairs; none where none was scored."""
+    """Return (score, value at each run's best step, index of the best run or None) of every held-out score there is."""
     rows = []
     for name, series, sign in _SCORES:
         values = [run.at(series, run.best_step) for run in runs]
@@ -155,7 +154,7 @@ def _tiles(run: Pretraining) -> list[Tile]:
     if loss is not None:
         tiles.append(("MLM loss, training", f"{loss:.3f}", f"nats, at step {run.step:,}"))
     if speed is not None:
-        tiles.append(("Speed", f"{speed:,.0f}", "tokens a second, lately"))
+        tiles.append(("Speed", f"{speed:,.0f}", "tokens a second, latest"))
     if seconds is not None and run.state == "running":
         tiles.append(("Left", _duration(seconds * (run.max_steps - run.step)), "of training, at this speed"))
     day, minute = written_at(run).split()
@@ -170,7 +169,7 @@ def _duration(seconds: float) -> str:
 
 
 def _sections(runs: Sequence[Pretraining]) -> list[tuple[str, list[Chart]]]:
-    """Titles of sections with their charts, those that have any."""
+    """Return the titles of sections that have charts, with those."""
     known = {series for charts in _CHARTS.values() for _, _, keys in charts for series in keys}
     others = sorted({series for run in runs for series in run.metrics} - known)
     groups = _CHARTS | {"Product-key memory": [(s, "", (s,)) for s in others if s.startswith("pkm/")]}
@@ -188,13 +187,13 @@ def _sections(runs: Sequence[Pretraining]) -> list[tuple[str, list[Chart]]]:
 
 
 def _of_one(run: Pretraining, title: str, unit: str, keys: Sequence[str]) -> list[Chart]:
-    """One run: training and held-out pairs in one chart."""
+    """Return a chart of one run: training and held-out pairs."""
     lines = [Series(_SPLITS.get(key.partition("/")[0], key), thin(run.metrics.get(key, []))) for key in keys]
     return _chart(title, lines, unit)
 
 
 def _of_all(runs: Sequence[Pretraining], title: str, unit: str, keys: Sequence[str]) -> list[Chart]:
-    """Several runs: a chart for each series, a line for each run."""
+    """Return a chart of each series with a line for each run."""
     charts = []
     for key in reversed(keys):
         split = _SPLITS.get(key.partition("/")[0])
@@ -204,7 +203,7 @@ def _of_all(runs: Sequence[Pretraining], title: str, unit: str, keys: Sequence[s
 
 
 def _by_samples(runs: Sequence[Pretraining]) -> list[Chart]:
-    """Held-out MLM loss over samples seen, where runs see different numbers of them a step."""
+    """Return a chart of held-out MLM loss over samples, where runs differ in samples a step."""
     sizes = [run.recipe["training.global_batch_size"] for run in runs]
     if len(set(sizes)) < 2:
         return []
@@ -216,18 +215,18 @@ def _by_samples(runs: Sequence[Pretraining]) -> list[Chart]:
 
 
 def _lines(runs: Sequence[Pretraining], curves: Sequence[Curve]) -> list[Series]:
-    """A line for each run, in the run's colour."""
+    """Return a line for each run, in the run's colour."""
     return [Series(name, curve, colour=i) for i, (name, curve) in enumerate(zip(names(runs), curves, strict=True), 1)]
 
 
 def _chart(title: str, lines: Sequence[Series], unit: str, x_label: str = "step") -> list[Chart]:
-    """From step 0 on, so that the charts of a page stand over one another; none where there are no points."""
+    """Return a chart from step 0 on, so that all share their x axis; none where there are no points."""
     last = max((line.points[-1][0] for line in lines if line.points), default=0)
     return [line_chart(title, lines, x_label, unit, x_range=(0, last))] if last else []
 
 
 def thin(curve: Curve, most: int = _MOST_POINTS) -> Curve:
-    """A curve of at most `most` points: the means of neighbours, at the last one's step."""
+    """Return a curve of at most `most` points: the means of neighbours, at the last one's step."""
     size = -(-len(curve) // most)
     if size <= 1:
         return list(curve)
@@ -237,4 +236,4 @@ def thin(curve: Curve, most: int = _MOST_POINTS) -> Curve:
 
 def _setting(value: Any) -> str:
     text = "null" if value is None else str(value)
-    return f"{text[:8]}…" if re.fullmatch("[0-9a-f]{16,}", text) else text  # a fingerprint's start tells it apart
+    return f"{text[:8]}…" if re.fullmatch("[0-9a-f]{16,}", text) else text  # of a fingerprint, the start

@@ -1,4 +1,4 @@
-"""A run's folder and identity: the same recipe and data resume, other science under an old name is refused.
+"""A run's folder, identity and status: the same recipe and data resume, another identity under its name is refused.
 
 STORAGE/NAME/  identity.json  owner.json  recipe.yaml  metrics.jsonl  wandb/  checkpoint-000500/ …  model/
 """
@@ -25,16 +25,16 @@ from twilbert.recipe.pretraining import Recipe
 State = Literal["running", "finished", "stopped", "failed"]
 STATE_FILE = "state.json"
 _BEAT_S = 30.0
-_SILENT_S = 5 * _BEAT_S  # a full disk queue or a short loss of the network is no death
+_SILENT_S = 5 * _BEAT_S  # a full disk queue or a short network outage must not count as a death
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of a run."""
+    """The state of a run."""
 
     state: State
     why: str = ""
-    """Of a run that stopped or failed, on one line."""
+    """Why the run stopped or failed, on one line."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,26 @@ class _Record:
     state: State
     why: str
     driver: str
-    """The token of who wrote it."""
+    """Token of the driver that wrote it."""
 
 
-class Signs:
-    """Around a driver's training: `with Signs(run) as signs: …; signs.end(stop reason or "")`."""
+class Heartbeat:
+    """Keeps state.json up to date during training: `with Heartbeat(run) as heartbeat: …; heartbeat.end(reason)`."""
 
     def __init__(self, run: RunFolder, every: float = _BEAT_S) -> None:
         self._run, self._every = run, every
         self._over = threading.Event()
         self._end: Status | None = None
-        self._thread = threading.Thread(target=self._beat, name="signs", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Signs:
-        self._write(Status("running"))
+    def __enter__(self) -> Heartbeat:
+        _write_status(self._run, Status("running"))
         self._thread.start()
         return self
 
-    def end(self, stopped: str) -> None:
-        """The training came to its end, or was stopped for that reason."""
-        self._end = Status("stopped", stopped) if stopped else Status("finished")
+    def end(self, stop_reason: str) -> None:
+        """Record that training finished, or stopped for a reason."""
+        self._end = Status("stopped", stop_reason) if stop_reason else Status("finished")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._over.set()
@@ -72,18 +72,15 @@ class Signs:
             self._end = Status("stopped", "interrupted, and left at once")
         elif error is not None or self._end is None:
             self._end = Status("failed", " ".join(str(error).split())[:500])
-        self._write(self._end)
+        _write_status(self._run, self._end)
 
     def _beat(self) -> None:
         while not self._over.wait(self._every):
-            self._write(Status("running"))
-
-    def _write(self, status: Status) -> None:
-        _write(self._run, status)
+            _write_status(self._run, Status("running"))
 
 
-def _write(run: RunFolder, status: Status) -> None:
-    """Unless another driver has taken the run over. A sign that cannot be written is reported, and ends nothing."""
+def _write_status(run: RunFolder, status: Status) -> None:
+    """Write state.json, unless another driver has taken the run over; a failure is reported and stops nothing."""
     try:
         if run.is_ours():
             record = asdict(_Record(status.state, status.why, run.token))
@@ -92,50 +89,46 @@ def _write(run: RunFolder, status: Status) -> None:
         cli.say(f"the run's {STATE_FILE} could not be written: {error}")
 
 
-def settle(run: RunFolder) -> None:
-    """Say in the folder of a published run that it is finished, and remove what a killed driver left there."""
+def mark_finished(run: RunFolder) -> None:
+    """Record a published run as finished and remove the leftovers of a killed driver."""
     try:
         storage.delete(storage.join(run.path, RAY_FOLDER))
         if storage.is_local(run.path):
             storage.remove_leftovers(Path(run.model))
         token = read_record(storage.join(run.path, OWNER), Owner).token
     except (OSError, TwilbertError) as error:
-        cli.say(f"what the run's last driver left is not all mended: {error}")
+        cli.say(f"leftovers of the run's last driver could not all be removed: {error}")
         return
-    _write(replace(run, token=token), Status("finished"))
+    _write_status(replace(run, token=token), Status("finished"))
 
 
-def read(path: str, *, last_step: int, max_steps: int, hang_timeout: float) -> Status:
-    """What the run at `path` is doing.
+def read_status(path: str, *, last_step: int, max_steps: int, hang_timeout: float) -> Status:
+    """Return the status of the run at `path`.
 
     `last_step` of its metrics, `max_steps` of its recipe and `hang_timeout` (minutes) decide for folders without a
-    state.json of their last driver: runs from before there was one, and runs that are just being started.
+    state.json of their last driver: older runs, and runs that are just starting.
     """
-    record = storage.join(path, STATE_FILE)
-    owner = storage.join(path, OWNER)
+    record, owner = storage.join(path, STATE_FILE), storage.join(path, OWNER)
     if storage.exists(record):
-        held = read_record(record, _Record)
-        if not storage.exists(owner) or read_record(owner, Owner).token == held.driver:
-            status = _of_record(held.state, held.why, _age(record))
-            if status.state == "failed" and RunFolder(path, "", "", {}).trained_steps >= max_steps:
-                return Status("finished")  # killed between publishing its model and saying so
-            return status
-    signs = [storage.join(path, name) for name in ("metrics.jsonl", OWNER, IDENTITY)]
-    age = min([_age(sign) for sign in signs if storage.exists(sign)], default=float("inf"))
+        written = read_record(record, _Record)
+        if not storage.exists(owner) or read_record(owner, Owner).token == written.driver:
+            age = _age(record)
+            if written.state == "running" and age >= _SILENT_S:
+                written = replace(
+                    written, state="failed", why=f"its driver was killed or lost: silent for {_span(age)}"
+                )
+            if written.state == "failed" and trained_steps(path) >= max_steps:
+                return Status("finished")  # killed after publishing its model, before recording that
+            return Status(written.state, written.why)
+    files = [storage.join(path, name) for name in ("metrics.jsonl", OWNER, IDENTITY)]
+    age = min([_age(file) for file in files if storage.exists(file)], default=float("inf"))
     if storage.exists(storage.join(path, RAY_FOLDER)) and age < hang_timeout * 60:
         return Status("running")
-    trained = max(last_step, RunFolder(path, "", "", {}).trained_steps)
-    if trained >= max_steps:
+    if max(last_step, trained_steps(path)) >= max_steps:
         return Status("finished")
-    if storage.exists(storage.join(path, "model")):  # published where a run leaves of its own accord
+    if storage.exists(storage.join(path, "model")):  # a run publishes its model when it stops in good order
         return Status("stopped", f"before step {max_steps:,}")
-    return Status("running") if age < _SILENT_S else Status("failed", "it ended without a word: killed, or crashed")
-
-
-def _of_record(state: State, why: str, age: float) -> Status:
-    if state != "running" or age < _SILENT_S:
-        return Status(state, why)
-    return Status("failed", f"its driver was killed or lost: no sign of it for {_span(age)}")
+    return Status("running") if age < _SILENT_S else Status("failed", "it ended without a record: killed, or crashed")
 
 
 def _age(path: str) -> float:
@@ -182,7 +175,7 @@ class Published:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run lives and who it is: `id` is drawn once, `identity` is what its science depends on."""
+    """A run's folder: `id` is drawn once, `identity` is all that changes the run's results."""
 
     path: str
     name: str
@@ -207,9 +200,8 @@ class RunFolder:
 
     @property
     def trained_steps(self) -> int:
-        """How far the run had come when it published its model folder; 0 when it has none."""
-        record = storage.join(self.model, PUBLISHED)
-        return read_record(record, Published).trained_steps if storage.exists(record) else 0
+        """Steps of training behind the published model folder; 0 when there is none."""
+        return trained_steps(self.path)
 
     def publish(self, step: int, trained_steps: int) -> str:
         """Copy the model of checkpoint `step` to the model folder, whole or not at all; the checkpoint's name."""
@@ -226,6 +218,12 @@ class RunFolder:
         return name
 
 
+def trained_steps(path: str) -> int:
+    """Return the steps that the run at `path` had trained when it published its model folder; 0 when it has none."""
+    record = storage.join(path, "model", PUBLISHED)
+    return read_record(record, Published).trained_steps if storage.exists(record) else 0
+
+
 def folder_name(step: int) -> str:
     """checkpoint-000500 for step 500."""
     return f"checkpoint-{step:06d}"
@@ -238,7 +236,7 @@ def step_of(name: str) -> int | None:
 
 
 def default_name(recipe_path: str, identity: dict[str, Any]) -> str:
-    """The recipe file's name and a short hash of what changes the science."""
+    """Return the recipe file's name and a short hash of the run identity."""
     stem = recipe_path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
     return f"{stem}-{loading.short_hash(identity)}"
 

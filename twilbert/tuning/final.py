@@ -10,7 +10,7 @@ from twilbert.cluster.ray_errors import user_errors
 from twilbert.finetuning.page import score_with_spread
 from twilbert.finetuning.run import RESULTS, Prepared, read_results, score_and_write
 from twilbert.finetuning.train import Outcome
-from twilbert.recipe import finetuning
+from twilbert.recipe import loading
 from twilbert.tasks.checks import Findings
 from twilbert.tasks.task import Task
 from twilbert.tuning import records
@@ -74,5 +74,5 @@ def _score(
     base, data = shared.get()
     recipe = place.take(best.recipe)
     outcomes: list[Outcome] = [records.outcome(best), *ray.get(extra)]
-    storage.write_bytes_atomic(storage.join(folder, "recipe.yaml"), finetuning.dump(best.recipe).encode())
+    storage.write_bytes_atomic(storage.join(folder, "recipe.yaml"), loading.dump(best.recipe).encode())
     return score_and_write(Prepared(task, findings, base, data), recipe, folder, outcomes)
