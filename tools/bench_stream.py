@@ -110,7 +110,7 @@ def measure(encoded: EncodedCorpus, args: argparse.Namespace) -> dict:
         encoded, "train", args.batch, args.world, args.tokens, args.lanes
     )
     masking = MaskingSettings(args.masking)
-    plan = StreamPlan(encoded, 0, args.batch, args.world, accumulation, masking, lanes=args.lanes)
+    plan = StreamPlan(encoded, 0, args.batch, args.world, accumulation, masking, reader_groups=args.lanes)
     consume(micro_batches(plan, 0, 0, 4))
     by_stage: list[dict[str, float]] = []
     plain: list[float] = []

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from twilbert.data.stream.partition import cut, pieces_needed
+from twilbert.data.stream.partition import balanced, pieces_needed
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.special_tokens import CLS, MASK, SEP
 
@@ -59,7 +59,7 @@ def _maskings(
     text = np.repeat(np.arange(len(text_lengths)), text_lengths)
     order = np.argsort(text_lengths[text], kind="stable")  # a text's maskings stay together
     lengths = text_lengths[text[order]] + SPECIAL_OF_TEXT
-    edges = cut(lengths, pieces_needed(lengths, batch_tokens))
+    edges = balanced(lengths, pieces_needed(lengths, batch_tokens))
     for start, stop in pairwise(edges.tolist()):
         tokens = order[start:stop]
         texts, row = np.unique(text[tokens], return_inverse=True)

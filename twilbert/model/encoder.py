@@ -5,8 +5,7 @@
 
 Letters: B samples, T positions (padded at the end), H hidden, E embedding, N heads, D channels of a head,
 M = B·T flat positions, or the real ones among them.
-Padding is never attended: attention is masked, but only in a batch that holds padding. In training on a CPU it is not
-computed either (packing.py).
+Attention is masked in a batch that holds padding. In training on a CPU padding is not computed either (packing.py).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from twilbert.model.packing import Packing, find_packing
 
 
 class Padding:
-    """Where a batch that holds padding has it: computed once, used by every layer."""
+    """The positions of a batch's padding, computed once for all layers."""
 
     def __init__(self, lengths_B: Tensor, positions: int, hidden_BTH: Tensor) -> None:
         device, dtype = hidden_BTH.device, hidden_BTH.dtype
@@ -37,14 +36,14 @@ class Padding:
 
     @property
     def real_M(self) -> Tensor:
-        """Flat indices (into B·T) of the real tokens."""
+        """Flat indices (into B·T) of the real tokens, int64 [M]."""
         if self._real_M is None:
             self._real_M = self.real_BT.reshape(-1).nonzero()[:, 0]
         return self._real_M
 
 
 def find_padding(lengths_B: Tensor | None, hidden_BTH: Tensor) -> Padding | None:
-    """The batch's padding, or None where every position is real (or no lengths are given)."""
+    """Return the batch's padding, or None where every position is real (or no lengths are given)."""
     positions = hidden_BTH.shape[1]
     if lengths_B is None or not bool((lengths_B < positions).any()):
         return None
@@ -77,9 +76,8 @@ class Embeddings(nn.Module):
         x_BTE = x_BTE + self.position(position_ids.long())
         x_BTH = x_BTE if self.projection is None else gelu(self.projection(x_BTE))
         if self.training and self.input_dropout > 0:
-            # Spatial: a channel goes for all positions of a sample at once.
-            keep_B1H = F.dropout(x_BTH.new_ones(x_BTH.shape[0], 1, x_BTH.shape[2]), self.input_dropout)
-            x_BTH = x_BTH * keep_B1H
+            # Spatial dropout: a channel is dropped at all positions of a sample at once.
+            x_BTH = x_BTH * F.dropout(x_BTH.new_ones(x_BTH.shape[0], 1, x_BTH.shape[2]), self.input_dropout)
         return x_BTH
 
 
@@ -120,7 +118,7 @@ class Attention(nn.Module):
 
 
 def _attend_sdpa(qkv_BT3ND: Tensor, bias_B11T: Tensor | None) -> Tensor:
-    """softmax(q·kᵀ/√D + bias)·v through the device's fused kernels → [B, T, N, D]."""
+    """Attention by the device's fused kernels → [B, T, N, D]."""
     q_BNTD, k_BNTD, v_BNTD = qkv_BT3ND.permute(2, 0, 3, 1, 4).unbind(0)
     b, n, t, _ = q_BNTD.shape
     mask = None if bias_B11T is None else bias_B11T.expand(b, n, t, t)
@@ -128,7 +126,7 @@ def _attend_sdpa(qkv_BT3ND: Tensor, bias_B11T: Tensor | None) -> Tensor:
 
 
 def _attend_matmul(qkv_BT3ND: Tensor, bias_B11T: Tensor | None) -> Tensor:
-    """The same with plain matrix products: on CPUs several times faster in bf16 than the fused kernel."""
+    """Attention by plain matrix products: on CPUs several times faster in bf16 than the fused kernel."""
     b, t, _, n, d = qkv_BT3ND.shape
     q_XTD, k_XTD, v_XTD = qkv_BT3ND.permute(2, 0, 3, 1, 4).reshape(3, b * n, t, d).unbind(0)  # X = B·N
     k_XDT = k_XTD.transpose(1, 2)
@@ -141,7 +139,7 @@ def _attend_matmul(qkv_BT3ND: Tensor, bias_B11T: Tensor | None) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """W2·gelu(W1·y + b1) + b2 with an inner width of 4H."""
+    """W2·gelu(W1·y + b1) + b2, of inner width 4H."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -154,11 +152,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """One post-norm layer; with `memory`, a product-key memory in the place of the feed-forward part.
-
-    `output_dropout` falls on the output of attention and of the feed-forward part, before each is added to its
-    input. The memory has its own dropouts instead of the second.
-    """
+    """One post-norm layer; `memory` replaces its feed-forward part by a product-key memory with its own dropouts."""
 
     def __init__(self, config: ModelConfig, *, memory: bool) -> None:
         super().__init__()
@@ -174,14 +168,14 @@ class EncoderBlock(nn.Module):
         attended_BTH = F.dropout(self.attention(x_BTH, padding), self.output_dropout, self.training)
         y_BTH = self.attention_norm(x_BTH + attended_BTH)
         if self.memory is not None:
-            return self.output_norm(y_BTH + _remember(self.memory, y_BTH, padding))
+            return self.output_norm(y_BTH + _read_memory(self.memory, y_BTH, padding))
         assert self.feed_forward is not None
         fed_BTH = F.dropout(self.feed_forward(y_BTH), self.output_dropout, self.training)
         return self.output_norm(y_BTH + fed_BTH)
 
 
-def _remember(memory: ProductKeyMemory, y_BTH: Tensor, padding: Padding | Packing | None) -> Tensor:
-    """The memory's output at real tokens, zero at padding, which it never sees: its statistics are of tokens."""
+def _read_memory(memory: ProductKeyMemory, y_BTH: Tensor, padding: Padding | Packing | None) -> Tensor:
+    """The memory's output at real tokens, zero at padding, which would distort its statistics."""
     if isinstance(padding, Packing):
         return padding.fill(memory(y_BTH[: padding.n_real]))
     y_MH = y_BTH.reshape(-1, y_BTH.shape[-1])
@@ -194,8 +188,7 @@ def _remember(memory: ProductKeyMemory, y_BTH: Tensor, padding: Padding | Packin
 class Encoder(nn.Module):
     """Token ids → hidden states.
 
-    Blocks are named by the layer that owns them: "0" … "L-1"; with cross-layer sharing one block serves all
-    layers without memory, under the number of the first of them.
+    Blocks are named by their layer, "0" … "L-1"; a shared block by the first layer that uses it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -214,10 +207,10 @@ class Encoder(nn.Module):
         lengths_B: Tensor | None = None,
         position_ids_BT: Tensor | None = None,
     ) -> Tensor:
-        """→ hidden states [B, T, H]; those at padding have no meaning.
+        """→ hidden states [B, T, H], undefined at padding. B may be 0.
 
-        `lengths_B` counts the real tokens of each sample (None: no padding); in host memory it costs a GPU no wait.
-        `position_ids_BT` replaces 0, 1, 2, …. B may be 0.
+        `lengths_B` counts the real tokens of each sample (None: no padding); in host memory it needs no synchronisation
+        with a GPU. `position_ids_BT` replaces 0, 1, 2, ….
         """
         x_BTH = self.embeddings(input_ids_BT, segment_ids_BT, position_ids_BT)
         packing = find_packing(lengths_B, x_BTH) if self.training else None

@@ -1,4 +1,4 @@
-"""Useful arithmetic of training: what the model's matrices ask, no padding, no attention scores, no recomputation."""
+"""Useful floating-point operations of training: the model's matrix products without padding, scores, recomputation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from twilbert.model.config import ModelConfig
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
-"""Dense bf16 peak in FLOP/s, as the makers' data sheets give it."""
+"""Dense bf16 peak in FLOP/s from the data sheets."""
 
 
 def useful_flops(config: ModelConfig, tokens: float, masked: float) -> float:
-    """Floating-point operations of forward and backward over `tokens` real and `masked` masked tokens.
+    """Return the floating-point operations of forward and backward over `tokens` real and `masked` masked tokens.
 
     6 per weight and token: 2 forward, 4 backward. A shared block counts once for every layer that calls it.
     """
@@ -26,7 +26,7 @@ def useful_flops(config: ModelConfig, tokens: float, masked: float) -> float:
 
 
 def device_peak(device: torch.device) -> float | None:
-    """The device's dense bf16 peak in FLOP/s; None where it is not known here."""
+    """Return the device's dense bf16 peak in FLOP/s; None where PEAK does not list it."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

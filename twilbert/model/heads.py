@@ -1,4 +1,4 @@
-"""The two pre-training objectives on top of the encoder: masked words and reply order.
+"""The two pre-training heads on top of the encoder: masked language model and reply order.
 
 Letters: B samples, T positions, H hidden, V vocabulary, K masked positions of the batch, R channels of the reply head.
 """
@@ -19,11 +19,11 @@ from twilbert.model.losses import token_cross_entropy
 from twilbert.model.special_tokens import MASK
 
 NO_LABEL = -100
-"""Reply-order label of a sample without a reply: it takes no part in that loss."""
+"""Reply-order label of a sample without a reply, which that loss ignores."""
 
 
 class MaskedLMHead(nn.Module):
-    """Hidden states → logits over the vocabulary; not tied to the embeddings."""
+    """A linear map from hidden states to logits over the vocabulary, not tied to the embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _HiddenLayer(nn.Module):
 
 
 class ReplyOrderHead(nn.Module):
-    """First token's hidden state → logits of (reply, tweet) and (tweet, reply), through `rop_n_hidden` layers."""
+    """`rop_n_hidden` layers from the first token's hidden state to logits of (reply, tweet) and (tweet, reply)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -73,20 +73,20 @@ class PretrainingOutput(NamedTuple):
     n_masked: Tensor
     n_rop: Tensor
     mlm_loss_sum_at_mask: Tensor
-    """Without gradient: the loss where the input token is [MASK], not a random or a kept one."""
+    """The loss where the input token is [MASK], not a random or the original one; without gradient."""
     mlm_correct_at_mask: Tensor
     n_at_mask: Tensor
 
 
 class Scores(NamedTuple):
-    """What a model makes of a batch, position by position and sample by sample; no gradients."""
+    """Scores of a batch by position and sample, without gradients."""
 
     mlm_nll_K: Tensor
     """Negative log-likelihood of the true token in nats, fp32."""
     mlm_prediction_K: Tensor
     """Most likely token id."""
     at_mask_K: Tensor
-    """Whether the input token there was [MASK] (and not a random or a kept one)."""
+    """Whether the input token there was [MASK], not a random or the original one."""
     rop_log_probs_B2: Tensor | None
     """Log-probabilities of (reply, tweet) and (tweet, reply), fp32; None for a model without that head."""
 
@@ -94,8 +94,8 @@ class Scores(NamedTuple):
 class PretrainingModel(nn.Module):
     """Encoder, masked-LM head at masked positions only, and reply-order head.
 
-    Every call uses every parameter, on no samples and no masked positions too, so that each of them gets a gradient on
-    every worker. Each parameter is read by the forward of the module that holds it, as ZeRO 3 needs.
+    Every call uses every parameter, even on no samples, so that each gets a gradient on every worker. Each is read in
+    the forward of its own module, as ZeRO 3 needs.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -115,7 +115,7 @@ class PretrainingModel(nn.Module):
         rop_labels: Tensor,
         position_ids: Tensor | None = None,
     ) -> PretrainingOutput:
-        """Loss and accuracy sums of one micro-batch.
+        """Return the loss and accuracy sums of one micro-batch.
 
         input_ids, segment_ids [B, T], padded at the end; lengths [B], real tokens (None: no padding); masked_index [K],
         flat into B·T; masked_labels [K], true ids there; rop_labels [B]: 1 (tweet, reply), 0 (reply, tweet), -100 where
@@ -149,9 +149,9 @@ class PretrainingModel(nn.Module):
         masked_labels: Tensor,
         position_ids: Tensor | None = None,
     ) -> Scores:
-        """The batch's scores one by one; arguments as in `forward`. Call `eval()` first for scores without dropout.
+        """Return the batch's scores one by one; arguments as in `forward`. Not for ZeRO 3: call the engine there.
 
-        For a model that one device holds; under ZeRO 3 call the engine, whose sums do for held-out losses.
+        Call `eval()` first for scores without dropout.
         """
         mlm_KV, rop_B2 = self._logits(input_ids, segment_ids, lengths, masked_index, position_ids)
         return Scores(
@@ -185,7 +185,7 @@ def _tokens_at(input_ids_BT: Tensor, index_K: Tensor) -> Tensor:
 
 
 def _reply_order_sums(logits_B2: Tensor | None, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss sum, correct ones, samples with a reply, fp32; zeros for a model without that head."""
+    """Loss sum, correct predictions and samples with a reply, fp32; zeros for a model without that head."""
     if logits_B2 is None:
         zero = torch.zeros((), device=labels_B.device)
         return zero, zero, zero

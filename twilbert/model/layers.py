@@ -1,4 +1,4 @@
-"""Pieces that the encoder and the heads share: initialised linear maps, norms, and table look-ups.
+"""Layers of the encoder and the heads: initialised linear maps, norms, and embedding tables.
 
 Letters: n flat positions, V rows of a table, H channels, K bags.
 """
@@ -16,7 +16,7 @@ def truncated_normal_(tensor: Tensor, std: float) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh form of gelu (Hendrycks and Gimpel 2016), which the released weights were trained with."""
+    """Apply the tanh form of gelu (Hendrycks and Gimpel 2016), as the released weights were trained with."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -41,11 +41,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 class _TableGradient(torch.autograd.Function):
-    """Hands `read` on unchanged and gives `table` the gradient of having been read.
+    """The identity on `read`, with the gradient of the look-up for `table`.
 
-    Torch's own CPU kernels add up a dense table gradient in the table's type: in bf16 the sum of a row that was read
-    over 256 times stops growing. Here the rows that read one entry are summed by the forward kernel of embedding_bag,
-    which keeps fp32 sums, and each sum is rounded once.
+    Torch's own CPU kernels sum a dense table gradient in the table's type: in bf16 the sum of a row that was read over
+    256 times stops growing. Here the forward kernel of embedding_bag, which keeps fp32 sums, adds up the rows that read
+    one entry, and each sum is rounded once.
     """
 
     @staticmethod
@@ -77,7 +77,7 @@ class _TableGradient(torch.autograd.Function):
 
 
 class Table(nn.Module):
-    """Rows of learned numbers, read by index; the gradient is dense, and its sums are fp32 on every device."""
+    """An embedding table whose dense gradient is summed in fp32 on every device."""
 
     def __init__(self, rows: int, width: int, std: float) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Table(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the rows anew."""
+        """Draw the rows again."""
         truncated_normal_(self.weight, self.std)
 
     def forward(self, indices: Tensor) -> Tensor:

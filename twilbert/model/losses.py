@@ -13,9 +13,9 @@ _ROWS_GPU = 512
 
 
 class _TokenCrossEntropy(torch.autograd.Function):
-    """-log softmax(logits)[label] per row. The gradient is written over the logits: they serve one backward.
+    """-log softmax(logits)[label] of each row; the backward overwrites the logits with their gradient.
 
-    Softmax and its sums are fp32 for logits of any type, some rows at a time; no fp32 copy of all of them exists.
+    Softmax and its sums are fp32 for logits of any type, a few rows at a time, so that no full fp32 copy exists.
     """
 
     @staticmethod
@@ -46,9 +46,8 @@ class _TokenCrossEntropy(torch.autograd.Function):
 
 
 def token_cross_entropy(logits_KV: Tensor, labels_K: Tensor) -> Tensor:
-    """Negative log-likelihood of each row's label in nats, fp32 [K]; K may be 0.
+    """Return the negative log-likelihood of each row's label in nats, fp32 [K]; K may be 0.
 
-    `backward` overwrites `logits_KV` (a second one raises), so pass logits that nothing else needs: the output of the
-    last linear map, not a leaf.
+    `backward` overwrites `logits_KV` (a second one raises): pass the output of a linear map that nothing else needs.
     """
     return _TokenCrossEntropy.apply(logits_KV, labels_K)

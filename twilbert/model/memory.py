@@ -10,8 +10,7 @@ U = S² values, Q = N·2·C query channels, E channels of a value.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -21,41 +20,38 @@ from torch import Tensor, nn
 from twilbert.model.config import ModelConfig
 from twilbert.model.layers import Linear, WeightedTable
 
+_MOMENTUM, _EPSILON = 0.1, 1e-5
+
 
 class _SumOverWorkers(torch.autograd.Function):
-    """Sum of a tensor over the workers of a process group; its gradient too, as every worker's loss uses the sum."""
+    """The sum of a tensor over all workers; its gradient is summed too, as every worker's loss uses the sum."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
+    def forward(ctx, x: Tensor) -> Tensor:
         total = x.clone()
-        dist.all_reduce(total, group=group)
+        dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         total = gradients[0].contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+        dist.all_reduce(total)
+        return total
 
 
 class QueryNorm(nn.Module):
-    """Batch normalisation of queries, its statistics taken over all tokens of all workers (Ioffe and Szegedy 2015).
+    """Batch normalisation of queries with statistics over all tokens of all workers (Ioffe and Szegedy 2015).
 
-    In training each micro-batch is normalised by its own statistics, summed over the workers of `process_group`
-    (None: the default group) when torch.distributed is initialised: all workers must then call it equally often, on no
-    tokens too. Running statistics stay as they are during a step, and take the step's up by
-    `update_running_statistics`, once; until then `eval` sees the old ones. They stay fp32 when the model is cast.
+    In training each micro-batch is normalised by its own statistics, summed over the workers when torch.distributed is
+    initialised: all workers must then call it equally often, on no tokens too. The running statistics, which `eval`
+    uses, change once a step, by `update_running_statistics`. They stay fp32 when the model is cast.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.momentum = momentum
-        self.eps = eps
-        self.process_group: Any = None
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
@@ -69,28 +65,28 @@ class QueryNorm(nn.Module):
             mean_Q, var_Q = self._batch_statistics(centred_MQ)
         else:
             mean_Q, var_Q = torch.zeros_like(self.running_mean), self.running_var
-        scale_Q = torch.rsqrt(var_Q + self.eps) * self.weight
+        scale_Q = torch.rsqrt(var_Q + _EPSILON) * self.weight
         return ((centred_MQ - mean_Q) * scale_Q + self.bias).to(x_MQ.dtype)
 
     def _batch_statistics(self, centred_MQ: Tensor) -> tuple[Tensor, Tensor]:
         sums_Q = (centred_MQ.sum(0), centred_MQ.square().sum(0))
         sums = torch.cat([*sums_Q, centred_MQ.new_tensor([centred_MQ.shape[0]])])
         if dist.is_available() and dist.is_initialized():
-            sums = _SumOverWorkers.apply(sums, self.process_group)
-        seen = sums.detach().double()
-        self._pending = seen if self._pending is None else self._pending + seen
+            sums = _SumOverWorkers.apply(sums)
+        total = sums.detach().double()
+        self._pending = total if self._pending is None else self._pending + total
         return _mean_and_variance(sums)
 
     def commit(self) -> None:
-        """Move the running statistics towards those of the forwards since the last commit."""
+        """Move the running statistics towards those of the micro-batches since the last commit."""
         if self._pending is not None and self._pending[-1] > 0:
             mean_Q, var_Q = _mean_and_variance(self._pending)
-            self.running_var.lerp_(var_Q.float(), self.momentum)
-            self.running_mean.add_(mean_Q.float(), alpha=self.momentum)  # mean_Q is relative to running_mean
+            self.running_var.lerp_(var_Q.float(), _MOMENTUM)
+            self.running_mean.add_(mean_Q.float(), alpha=_MOMENTUM)  # mean_Q is relative to running_mean
         self._pending = None
 
     def discard(self) -> None:
-        """Forget the forwards since the last commit."""
+        """Forget the micro-batches since the last commit."""
         self._pending = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QueryNorm:
@@ -111,9 +107,9 @@ def _mean_and_variance(sums: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def candidate_pairs(knn: int) -> tuple[Tensor, Tensor]:
-    """Index pairs (i, j) into two descending lists that can hold one of the knn largest sums: (i+1)(j+1) ≤ knn.
+    """Return the index pairs (i, j) into two descending lists that can be among the knn largest sums.
 
-    Any other pair has at least knn pairs that are no smaller. 119 instead of 1,024 for knn = 32.
+    These are (i+1)(j+1) ≤ knn: any other pair has at least knn pairs that are no smaller. 119 for knn = 32.
     """
     pairs = torch.tensor([(i, j) for i in range(knn) for j in range(knn // (i + 1))])
     return pairs[:, 0], pairs[:, 1]
@@ -125,8 +121,6 @@ class ProductKeyMemory(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         pkm, hidden, std = config.pkm_params, config.hidden_size, config.initializer_range
-        assert pkm.k_dim % 2 == 0, "k_dim must be even: half a query for each set of keys"
-        assert pkm.knn <= pkm.memory_size, "knn must be at most memory_size"
         self.params = pkm
         queries = pkm.n_heads * pkm.k_dim
         self.query = Linear(hidden, queries, std)
@@ -174,18 +168,18 @@ class ProductKeyMemory(nn.Module):
         return (key1_NMK * pkm.memory_size + key2_NMK).transpose(0, 1), score_NMK.transpose(0, 1)
 
     def start_usage(self) -> None:
-        """From here on, add up the weight each value is read with, over this worker's tokens, in `usage_U` [S²]."""
+        """Start to add up the weight each value is read with, over this worker's tokens, in `usage_U` [S²]."""
         self.usage_U = torch.zeros(self.params.memory_size**2, device=self.keys.device)
 
     def stop_usage(self) -> Tensor:
-        """The weights added up since `start_usage`; add them over the workers before `usage_statistics`."""
+        """Return the weights added up since `start_usage`; sum them over the workers before `usage_statistics`."""
         assert self.usage_U is not None, "start_usage was not called"
         usage_U, self.usage_U = self.usage_U, None
         return usage_U
 
 
 def usage_statistics(usage_U: Tensor) -> dict[str, float]:
-    """How evenly a memory is read (Lample et al. 2019, section 4.5), from the weight each value was read with.
+    """Return how evenly a memory is read (Lample et al. 2019, section 4.5), from the weight of each value.
 
     "used": fraction of the values read at all; "kl": Kullback-Leibler divergence in nats of the reading from an even
     one, 0 to log U; "entropy": that of the reading in nats, log U minus "kl".
@@ -199,20 +193,20 @@ def usage_statistics(usage_U: Tensor) -> dict[str, float]:
     return {"used": used, "entropy": entropy, "kl": math.log(usage_U.numel()) - entropy}
 
 
-def memories(model: nn.Module) -> Iterator[tuple[str, ProductKeyMemory]]:
-    """The product-key memories of a model, with their names."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, ProductKeyMemory))
+def memories(model: nn.Module) -> list[ProductKeyMemory]:
+    """Return the product-key memories of a model, in order of layers."""
+    return [module for module in model.modules() if isinstance(module, ProductKeyMemory)]
 
 
 def update_running_statistics(model: nn.Module) -> None:
-    """After an optimiser step, on all workers: query norms take up the statistics of the step's micro-batches."""
-    for module in model.modules():
-        if isinstance(module, QueryNorm):
-            module.commit()
+    """Add the statistics of a step's micro-batches to every query norm's, after the step, on all workers."""
+    for memory in memories(model):
+        if memory.query_norm is not None:
+            memory.query_norm.commit()
 
 
 def discard_running_statistics(model: nn.Module) -> None:
-    """After a skipped step, on all workers: every query norm forgets the statistics of its micro-batches."""
-    for module in model.modules():
-        if isinstance(module, QueryNorm):
-            module.discard()
+    """Forget the statistics of the micro-batches of a skipped step, on all workers."""
+    for memory in memories(model):
+        if memory.query_norm is not None:
+            memory.query_norm.discard()

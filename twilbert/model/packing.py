@@ -4,8 +4,7 @@
                           └ group ─▶ [n, t] per group of like lengths ─ attention ─ ungroup ┘
 
 Letters: B samples, T positions, M packed rows (the real tokens, and up to 63 empty rows), P rows of all groups,
-n samples of a group, t its positions. Between the two, which samples share a micro-batch costs nothing: only
-attention sees padding, less than 8 positions a sample.
+n samples of a group, t its positions. Only attention computes padding, less than 8 positions a sample.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ LEAST_SHARE = 0.04  # of padding that is worth the copies
 
 
 class _Rows(NamedTuple):
-    """Rows to read: row `index[i]`, or an empty one where `i` is in `blank`."""
+    """Row numbers to gather: `index[i]`, or an empty row where `i` is in `blank`."""
 
     index: Tensor
     blank: Tensor
@@ -34,7 +33,7 @@ class _Rows(NamedTuple):
 
 
 class _Rearrange(torch.autograd.Function):
-    """Rows in another order. The way back is a gather too: torch's own is a scatter, row by row on a CPU."""
+    """A gather whose backward is a gather too: torch's own is a scatter, row by row on a CPU."""
 
     @staticmethod
     def forward(ctx, x: Tensor, there: _Rows, back: _Rows) -> Tensor:
@@ -57,7 +56,7 @@ class Group(NamedTuple):
 
 
 class Packing:
-    """Where the real tokens of a padded batch go. Computed once, used by every layer."""
+    """The positions of a padded batch's real tokens in the packed rows, computed once for all layers."""
 
     def __init__(self, lengths_B: Tensor, positions: int, dtype: torch.dtype) -> None:
         lengths = lengths_B.tolist()
@@ -102,21 +101,21 @@ class Packing:
         return _Rearrange.apply(x_PH, self._ungrouped, self._grouped)
 
     def fill(self, x_mH: Tensor) -> Tensor:
-        """The real rows alone → [M, H]."""
+        """[real tokens, H] → [M, H]."""
         return F.pad(x_mH, (0, 0, 0, self._rows - self.n_real))
 
 
 def _both_ways(row_of: Tensor, rows: int) -> tuple[_Rows, _Rows]:
-    """(that reads row_of[i], or nothing at -1; that brings what was read back to its row of `rows`)."""
-    taken = row_of >= 0
-    place = torch.full((rows,), -1)
-    place[row_of[taken]] = taken.nonzero()[:, 0]
-    there = _Rows(row_of.clamp(min=0), (~taken).nonzero()[:, 0])
-    return there, _Rows(place.clamp(min=0), (place < 0).nonzero()[:, 0])
+    """The gather of row_of[i], an empty row at -1, and its inverse back to `rows` rows."""
+    gathered = row_of >= 0
+    inverse = torch.full((rows,), -1)
+    inverse[row_of[gathered]] = gathered.nonzero()[:, 0]
+    there = _Rows(row_of.clamp(min=0), (~gathered).nonzero()[:, 0])
+    return there, _Rows(inverse.clamp(min=0), (inverse < 0).nonzero()[:, 0])
 
 
 def find_packing(lengths_B: Tensor | None, x_BTH: Tensor) -> Packing | None:
-    """The packing of a batch on a CPU that holds enough padding to be worth it."""
+    """Return the packing of a batch on a CPU; None without enough padding to be worth the copies."""
     if lengths_B is None or x_BTH.is_cuda:
         return None
     positions = x_BTH.shape[0] * x_BTH.shape[1]

@@ -1,11 +1,11 @@
-"""Losses of fine-tuning: cross-entropies, errors of numbers, and losses that approximate the metrics.
+"""Losses of fine-tuning: cross-entropies, regression errors, and losses that approximate the metrics.
 
 Letters: B samples, C labels. The approximating losses replace counts by sums of probabilities: tp_C = Σ_B y·p,
 fp_C = Σ_B (1-y)·p, fn_C = Σ_B y·(1-p), so that precision, recall and F1 have a gradient (Pastor-Pellicer et al. 2013,
-equation 6, for F1). They are the original's, over the samples of one batch; its Jaccard loss divided by a constant 16,
-here by B.
+equation 6, for F1). They are the original's, over the samples of one batch, except that its Jaccard loss divided by a
+constant 16 instead of B.
 
-A user's own loss is a function (logits_BC, targets) -> scalar or [B], as those in `LOSSES` after `build`.
+A user's own loss is a function (logits_BC, targets) -> scalar or [B], as those that `build` returns.
 """
 
 from __future__ import annotations
@@ -32,12 +32,22 @@ def _ratio(tp: Tensor, wrong: Tensor) -> Tensor:
     return tp / (tp + wrong + EPSILON) + EPSILON
 
 
+def _precision_C(y_BC: Tensor, p_BC: Tensor) -> Tensor:
+    tp, fp, _ = _counts(y_BC, p_BC)
+    return _ratio(tp, fp)
+
+
+def _recall_C(y_BC: Tensor, p_BC: Tensor) -> Tensor:
+    tp, _, fn = _counts(y_BC, p_BC)
+    return _ratio(tp, fn)
+
+
 def _f(precision: Tensor, recall: Tensor, beta: float) -> Tensor:
     return (1 + beta**2) * precision * recall / (beta**2 * precision + recall)
 
 
 def binary_f1(y_BC: Tensor, p_BC: Tensor, beta: float = 1.0) -> Tensor:
-    """-F of all cells taken together."""
+    """-F of all cells together."""
     return -(1 + beta**2) * (y_BC * p_BC).sum() / (p_BC + beta**2 * y_BC).sum().clamp_min(EPSILON)
 
 
@@ -48,8 +58,7 @@ def macro_f1(y_BC: Tensor, p_BC: Tensor, beta: float = 1.0) -> Tensor:
 
 def f_of_labels(y_BC: Tensor, p_BC: Tensor, beta: float = 1.0) -> Tensor:
     """Soft F of each label, [C]."""
-    tp, fp, fn = _counts(y_BC, p_BC)
-    return _f(_ratio(tp, fp), _ratio(tp, fn), beta)
+    return _f(_precision_C(y_BC, p_BC), _recall_C(y_BC, p_BC), beta)
 
 
 def f1_per_class(y_BC: Tensor, p_BC: Tensor, beta: float = 1.0) -> Tensor:
@@ -59,8 +68,7 @@ def f1_per_class(y_BC: Tensor, p_BC: Tensor, beta: float = 1.0) -> Tensor:
 
 def f1_macro(y_BC: Tensor, p_BC: Tensor, beta: float = 1.0) -> Tensor:
     """-F of macro precision and macro recall."""
-    tp, fp, fn = _counts(y_BC, p_BC)
-    return -_f(_ratio(tp, fp).mean(), _ratio(tp, fn).mean(), beta)
+    return -_f(_precision_C(y_BC, p_BC).mean(), _recall_C(y_BC, p_BC).mean(), beta)
 
 
 def micro_f1(y_BC: Tensor, p_BC: Tensor, beta: float = 1.0) -> Tensor:
@@ -71,46 +79,41 @@ def micro_f1(y_BC: Tensor, p_BC: Tensor, beta: float = 1.0) -> Tensor:
 
 def macro_precision(y_BC: Tensor, p_BC: Tensor) -> Tensor:
     """-mean over labels of precision."""
-    tp, fp, _ = _counts(y_BC, p_BC)
-    return -_ratio(tp, fp).mean()
+    return -_precision_C(y_BC, p_BC).mean()
 
 
 def macro_recall(y_BC: Tensor, p_BC: Tensor) -> Tensor:
     """-mean over labels of recall."""
-    tp, _, fn = _counts(y_BC, p_BC)
-    return -_ratio(tp, fn).mean()
+    return -_recall_C(y_BC, p_BC).mean()
 
 
 def micro_precision(y_BC: Tensor, p_BC: Tensor) -> Tensor:
-    """-precision of all cells taken together."""
-    tp, fp, _ = _counts(y_BC, p_BC)
-    return -_ratio(tp.sum(), fp.sum())
+    """-precision of all cells together."""
+    tp, fp, _ = (count.sum() for count in _counts(y_BC, p_BC))
+    return -_ratio(tp, fp)
 
 
 def micro_recall(y_BC: Tensor, p_BC: Tensor) -> Tensor:
-    """-recall of all cells taken together."""
-    tp, _, fn = _counts(y_BC, p_BC)
-    return -_ratio(tp.sum(), fn.sum())
+    """-recall of all cells together."""
+    tp, _, fn = (count.sum() for count in _counts(y_BC, p_BC))
+    return -_ratio(tp, fn)
 
 
 def precision_per_class(y_BC: Tensor, p_BC: Tensor) -> Tensor:
     """-precision of each sample's own labels, [B]."""
-    tp, fp, _ = _counts(y_BC, p_BC)
-    return -(y_BC * _ratio(tp, fp)).sum(1)
+    return -(y_BC * _precision_C(y_BC, p_BC)).sum(1)
 
 
 def recall_per_class(y_BC: Tensor, p_BC: Tensor) -> Tensor:
     """-recall of each sample's own labels, [B]."""
-    tp, _, fn = _counts(y_BC, p_BC)
-    return -(y_BC * _ratio(tp, fn)).sum(1)
+    return -(y_BC * _recall_C(y_BC, p_BC)).sum(1)
 
 
 def jaccard(y_BC: Tensor, p_BC: Tensor) -> Tensor:
-    """-mean over samples of soft intersection over soft union; of sets of labels.
+    """-mean over samples of soft intersection over soft union of label sets.
 
-    Not for one label of C: there it is -p / (2 - p) of the true label's probability p, convex, so that from knowing
-    nothing (p = 1/C: -1/(2C - 1)) any constant answer is an improvement (-1/C), and at a constant answer it has no
-    gradient. Trainings end there.
+    Not for single labels: there it is -p / (2 - p) of the true label's probability p; any constant answer (-1/C) is better
+    than p = 1/C (-1/(2C - 1)) and has no gradient, so trainings end there.
     """
     both_B = (y_BC * p_BC).sum(1)
     either_B = torch.where(p_BC > y_BC, p_BC, y_BC).sum(1)  # at a tie the union does not pull on p, as in TensorFlow
@@ -152,12 +155,12 @@ _WEIGHTED = {  # losses with a part for each sample's label, which a weight can 
 
 
 def default_loss(problem: str) -> str:
-    """The usual loss of a problem."""
+    """Return the default loss of a problem."""
     return {SINGLE: "cross_entropy", MULTI: "binary_cross_entropy", REGRESSION: "mse"}[problem]
 
 
 def loss_faults(name: str, problem: str, weighted: bool, label_smoothing: float, beta: float = 1.0) -> list[str]:
-    """What is wrong with a loss and its settings, each with the remedy."""
+    """List the faults of a loss and its settings, each with the remedy."""
     if name not in LOSSES:
         return [f"loss: {name!r} is not known; use {', '.join(LOSSES)}, or package.module:function"]
     faults = []
@@ -182,11 +185,11 @@ def build(
     label_smoothing: float = 0.0,
     beta: float = 1.0,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function (logits_BC, targets) -> fp32 scalar, the mean over samples.
+    """Return a function (logits_BC, targets) -> fp32 scalar, the mean over samples.
 
-    Targets: label numbers [B] (single label), flags [B, C] (multi-label), numbers [B] or [B, 1] (regression). Weights
-    multiply a sample's loss by its label's weight, without dividing by their sum, as in Keras; in multi-label tasks
-    they multiply each label's positive flags. UsageError that lists every fault of the settings.
+    Targets: label numbers [B] (single label), flags [B, C] (multi-label), numbers [B] or [B, 1] (regression). A weight
+    multiplies the loss of its label's samples (in multi-label tasks, of its positive flags), without division by the sum
+    of weights, as in Keras. UsageError that lists every fault of the settings.
     """
     faults = loss_faults(name, problem, class_weights is not None, label_smoothing, beta)
     if faults:
@@ -209,7 +212,7 @@ def build(
 
 
 def _targets_and_values(logits_BC: Tensor, targets: Tensor, problem: str) -> tuple[Tensor, Tensor]:
-    """Targets as a matrix [B, C], and what is compared with them: probabilities, or numbers."""
+    """Targets [B, C] and the probabilities or numbers [B, C] to compare with them."""
     if problem == SINGLE:
         return F.one_hot(targets, logits_BC.shape[1]).to(logits_BC.dtype), logits_BC.softmax(-1)
     y_BC = targets.reshape(logits_BC.shape).to(logits_BC.dtype)
@@ -226,7 +229,7 @@ def _binary_cross_entropy(logits_BC: Tensor, y_BC: Tensor, weights_C: Tensor | N
 
 
 def auto_weights(targets: Tensor, n_labels: int, problem: str) -> Tensor:
-    """Class weights [C] from training targets: rarer labels weigh more.
+    """Return class weights [C] from training targets: rarer labels weigh more.
 
     Single label: rows of the most frequent label over rows of this one (the original's `auto`). Multi-label: rows
     without over rows with the label, at least 1 (the original ignored `auto` there). A label without rows has weight 1.

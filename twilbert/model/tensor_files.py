@@ -1,4 +1,4 @@
-"""Weights from files of any origin (safetensors): compared by their header before a number is read, then all finite."""
+"""Read weights from safetensors files of any origin: names and shapes are checked first, then that all are finite."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from twilbert import storage
 from twilbert.errors import TwilbertError
 
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-"""The number formats that weights may have, and their bytes."""
+"""Bytes of the number formats that weights may have."""
 _OTHERS = {"I64": 8, "I32": 4, "BOOL": 1}
-"""What encoders of other programs keep beside weights: positions, masks."""
+"""Number formats that third-party encoders store beside weights: positions, masks."""
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 def read_header(file: str) -> dict[str, dict[str, Any]]:
-    """What a safetensors file says of its tensors: name → dtype, shape, data_offsets; and `__metadata__`.
+    """Return a safetensors file's header: name → dtype, shape, data_offsets; and `__metadata__`.
 
-    TwilbertError where it is no such file, or is cut short.
+    TwilbertError where the file is another kind or truncated.
     """
     system, inner = storage.filesystem(file)
     try:
@@ -45,9 +45,9 @@ def read_header(file: str) -> dict[str, dict[str, Any]]:
 
 
 def shapes_of(file: str, *, foreign: bool = False) -> dict[str, tuple[int, ...]]:
-    """The tensors that a file holds, from its header; TwilbertError where they are no weights, or are not all there.
+    """Return the shapes of a file's tensors; TwilbertError where they are no weights or the file is truncated.
 
-    `foreign`: an encoder's of another program, which may hold whole numbers too.
+    `foreign`: a third-party encoder's file, which may hold whole numbers too.
     """
     header = read_header(file)
     header.pop("__metadata__", None)
@@ -72,10 +72,9 @@ def shapes_of(file: str, *, foreign: bool = False) -> dict[str, tuple[int, ...]]
 
 
 def read_weights(file: str, model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `model` from a file, in the file's number format; `model` may be without numbers (meta).
+    """Return the state dict of `model` from a file, in the file's number format; `model` may be on the meta device.
 
-    TwilbertError, before any number is read, for the first tensor that is missing, unknown or of another shape; then
-    for one that holds numbers that are not finite.
+    TwilbertError for the first tensor that is missing, unknown, of another shape, or not finite.
     """
     check_shapes(file, model, shapes_of(file))
     try:

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 from twilbert.data.stream.masking import span_budget
-from twilbert.data.stream.partition import cut_for
+from twilbert.data.stream.partition import partitioner
 from twilbert.data.stream.stream import least_accumulation, typical_steps
 from twilbert.errors import UsageError
 from twilbert.model.packing import LEAST_SHARE, LENGTH_STEP, ROW_STEP
@@ -115,7 +115,7 @@ def workload(
     accumulation = least_accumulation(readers, steps, limit)
     pieces: list[Piece] = []
     for step in steps:
-        edges = cut_for(readers)(step, readers * accumulation)
+        edges = partitioner(readers)(step, readers * accumulation)
         masked = span_budget(np.maximum(step - _SPECIAL, 1), recipe.objective.masked_lm.budget)
         for first, end in itertools.pairwise(edges.tolist()):
             if end > first:

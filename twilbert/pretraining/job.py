@@ -37,5 +37,5 @@ class Job:
             world_size=world_size,
             accumulation=accumulation,
             masking=masking,
-            lanes=recipe.corpus.lanes,
+            reader_groups=recipe.corpus.lanes,
         )

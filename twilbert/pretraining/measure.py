@@ -51,7 +51,7 @@ def evaluate_held_out(
 
     `batches`: this worker's share.
     """
-    layers = [memory for _, memory in memories(engine.module)]
+    layers = memories(engine.module)
     for memory in layers:
         memory.start_usage()
     engine.eval()

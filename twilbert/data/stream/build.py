@@ -1,10 +1,9 @@
-"""From an item of the plan to one worker's micro-batches: read, shuffle, sort, cut, lay out, mask.
+"""Build a worker's micro-batches of one item of the plan: read, shuffle, sort, partition, lay out, mask.
 
-    windows ─ read ─▶ rows ─ shuffle ─▶ samples [S steps, G] ─ sort by length, cut ─▶ pieces ─ own ─▶ micro-batches
+    windows ─ read ─▶ rows ─ shuffle ─▶ samples [S steps, G] ─ sort by length, partition ─▶ micro-batches ─ mask ─▶
 
-All workers order and cut all samples, from counts alone, and come to the same pieces; only a worker's own are laid out
-and masked. With several lanes a worker orders and cuts its own lanes' samples together, and all pieces are its own.
-Whole runs of steps are built at once: the cost of a numpy call is paid a run, not a step.
+Workers that share a reader group all order and partition its samples, from counts alone and so alike; each lays out
+and masks its own micro-batches only. Whole runs of steps are built at once: a numpy call costs once a run, not a step.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from twilbert.data.stream.masking import (
 )
 from twilbert.data.stream.micro_batch import UNKNOWN, VALUES, Packed
 from twilbert.data.stream.order import Item, StreamPlan, Window
-from twilbert.data.stream.partition import cut_for
+from twilbert.data.stream.partition import partitioner
 from twilbert.data.stream.randomness import Purpose, bits, key
 from twilbert.data.stream.rows import Rows
 
@@ -37,41 +36,44 @@ _RUN_TOKENS = 2**18  # tokens laid out and masked at once: large for numpy, smal
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """The samples of S consecutive steps that a worker reads, G or its lanes' share of them, int64 [S, G].
+    """The samples of S steps that a worker reads, int64 [S, G]; each step sorted by length, then sample id and epoch.
 
-    Each step is sorted by length, then sample id, then epoch.
+    G is the global batch size, or the worker's reader groups' share of it.
     """
 
     rows: Rows
     row: np.ndarray  # index into `rows`
     direction: np.ndarray
     epoch: np.ndarray
-    length: np.ndarray  # tokens, special ones counted
+    length: np.ndarray  # tokens, special ones included
 
 
 def build(plan: StreamPlan, rank: int, item: Item) -> Iterator[Packed]:
-    """Worker `rank`'s micro-batches of the item's steps in order, in runs of whole steps."""
+    """Yield worker `rank`'s micro-batches of the item's steps in order, in runs of whole steps."""
     steps = read_steps(plan, item)
-    n_masked, n_rop = step_masked(steps, plan.masking), (steps.rows.reply_len > 0)[steps.row].sum(axis=1)
-    if len(item.lanes) < plan.lanes:
-        n_masked = n_rop = np.full(len(steps.row), UNKNOWN)
-    tokens_a_step = int(steps.length.sum()) // (len(steps.row) * plan.sharers) + 1
+    n_steps = len(steps.row)
+    n_masked = n_rop = np.full(n_steps, UNKNOWN)
+    if len(item.windows) == plan.reader_groups:
+        n_rop = (steps.rows.reply_len > 0)[steps.row].sum(axis=1)
+        if plan.masking.kind == "span":
+            n_masked = span_budget(steps.rows.maskable, plan.masking.budget)[steps.row].sum(axis=1)
+    tokens_a_step = int(steps.length.sum()) // (n_steps * plan.readers) + 1
     run = max(1, _RUN_TOKENS // tokens_a_step)
-    for at in range(0, len(steps.row), run):
+    for at in range(0, n_steps, run):
         part = slice(at, at + run)
         yield _build_run(plan, rank, item.first_step + at, steps, part, n_masked[part], n_rop[part])
 
 
 def read_steps(plan: StreamPlan, item: Item) -> Steps:
     """Read the item's windows and deal their shuffled samples to its steps."""
-    size = plan.global_batch_size // plan.lanes
-    parts, lanes = [], []
+    size = plan.global_batch_size // plan.reader_groups
+    parts, groups = [], []
     first_row = 0
-    for windows in item.lanes:
+    for windows in item.windows:
         row, direction, epoch = [], [], []
         for window in windows:
             rows = rows_of.read_rows(plan.encoded, plan.counts, window.row_groups)
-            window_row, window_direction = shuffled(plan.seed, window, rows)
+            window_row, window_direction = _shuffled(plan.seed, window, rows)
             begin = max(item.first_step * size, window.start) - window.start
             end = min(item.stop_step * size, window.stop) - window.start
             row.append(first_row + window_row[begin:end])
@@ -79,17 +81,16 @@ def read_steps(plan: StreamPlan, item: Item) -> Steps:
             epoch.append(np.full(end - begin, window.epoch))
             parts.append(rows)
             first_row += len(rows.number)
-        lanes.append([np.concatenate(x).reshape(-1, size) for x in (row, direction, epoch)])
+        groups.append([np.concatenate(x).reshape(-1, size) for x in (row, direction, epoch)])
     rows = rows_of.concatenate(parts)
-    row_SG, direction_SG, epoch_SG = (np.concatenate(x, axis=1) for x in zip(*lanes, strict=True))
+    row_SG, direction_SG, epoch_SG = (np.concatenate(x, axis=1) for x in zip(*groups, strict=True))
     length_SG = rows.lengths[row_SG]
     order_SG = np.lexsort((epoch_SG, 2 * rows.number[row_SG] + direction_SG, length_SG), axis=1)
-    sorted_ = (np.take_along_axis(x, order_SG, axis=1) for x in (row_SG, direction_SG, epoch_SG, length_SG))
-    return Steps(rows, *sorted_)
+    return Steps(rows, *(np.take_along_axis(x, order_SG, axis=1) for x in (row_SG, direction_SG, epoch_SG, length_SG)))
 
 
-def shuffled(seed: int, window: Window, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """The window's samples in the order of the stream: row (index into `rows`) and direction."""
+def _shuffled(seed: int, window: Window, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Row (index into `rows`) and direction of the window's samples in the order of the stream."""
     own = slice(window.skip, window.skip + window.stop - window.start)
     row, direction = (x[own] for x in rows.samples())
     sample_ids = 2 * rows.number[row] + direction
@@ -97,28 +98,16 @@ def shuffled(seed: int, window: Window, rows: Rows) -> tuple[np.ndarray, np.ndar
     return row[order], direction[order]
 
 
-def step_masked(steps: Steps, masking: MaskingSettings) -> np.ndarray:
-    """Masked tokens of each step over all workers, int64 [S]: from counts under span masking, else UNKNOWN."""
-    if masking.kind != "span":
-        return np.full(len(steps.row), UNKNOWN)
-    return span_budget(steps.rows.maskable, masking.budget)[steps.row].sum(axis=1)
-
-
-def cut_steps(plan: StreamPlan, length_SG: np.ndarray) -> np.ndarray:
-    """The edges of all pieces of each step among its sorted samples, int64 [S, pieces + 1]."""
-    cut = cut_for(plan.sharers)
-    return np.stack([cut(length, plan.sharers * plan.accumulation) for length in length_SG])
-
-
 def _build_run(
     plan: StreamPlan, rank: int, first_step: int, steps: Steps, part: slice, n_masked: np.ndarray, n_rop: np.ndarray
 ) -> Packed:
     length_SG = steps.length[part]
     n_steps, size = length_SG.shape
-    edges, turn = cut_steps(plan, length_SG), rank % plan.sharers
-    step_at = np.arange(n_steps)[:, None] * size
-    begin = (edges[:, turn : -1 : plan.sharers] + step_at).ravel()  # [S · accumulation]
-    end = (edges[:, turn + 1 :: plan.sharers] + step_at).ravel()
+    partition, n_pieces = partitioner(plan.readers), plan.readers * plan.accumulation
+    edges = np.stack([partition(length, n_pieces) for length in length_SG])  # [S, pieces + 1]
+    turn, step_at = rank % plan.readers, np.arange(n_steps)[:, None] * size
+    begin = (edges[:, turn : -1 : plan.readers] + step_at).ravel()  # [S · accumulation]
+    end = (edges[:, turn + 1 :: plan.readers] + step_at).ravel()
     own = ranges(begin, end - begin)
     step = first_step + np.arange(n_steps)
     each = np.repeat(np.arange(n_steps), plan.accumulation)
@@ -165,9 +154,8 @@ def pack(
     starts = np.repeat(token_edges[:-1], sizes) + in_batch * np.repeat(width, sizes)
 
     reply_first = direction == 1
-    orig_at, orig_len, reply_at, reply_len = (
-        x[row] for x in (rows.orig_at, rows.orig_len, rows.reply_at, rows.reply_len)
-    )
+    columns = (rows.orig_at, rows.orig_len, rows.reply_at, rows.reply_len)
+    orig_at, orig_len, reply_at, reply_len = (x[row] for x in columns)
     ids, segments = lay_out(
         rows.pool,
         np.where(reply_first, reply_at, orig_at),

@@ -1,8 +1,8 @@
-"""The two pre-training objectives as data: (tweet, reply) sequences in either order, and their masked tokens.
+"""Lay out (tweet, reply) sequences in either order and mask their tokens, many samples at once.
 
-Everything works on many samples at once, laid out in one flat array of token ids: sample i takes
-[starts[i], starts[i] + lengths[i]) of it, and what lies between samples is [PAD]. A sample is
-[CLS] first [SEP] second [SEP], or [CLS] first [SEP] for a single tweet; a position counts from its [CLS].
+Samples lie in one flat array of token ids: sample i takes [starts[i], starts[i] + lengths[i]) of it, with [PAD] between
+samples. A sample is [CLS] first [SEP] second [SEP], or [CLS] first [SEP] for a single tweet; positions count from
+its [CLS].
 
 Source: masked language model, Devlin et al. 2019 (BERT), section 3.1; spans, Joshi et al. 2020 (SpanBERT), with the
 TWilBERT original's lengths (P(n) ∝ 1/n) and per-token replacement; reply order, González et al. 2021 (TWilBERT).
@@ -48,7 +48,7 @@ class MaskingSettings:
 
 @dataclass(frozen=True)
 class Samples:
-    """Where each of n samples lies in a flat array of ids, and what its randomness is keyed by. All int64 [n]."""
+    """Positions of n samples in a flat array of ids, and the keys of their randomness. All int64 [n]."""
 
     starts: np.ndarray  # ascending
     lengths: np.ndarray
@@ -56,13 +56,13 @@ class Samples:
     ids: np.ndarray
 
     def keys(self, seed: int, purpose: Purpose) -> np.ndarray:
-        """The uint64 key of each sample for one purpose."""
+        """Return the uint64 key of each sample for one purpose."""
         return key(seed, purpose, self.epochs, self.ids)
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Ids after replacement (the shape and dtype given), and the chosen tokens: flat ascending index, original id."""
+    """Ids after replacement, and the masked tokens: ascending flat index and original id."""
 
     ids: np.ndarray
     index: np.ndarray  # int64 [K]
@@ -70,7 +70,7 @@ class Masked:
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0]+1, … (lengths[0] of them), then starts[1], …: one flat int64 array."""
+    """Concatenate the ranges [starts[i], starts[i] + lengths[i]) into one flat int64 array."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
@@ -81,8 +81,8 @@ def lay_out(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Write n samples into a flat array of `size` tokens, each from its position in `starts`, [PAD] elsewhere.
 
-    Sample i is made of pool[first[i] :][:first_len[i]] and pool[second[i] :][:second_len[i]]; second_len 0 means a
-    single tweet. Returns ids (uint16) and segments (uint8: 1 from after the first [SEP] to the last, else 0), [size].
+    Sample i consists of pool[first[i] :][:first_len[i]] and pool[second[i] :][:second_len[i]]; second_len 0 means a
+    single tweet. Returns ids (uint16 [size]) and segments (uint8 [size]: 1 after the first [SEP] to the last, else 0).
     """
     ids = np.zeros(size, np.uint16)
     segments = np.zeros(size, np.uint8)
@@ -102,32 +102,27 @@ def lay_out(
 
 
 def span_budget(maskable: np.ndarray, budget: float) -> np.ndarray:
-    """Tokens that span masking masks in a sample with `maskable` maskable ones: ceil(budget · maskable), int64."""
+    """Return the number of tokens that span masking masks: ceil(budget · maskable), int64."""
     return np.ceil(budget * maskable.astype(np.float64)).astype(np.int64)
 
 
 def mask_samples(ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings, vocab_size: int) -> Masked:
-    """Choose tokens of the samples in flat `ids` and replace them; the same for a sample wherever it lies."""
-    if settings.kind == "span":
-        chosen, _ = choose_spans(ids, samples, seed, settings)
-    else:
-        chosen = choose_tokens(ids, samples, seed, settings)
-    index = np.flatnonzero(chosen)
+    """Choose tokens of the samples in flat `ids` and replace them, independent of a sample's place and neighbours."""
+    choose = choose_spans if settings.kind == "span" else choose_tokens
+    index = np.flatnonzero(choose(ids, samples, seed, settings))
     labels = ids[index]
     masked = ids.copy()
     masked[index] = _replace(labels, index, samples, seed, settings, vocab_size)
     return Masked(masked, index, labels.astype(np.int64))
 
 
-def choose_spans(
-    ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Span masking of every sample: which tokens are chosen (bool, like `ids`), and the span lengths drawn (int64).
+def choose_spans(ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings) -> np.ndarray:
+    """Choose the tokens of span masking; bool, like `ids`.
 
     A span starts at a token drawn uniformly from the sample's maskable tokens that are not chosen yet, has a length n
     in 1..max_span drawn with P ∝ 1/n, and ends early at a special token, at a chosen one and when the sample's budget
-    is spent; spans are drawn until it is. All samples go in step, one draw each a round: a draw that falls on a chosen
-    token is drawn again in the next round, which keeps starts uniform over the rest.
+    is spent; spans are drawn until it is. All samples are drawn in rounds, one draw each: a draw that falls on a chosen
+    token is repeated in the next round, which keeps starts uniform over the rest.
     """
     is_open = ids >= N_SPECIAL  # may be chosen: maskable and not chosen yet
     maskable = np.flatnonzero(is_open)
@@ -138,7 +133,6 @@ def choose_spans(
     key_start, key_length = samples.keys(seed, Purpose.SPAN_START), samples.keys(seed, Purpose.SPAN_LENGTH)
 
     chosen = np.zeros(len(ids), bool)
-    drawn = []
     active = np.flatnonzero(left)
     draw = 0
     while len(active):
@@ -146,25 +140,24 @@ def choose_spans(
         lands = is_open[start]
         at, start = active[lands], start[lands]
         length = 1 + np.searchsorted(thresholds, uniform(key_length[at], draw), side="right")
-        drawn.append(length)
         reach = np.minimum(length, left[at])
         for offset in range(settings.max_span):
             # Samples end in [SEP], so a span that runs on meets a closed token before it meets the next sample.
-            going = np.flatnonzero(reach > offset)
-            going = going[is_open[start[going] + offset]]
-            at, start, reach = at[going], start[going], reach[going]
+            longer = np.flatnonzero(reach > offset)
+            longer = longer[is_open[start[longer] + offset]]
+            at, start, reach = at[longer], start[longer], reach[longer]
             is_open[start + offset] = False
             chosen[start + offset] = True
             left[at] -= 1
         active = active[left[active] > 0]
         draw += 1
-    return chosen, np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+    return chosen
 
 
 def choose_tokens(ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings) -> np.ndarray:
-    """Token masking: each maskable token is chosen with probability `budget`; bool, like `ids`.
+    """Choose each maskable token with probability `budget`; bool, like `ids`.
 
-    A sample none of whose tokens was chosen is drawn again as a whole, unless nothing in it is maskable.
+    A sample without a chosen token is drawn again as a whole, unless nothing in it is maskable.
     """
     maskable = np.flatnonzero(ids >= N_SPECIAL)
     first, count = _runs(maskable, samples)
@@ -184,7 +177,7 @@ def choose_tokens(ids: np.ndarray, samples: Samples, seed: int, settings: Maskin
 
 
 def _runs(index: np.ndarray, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """For ascending flat `index`: where each sample's part of it begins, and how long that part is."""
+    """The beginning and length of each sample's part of ascending flat `index`."""
     first = np.searchsorted(index, samples.starts)
     return first, np.searchsorted(index, samples.starts + samples.lengths) - first
 
@@ -192,7 +185,7 @@ def _runs(index: np.ndarray, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
 def _replace(
     labels: np.ndarray, index: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings, vocab_size: int
 ) -> np.ndarray:
-    """What each chosen token becomes: [MASK], a random ordinary token or itself, drawn per token."""
+    """The replacement of each chosen token: [MASK], a random ordinary token or itself."""
     _, count = _runs(index, samples)
     sample = np.repeat(np.arange(len(count)), count)
     position = (index - samples.starts[sample]).astype(np.uint64)

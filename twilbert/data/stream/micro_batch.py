@@ -1,7 +1,7 @@
 """Micro-batches, and runs of them packed into flat columns that cross processes without a copy.
 
-A packed row is a micro-batch. Ragged columns are flat values and offsets (an Arrow LargeList), already padded to the
-micro-batch's [B, T], so that unpacking is slicing and reshaping views; arrays that crossed processes are read-only.
+A row of a packed run is a micro-batch. Ragged columns are flat values and offsets (an Arrow LargeList), padded to the
+micro-batch's [B, T] already, so that unpacking slices and reshapes views; arrays from other processes are read-only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
     [(name, pa.int64()) for name in COUNTS]
     + [(name, pa.large_list(pa.from_numpy_dtype(dtype))) for name, dtype in VALUES.items()]
 )
-UNKNOWN = -1  # a count that the reading worker cannot know
+UNKNOWN = -1  # a count that only all workers together have
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +43,19 @@ class MicroBatch:
     step: int
     epoch: int  # of the step's first sample
     accumulation: int  # which micro-batch of its worker's step
-    n_masked: (
-        int | None
-    )  # masked tokens of the whole step, all workers; None under token masking, or as n_rop: reduce K
-    n_rop: int | None  # samples with a reply of the whole step, all workers; None where others read other lanes: reduce
+    # Of the whole step over all workers; None where it has to be reduced: under token masking, with reader groups.
+    n_masked: int | None
+    n_rop: int | None  # samples with a reply
     n_samples: int  # samples of the whole step, all workers
 
     @property
     def padded_tokens(self) -> int:
-        """B·T, this micro-batch alone."""
+        """B·T."""
         return self.input_ids.size
 
     @property
     def real_tokens(self) -> int:
-        """Tokens that are not [PAD], this micro-batch alone."""
+        """Tokens other than [PAD]."""
         return int(self.lengths.sum())
 
 
@@ -68,7 +67,7 @@ class Packed:
     values: dict[str, tuple[np.ndarray, np.ndarray]]
 
     def to_table(self) -> pa.Table:
-        """An Arrow table, a row a micro-batch, sharing the flat values' memory."""
+        """Return an Arrow table of one row a micro-batch that shares the flat values' memory."""
         columns = {name: pa.array(self.counts[name]) for name in COUNTS}
         for name in VALUES:
             flat, offsets = self.values[name]
@@ -77,7 +76,7 @@ class Packed:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Packed:
-        """The run held by rows of `to_table`, sharing their memory where they lie in one chunk."""
+        """Unpack rows of `to_table`, sharing their memory where they lie in one chunk."""
         counts = {name: table.column(name).to_numpy() for name in COUNTS}
         values = {}
         for name in VALUES:
@@ -88,25 +87,12 @@ class Packed:
         return cls(counts, values)
 
     def micro_batches(self) -> Iterator[MicroBatch]:
-        """The micro-batches in order, as views of the flat values."""
+        """Yield the micro-batches in order, as views of the flat values."""
         counts = {name: self.counts[name].tolist() for name in COUNTS}
         edges = {name: self.values[name][1].tolist() for name in VALUES}
         for row in range(len(counts["step"])):
             part = {name: self.values[name][0][edges[name][row] : edges[name][row + 1]] for name in VALUES}
-            shape = len(part["lengths"]), counts["width"][row]
-            n_masked, n_rop = counts["n_masked"][row], counts["n_rop"][row]
-            yield MicroBatch(
-                input_ids=part["input_ids"].reshape(shape),
-                segment_ids=part["segment_ids"].reshape(shape),
-                lengths=part["lengths"],
-                masked_index=part["masked_index"],
-                masked_labels=part["masked_labels"],
-                rop_labels=part["rop_labels"],
-                sample_ids=part["sample_ids"],
-                step=counts["step"][row],
-                epoch=counts["epoch"][row],
-                accumulation=counts["accumulation"][row],
-                n_masked=None if n_masked == UNKNOWN else n_masked,
-                n_rop=None if n_rop == UNKNOWN else n_rop,
-                n_samples=counts["n_samples"][row],
-            )
+            count = {name: None if values[row] == UNKNOWN else values[row] for name, values in counts.items()}
+            shape = len(part["lengths"]), count.pop("width")
+            part |= {name: part[name].reshape(shape) for name in ("input_ids", "segment_ids")}
+            yield MicroBatch(**part, **count)

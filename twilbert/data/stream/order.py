@@ -4,17 +4,16 @@
     step s = samples [s·G, (s + 1)·G) of that endless order, so that an epoch's remainder opens the next epoch
 
 A window is `window_row_groups` row groups from all over the split; it holds both orders of its pairs and its single
-tweets once. Nothing here depends on how many workers there are, but for who reads which lane.
+tweets once. Nothing here depends on the number of workers, except which reader groups a worker reads.
 
-With L > 1 lanes the permuted row groups of an epoch, laid end to end, are cut into L shares of samples, one a lane:
+With R > 1 reader groups the permuted row groups of an epoch, end to end, are split into R shares of samples:
 
-    lane l in epoch e: positions [⌊(e·N + l)/L⌋, ⌊((e + 1)·N + l)/L⌋) of its own endless order, of N samples an epoch
-    step s = samples [s·G/L, (s + 1)·G/L) of every lane
+    group r in epoch e: positions [⌊(e·N + r)/R⌋, ⌊((e + 1)·N + r)/R⌋) of its own endless order, of N samples an epoch
+    step s = samples [s·G/R, (s + 1)·G/R) of every group
 
-Shares differ by one sample at most, and so do lanes in how far they are: all end an epoch in the same step or
-neighbouring ones, each lane's remainder opens its next epoch, and the lanes together hold every sample once an epoch.
-A share that ends inside a row group leaves the rest of it to the next lane. Windows are divided among the lanes, so
-that samples are shuffled over as many steps as without lanes.
+Shares differ by at most one sample, so all groups end an epoch in the same step or neighbouring ones, and together
+they hold every sample once an epoch. A share that ends inside a row group leaves the rest of it to the next group.
+Windows are divided among the groups, so that samples are shuffled over as many steps as without groups.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from twilbert.data.stream.masking import MaskingSettings
 from twilbert.data.stream.randomness import Purpose, bits, key
 from twilbert.errors import UsageError
 
-_ITEM_SAMPLES = 2**16  # an item covers whole windows of at least so many samples: less is not worth a task
+_ITEM_SAMPLES = 2**16  # least samples of an item, in whole windows: fewer are not worth a task
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What a stream is a pure function of; picklable. Steps, epochs and positions count from 0."""
+    """Everything that a stream is a pure function of; picklable. Steps, epochs and positions count from 0."""
 
     encoded: EncodedCorpus
     seed: int
@@ -43,17 +42,18 @@ class StreamPlan:
     accumulation: int  # micro-batches a step and worker
     masking: MaskingSettings = field(default_factory=MaskingSettings)
     split: str = "train"
-    window_row_groups: int = 8  # over all lanes
-    lanes: int = 1
+    window_row_groups: int = 8  # over all reader groups
+    reader_groups: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("global_batch_size", "world_size", "accumulation", "window_row_groups", "lanes"):
+        for name in ("global_batch_size", "world_size", "accumulation", "window_row_groups", "reader_groups"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
-        if self.global_batch_size % self.lanes:
-            raise UsageError(f"global_batch_size {self.global_batch_size}: does not divide by {self.lanes} lanes")
-        if self.lanes > 1 and self.lanes % self.world_size:
-            raise UsageError(f"{self.world_size} workers do not divide {self.lanes} lanes")
+        groups = self.reader_groups
+        if self.global_batch_size % groups:
+            raise UsageError(f"global_batch_size {self.global_batch_size}: does not divide by {groups} reader groups")
+        if groups > 1 and groups % self.world_size:
+            raise UsageError(f"{self.world_size} workers do not divide {groups} reader groups")
         nonempty_split(self.encoded, self.split)
 
     @property
@@ -62,21 +62,21 @@ class StreamPlan:
         return self.encoded.split(self.split)
 
     @property
-    def sharers(self) -> int:
-        """Workers that read the same lanes, cut the same samples and take every sharers-th piece each."""
-        return self.world_size if self.lanes == 1 else 1
+    def readers(self) -> int:
+        """Workers that read the same reader groups and divide each step's micro-batches among them."""
+        return self.world_size if self.reader_groups == 1 else 1
 
-    def lanes_of(self, rank: int) -> range:
-        """The lanes that worker `rank` reads: all there is of one, else every world_size-th."""
-        return range(1) if self.lanes == 1 else range(rank, self.lanes, self.world_size)
+    def groups_of(self, rank: int) -> range:
+        """Return the reader groups of worker `rank`: the only one, or every world_size-th."""
+        return range(1) if self.reader_groups == 1 else range(rank, self.reader_groups, self.world_size)
 
     def epoch_of_step(self, step: int) -> int:
-        """The epoch of the first sample of `step`: of the lane that is furthest back, where there are several."""
+        """Return the epoch of the first sample of `step`, of the reader group that is furthest back."""
         return step * self.global_batch_size // self.counts.samples
 
 
 def nonempty_split(encoded: EncodedCorpus, name: str) -> Split:
-    """The counts of a split; UsageError when there is none of that name or it holds nothing."""
+    """Return the counts of a split; UsageError when there is none of that name or it is empty."""
     split = encoded.split(name)
     if split.samples == 0:
         raise UsageError(f"{encoded.path}: split {name!r} is empty; prepare a corpus that holds rows")
@@ -85,9 +85,9 @@ def nonempty_split(encoded: EncodedCorpus, name: str) -> Split:
 
 @dataclass(frozen=True)
 class Window:
-    """Samples [start, stop) of a lane's endless order: the row groups (numbers in file order) of one shuffle window.
+    """Samples [start, stop) of a reader group's endless order: the row groups of one shuffle window, in file order.
 
-    The first `skip` samples of its row groups, one after another, and those beyond its own are other lanes'.
+    The first `skip` samples of its row groups, and those beyond `stop`, belong to other reader groups.
     """
 
     epoch: int
@@ -99,31 +99,33 @@ class Window:
 
 @dataclass(frozen=True)
 class Item:
-    """Steps [first_step, stop_step) that are built together: for each lane read, every window they reach into."""
+    """Steps [first_step, stop_step) that are built together, and for each reader group all windows they reach into."""
 
     first_step: int
     stop_step: int
-    lanes: tuple[tuple[Window, ...], ...]
+    windows: tuple[tuple[Window, ...], ...]
 
 
 def samples_of_row_groups(split: Split) -> np.ndarray:
-    """Directed samples of each row group, int64."""
+    """Return the directed samples of each row group, int64."""
     return np.array([2 * group.pairs + group.singles for group in split.row_groups], np.int64)
 
 
-def epoch_windows(plan: StreamPlan, epoch: int, lane: int = 0) -> list[Window]:
-    """The windows of one lane's share of an epoch in order; those of all lanes hold every sample of the split once."""
+def epoch_windows(plan: StreamPlan, epoch: int, group: int = 0) -> list[Window]:
+    """Return the windows of a reader group's share of an epoch; all groups' hold every sample of the split once."""
     counts = samples_of_row_groups(plan.counts)
     numbers = np.arange(len(counts), dtype=np.uint64)
     order = np.argsort(bits(key(plan.seed, Purpose.ROW_GROUP_ORDER, epoch), numbers), kind="stable")
     edges = np.concatenate([[0], np.cumsum(counts[order])])  # where in the epoch each row group begins
-    origin = _share_start(plan, epoch, lane)
-    begin = sum(_share_start(plan, epoch + 1, n) - _share_start(plan, epoch, n) for n in range(lane))
-    end = begin + _share_start(plan, epoch + 1, lane) - origin
+    origin = _share_start(plan, epoch, group)
+    begin = sum(_share_start(plan, epoch + 1, n) - _share_start(plan, epoch, n) for n in range(group))
+    end = begin + _share_start(plan, epoch + 1, group) - origin
+    if begin == end:
+        return []
     first, past = int(np.searchsorted(edges, begin, "right")) - 1, int(np.searchsorted(edges, end, "left"))
-    width = -(-plan.window_row_groups // plan.lanes)
+    width = -(-plan.window_row_groups // plan.reader_groups)
     windows = []
-    for at in range(first, past, width) if begin < end else ():
+    for at in range(first, past, width):
         upto = min(at + width, past)
         start, stop = max(int(edges[at]), begin), min(int(edges[upto]), end)
         members = tuple(order[at:upto].tolist())
@@ -131,54 +133,51 @@ def epoch_windows(plan: StreamPlan, epoch: int, lane: int = 0) -> list[Window]:
     return windows
 
 
-def windows_from(plan: StreamPlan, position: int, lane: int = 0) -> Iterator[Window]:
-    """Windows of a lane's endless order, from the one that holds its sample `position` on."""
-    epoch = ((position + 1) * plan.lanes - 1 - lane) // plan.counts.samples  # the last whose share starts by then
+def windows_from(plan: StreamPlan, position: int, group: int = 0) -> Iterator[Window]:
+    """Yield the windows of a reader group's endless order, from the one that holds its sample `position`."""
+    epoch = ((position + 1) * plan.reader_groups - 1 - group) // plan.counts.samples  # the last that starts by then
     while True:
-        yield from (window for window in epoch_windows(plan, epoch, lane) if window.stop > position)
+        yield from (window for window in epoch_windows(plan, epoch, group) if window.stop > position)
         epoch += 1
 
 
 def items(plan: StreamPlan, rank: int, start_step: int, stop_step: int) -> Iterator[Item]:
-    """Worker `rank`'s items of [start_step, stop_step): the steps that start in one window, or in several small ones.
+    """Yield worker `rank`'s items of [start_step, stop_step): the steps that start in one window or several small ones.
 
-    Where a worker reads several lanes, the first one's windows decide.
+    Where a worker reads several groups, the first one's windows decide.
     """
-    size = plan.global_batch_size // plan.lanes
-    lanes = plan.lanes_of(rank)
-    least = -(-_ITEM_SAMPLES // len(lanes))
-    reaches = [_Reach(windows_from(plan, start_step * size, lane)) for lane in lanes]
+    size = plan.global_batch_size // plan.reader_groups
+    groups = plan.groups_of(rank)
+    least = -(-_ITEM_SAMPLES // len(groups))
+    sources = [_WindowSource(windows_from(plan, start_step * size, group)) for group in groups]
     first = start_step
     while first < stop_step:
-        covered = reaches[0].window_end(min(first * size + least, stop_step * size))
+        covered = sources[0].window_end(min(first * size + least, stop_step * size))
         stop = min(stop_step, -(-covered // size))
-        yield Item(first, stop, tuple(reach.take(first * size, stop * size) for reach in reaches))
+        yield Item(first, stop, tuple(source.take(first * size, stop * size) for source in sources))
         first = stop
 
 
-class _Reach:
-    """The windows of a lane that have been reached and are not passed yet."""
+class _WindowSource:
+    """The windows of a reader group between the current item and the furthest position requested so far."""
 
     def __init__(self, upcoming: Iterator[Window]) -> None:
         self._upcoming = upcoming
         self._windows = [next(upcoming)]
 
     def window_end(self, position: int) -> int:
-        """Where the first window ends that ends at `position` or beyond."""
+        """Return the end of the first window that ends at `position` or beyond."""
         while self._windows[-1].stop < position:
             self._windows.append(next(self._upcoming))
         return next(window.stop for window in self._windows if window.stop >= position)
 
     def take(self, start: int, stop: int) -> tuple[Window, ...]:
-        """The windows of positions [start, stop); those before them are let go."""
+        """Return the windows of positions [start, stop) and drop those before."""
         self.window_end(stop)
         self._windows = [window for window in self._windows if window.stop > start]
         return tuple(window for window in self._windows if window.start < stop)
 
 
-def _share_start(plan: StreamPlan, epoch: int, lane: int) -> int:
-    """The position in a lane's endless order at which its share of `epoch` begins.
-
-    Over the lanes the shares of e epochs sum to e·N, by Hermite's identity for the floor.
-    """
-    return (epoch * plan.counts.samples + lane) // plan.lanes
+def _share_start(plan: StreamPlan, epoch: int, group: int) -> int:
+    """Where in a group's endless order its share of `epoch` begins; over the groups they sum to e·N (Hermite)."""
+    return (epoch * plan.counts.samples + group) // plan.reader_groups

@@ -1,131 +1,113 @@
-"""Cutting a step's samples into micro-batches of near-equal padded tokens.
+"""Partition a step's samples, sorted by length, into micro-batches of near-equal padded tokens.
 
-Samples come sorted by length. A piece of n samples whose longest has t tokens costs n·t padded tokens: what a device
-stores and computes. Pieces are contiguous, so that a piece holds like lengths; the least largest cost makes them
-level, so that no worker waits for another (`cut`). Trading levelness for padding cost two to eight workers 1 to 2.5
-points in waiting; a worker that cuts for itself alone waits for nobody, and takes the padding (`cut_alone`).
+A micro-batch is a contiguous run of the sorted samples; n samples of which the longest has t tokens cost n·t padded
+tokens, which a device stores and computes. Workers that share a step wait for the slowest, so they get micro-batches of
+the least largest cost (`balanced`): less padding at uneven costs lost two to eight workers 1 to 2.5 % in waiting. A
+worker with samples of its own waits for nobody and gets less padding (`least_padding`).
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
-_MOST, _LEAST = 1.03, 0.9  # of what cut's pieces cost: memory must hold one, and small ones are slow
-_LITTLE = 0.01  # a share of padding at which there is little to gain
-_PLACES = 128  # tried for one edge, which bounds the work
+_MOST, _LEAST = 1.03, 0.9  # bounds of a cost, relative to `balanced`: memory must hold it, and small ones are slow
+_LITTLE_PADDING = 0.01  # share of padding below which `balanced` is good enough
+_CANDIDATES = 128  # positions tried for an edge
 _NEVER = 2**60
 
 
-def cut(lengths: np.ndarray, n_pieces: int) -> np.ndarray:
-    """Edges (int64 [n_pieces + 1]) of the contiguous pieces of ascending `lengths` with the least largest padded cost.
+def balanced(lengths: np.ndarray, n_pieces: int) -> np.ndarray:
+    """Return the edges (int64 [n_pieces + 1]) of the partition of ascending `lengths` with the least largest cost.
 
-    Piece m is [edges[m], edges[m + 1]); pieces that are not needed are empty, at the short end. The least is found by
-    bisection, over whole numbers of tokens.
+    Piece m is [edges[m], edges[m + 1]); pieces that are not needed are empty, at the short end.
     """
     ordered = lengths.tolist()
-    low = max(ordered[-1], math.ceil(sum(ordered) / n_pieces)) if ordered else 0
-    high, stride = low, max(1, low // 64)
-    while (tops := _tops(ordered, high, n_pieces)) is None:
-        low, high, stride = high + 1, high + stride, 2 * stride
-    while low < high:
-        middle = (low + high) // 2
-        found = _tops(ordered, middle, n_pieces)
-        if found is None:
-            low = middle + 1
-        else:
-            high, tops = middle, found
-    edges = np.zeros(n_pieces + 1, np.int64)
-    edges[n_pieces + 1 - len(tops) :] = tops[::-1]
-    return edges
+    if not ordered:
+        return np.zeros(n_pieces + 1, np.int64)
+    low = max(ordered[-1], math.ceil(sum(ordered) / n_pieces))
+    high = ordered[-1] * math.ceil(len(ordered) / n_pieces)  # equally many samples in each
+    cap = low + bisect_left(range(low, high), True, key=lambda cap: len(_ends(ordered, cap, n_pieces)) <= n_pieces)
+    return np.array(_padded_front(_ends(ordered, cap, n_pieces), n_pieces), np.int64)
 
 
-def cut_alone(lengths: np.ndarray, n_pieces: int) -> np.ndarray:
-    """Edges like `cut`'s with less padding in all, for pieces that nobody waits for and that may be less level.
+def least_padding(lengths: np.ndarray, n_pieces: int) -> np.ndarray:
+    """Return edges like `balanced`'s with the least padding in all.
 
-    None costs over 3 % more than `cut`'s costliest, none under 90 % of `cut`'s mean (or of its cheapest, if less).
-    Dynamic programming over the pieces from the short end (Bellman 1954): the limits leave each edge a narrow range of
-    places, of which at most 128 are tried.
+    No cost is over 3 % above `balanced`'s largest, none under 90 % of its mean (or under its smallest, if less).
+    Dynamic programming over the pieces from the short end (Bellman 1954): the bounds leave a narrow range of positions
+    for each edge, of which at most 128 are tried.
     """
-    level = cut(lengths, n_pieces)
+    level = balanced(lengths, n_pieces)
     costs = padded(lengths, level)
-    if costs.sum() - lengths.sum() <= _LITTLE * costs.sum():
+    if costs.sum() - lengths.sum() <= _LITTLE_PADDING * costs.sum():
         return level
     cap, floor = int(_MOST * costs.max()), min(_LEAST * costs.mean(), costs.min())
-    tried = _places(lengths, cap, level)
-    least = np.zeros(1, np.int64)  # padded tokens of the pieces so far, for each place where they may end
+    candidates = _candidates(lengths, cap, level)
+    least = np.zeros(1, np.int64)  # padded tokens of the pieces so far, for each position at which they may end
     choices = []
-    for before, at in pairwise(tried):
-        cost = (at[:, None] - before) * lengths[at - 1, None]  # of one more piece; where at is 0, of no sample
-        bad = (cost > cap) | (cost < floor) | ((cost == 0) & (at[:, None] > 0))
-        through = np.where(bad, _NEVER, cost + least)
-        choices.append(through.argmin(axis=1))
-        least = through[np.arange(len(at)), choices[-1]]
+    for before, at in pairwise(candidates):
+        cost = (at[:, None] - before) * lengths[at - 1, None]  # of one more piece; where `at` is 0, of no sample
+        outside = (cost > cap) | (cost < floor) | ((cost == 0) & (at[:, None] > 0))
+        total = np.where(outside, _NEVER, cost + least)
+        choices.append(total.argmin(axis=1))
+        least = total[np.arange(len(at)), choices[-1]]
     edges, chosen = [len(lengths)], 0
-    for before, choice in zip(tried[-2::-1], reversed(choices), strict=True):
+    for before, choice in zip(candidates[-2::-1], reversed(choices), strict=True):
         chosen = int(choice[chosen])
         edges.append(int(before[chosen]))
     return np.array(edges[::-1], np.int64)
 
 
-def _places(lengths: np.ndarray, cap: int, level: np.ndarray) -> list[np.ndarray]:
-    """For each edge, ascending places that pieces within `cap` can reach from both ends; `level`'s are among them."""
-    ordered, n_pieces = lengths.tolist(), len(level) - 1
-    tops = _tops(ordered, cap, n_pieces)
-    assert tops is not None  # `level` itself is within the cap
-    lowest = [0] * (n_pieces + 1 - len(tops)) + tops[::-1]
-    highest = [0]
-    for _ in range(n_pieces):
-        highest.append(_furthest(ordered, highest[-1], cap))
-    places = []
-    for low, high, own in zip(lowest, highest, level.tolist(), strict=True):
-        stride = -(-(high + 1 - low) // _PLACES)
-        places.append(np.union1d(np.arange(low, high + 1, stride), own) if stride > 1 else np.arange(low, high + 1))
-    return places
-
-
-def _furthest(ordered: Sequence[int], begin: int, cap: int) -> int:
-    """Where the longest piece from `begin` within `cap` ends."""
-    ends = range(begin + 1, len(ordered) + 1)
-    return begin + bisect_right(ends, cap, key=lambda end: (end - begin) * ordered[end - 1])
-
-
-def cut_for(sharers: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    """How samples are cut whose pieces so many workers share."""
-    return cut_alone if sharers == 1 else cut
+def partitioner(readers: int) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Return the partition for samples that `readers` workers share."""
+    return least_padding if readers == 1 else balanced
 
 
 def pieces_needed(lengths: np.ndarray, cap: int) -> int:
-    """The fewest contiguous pieces of ascending `lengths` within `cap` padded tokens, or the longest sample's."""
-    if not len(lengths):
-        return 0
-    tops = _tops(lengths.tolist(), max(cap, int(lengths[-1])), len(lengths))
-    assert tops is not None  # one piece a sample always suffices
-    return len(tops)
+    """Count the fewest pieces of ascending `lengths` that each cost at most `cap`, or the longest sample's cost."""
+    return len(_ends(lengths.tolist(), max(cap, int(lengths[-1])), len(lengths))) if len(lengths) else 0
 
 
 def padded(lengths: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Padded tokens of each piece (int64): samples in it times the longest of them, which is its last."""
+    """Return the padded tokens of each piece (int64): its samples times the length of the last."""
     counts = np.diff(edges)
     longest = np.zeros(len(counts), np.int64)
     longest[counts > 0] = lengths[edges[1:][counts > 0] - 1]
     return counts * longest
 
 
-def _tops(ordered: Sequence[int], cap: int, n_pieces: int) -> list[int] | None:
-    """The ends of the fewest pieces within `cap`, from the longest samples down; None when n_pieces do not suffice.
+def _ends(ordered: Sequence[int], cap: int, most: int) -> list[int]:
+    """The ends of the fewest pieces within `cap`, from the longest samples down; more than `most` are not listed.
 
     The longest sample left fixes how many fit with it; taking all that fit is best, as what is left is never longer.
     """
-    tops = []
+    ends = []
     end = len(ordered)
-    while end > 0:
-        if len(tops) == n_pieces:
-            return None
-        tops.append(end)
+    while end > 0 and len(ends) <= most:
+        ends.append(end)
         end -= cap // ordered[end - 1]
-    return tops
+    return ends
+
+
+def _padded_front(ends: list[int], n_pieces: int) -> list[int]:
+    return [0] * (n_pieces + 1 - len(ends)) + ends[::-1]
+
+
+def _candidates(lengths: np.ndarray, cap: int, level: np.ndarray) -> list[np.ndarray]:
+    """For each edge the ascending positions that pieces within `cap` reach from both ends, `level`'s among them."""
+    ordered, n_pieces = lengths.tolist(), len(level) - 1
+    lowest, highest = _padded_front(_ends(ordered, cap, n_pieces), n_pieces), [0]
+    for _ in range(n_pieces):
+        begin = highest[-1]
+        ends = range(begin + 1, len(ordered) + 1)
+        highest.append(begin + bisect_right(ends, cap, key=lambda end, begin=begin: (end - begin) * ordered[end - 1]))
+    positions = []
+    for low, high, own in zip(lowest, highest, level.tolist(), strict=True):
+        stride = -(-(high + 1 - low) // _CANDIDATES)
+        positions.append(np.union1d(np.arange(low, high + 1, stride), own))
+    return positions

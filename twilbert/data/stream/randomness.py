@@ -1,8 +1,7 @@
-"""Counter-based randomness: a draw is a function of its key and its number, not of who draws it or when.
+"""Counter-based randomness: a draw is a function of its key and number, independent of process and time.
 
-Every generator state here is a 64-bit key. `key` folds what a draw depends on (seed, purpose, epoch, sample) into one,
-and `bits` gives a key's draw number 0, 1, 2, … in any order: it is the splitmix64 generator read at random access,
-z = finalise(key + (number + 1) · 0x9E3779B97F4A7C15).
+`key` folds all that a draw depends on (seed, purpose, epoch, sample) into 64 bits, and `bits` returns a key's draws 0, 1,
+2, … in any order: the splitmix64 generator at random access, finalise(key + (number + 1) · 0x9E3779B97F4A7C15).
 
 Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014), section 4, with the
 finaliser "Mix13" of Stafford's table, as in java.util.SplittableRandom.
@@ -23,7 +22,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
-    """What a draw is for; part of its key, so that two purposes share no number. Values are part of the data order."""
+    """The purpose of a draw, part of its key: two purposes share no number. The values are part of the data order."""
 
     ROW_GROUP_ORDER = 1
     SAMPLE_ORDER = 2
@@ -35,7 +34,7 @@ class Purpose(IntEnum):
 
 
 def key(seed: int, purpose: Purpose, *parts: int | np.ndarray) -> np.ndarray:
-    """One uint64 key for `seed`, `purpose` and each element of the broadcast integer `parts`, in this order."""
+    """Return a uint64 key for `seed`, `purpose` and each element of the broadcast integer `parts`, in this order."""
     state = np.zeros((), np.uint64)
     for part in (seed, int(purpose), *parts):
         number = np.uint64(part & _MASK_64) if isinstance(part, int) else np.asarray(part).astype(np.uint64)
@@ -44,8 +43,8 @@ def key(seed: int, purpose: Purpose, *parts: int | np.ndarray) -> np.ndarray:
 
 
 def bits(keys: np.ndarray, numbers: np.ndarray | np.uint64 | int) -> np.ndarray:
-    """64 random bits for draw `numbers` (from 0) of `keys`; both uint64, broadcast against each other."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+    """Return 64 random bits for draw `numbers` (from 0) of `keys`; both uint64, broadcast against each other."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64
         z = np.asarray((np.asarray(numbers, np.uint64) + _ONE) * _GOLDEN + keys)
         z = (z ^ (z >> _30)) * _MIX_1
         z = (z ^ (z >> _27)) * _MIX_2
@@ -53,10 +52,10 @@ def bits(keys: np.ndarray, numbers: np.ndarray | np.uint64 | int) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray, numbers: np.ndarray | np.uint64 | int) -> np.ndarray:
-    """Float64 in [0, 1), 53 bits, for draw `numbers` of `keys`."""
+    """Return float64 in [0, 1), 53 bits, for draw `numbers` of `keys`."""
     return (bits(keys, numbers) >> _11) * 2.0**-53
 
 
 def below(keys: np.ndarray, numbers: np.ndarray | np.uint64 | int, bound: np.ndarray | int) -> np.ndarray:
-    """int64 uniform over 0..bound-1 (bound below 2^32, so that the bias of scaling stays under 2^-21)."""
+    """Return int64 uniform over 0..bound-1 (bound below 2^32, so that the bias of scaling stays under 2^-21)."""
     return (uniform(keys, numbers) * bound).astype(np.int64)
