@@ -99,7 +99,7 @@ def test_what_is_there_is_kept_unless_told(files: Path, capsys):
         ("weights.hdf5", "other.json", "the configuration asks"),
         ("model.h5", "config.json", "is no configuration of fine-tuning"),
         ("model.h5", "pooling.json", "finetuning.collapse_mode is 'cls'"),
-        ("model.h5", "sum.json", "pooling 'sum' is none of"),
+        ("model.h5", "sum.json", "pooling is 'sum'"),
         ("model.h5", "labels.json", "the weight file has 3 outputs"),
         ("absent.hdf5", "config.json", "no such file"),
         ("vocab", "config.json", "not an HDF5 file"),

@@ -20,7 +20,6 @@ from twilbert.model.memory import (
     ProductKeyMemory,
     QueryNorm,
     candidate_pairs,
-    discard_running_statistics,
     memories,
     update_running_statistics,
     usage_statistics,
@@ -105,13 +104,13 @@ def test_running_statistics_move_once_a_step_by_the_statistics_of_all_its_micro_
     for piece in x.split([20, 0, 30]):
         norm(piece)
     assert (norm.running_mean == 0).all() and (norm.running_var == 1).all()
-    update_running_statistics(norm)
+    norm.commit()
     torch.testing.assert_close(norm.running_mean, 0.1 * x.mean(0))
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * x.var(0, unbiased=False))
     before = norm.running_mean.clone()
     norm(x)
-    discard_running_statistics(norm)
-    update_running_statistics(norm)
+    norm.discard()
+    norm.commit()
     assert torch.equal(norm.running_mean, before)
 
 
@@ -120,14 +119,14 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
     norm, x = QueryNorm(6).train(), 3 * torch.randn(5000, 6) + 5
     for _ in range(150):
         norm(x)
-        update_running_statistics(norm)
+        norm.commit()
     trained = norm(x)
     norm.discard()
     evaluated = norm.eval()(x)
     torch.testing.assert_close(trained, evaluated, rtol=1e-3, atol=1e-3)
     alone = norm(x[:1])
     torch.testing.assert_close(alone, evaluated[:1])
-    update_running_statistics(norm)
+    norm.commit()
     torch.testing.assert_close(norm.running_mean, x.mean(0), rtol=1e-4, atol=1e-4)
 
 
@@ -147,7 +146,7 @@ def test_query_norm_counts_real_tokens_alone():
     model = PretrainingModel(config("memory")).train()
     data = batch([19, 12, 5])
     seen = []
-    ((_, memory),) = memories(model)
+    (memory,) = memories(model)
     memory.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape[0]))
     model(**data)
     assert seen == [19 + 12 + 5]

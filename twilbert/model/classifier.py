@@ -84,6 +84,8 @@ class HeadConfig:
 
         UntrustedCode where `own` is not in `trust`: building a head imports it, and the file may be a stranger's.
         """
+        if not isinstance(values, Mapping):
+            raise TwilbertError("classification head: expected a mapping of its fields")
         try:
             head = cls(**values)
         except TypeError as error:

@@ -112,8 +112,8 @@ def recall_per_class(y_BC: Tensor, p_BC: Tensor) -> Tensor:
 def jaccard(y_BC: Tensor, p_BC: Tensor) -> Tensor:
     """-mean over samples of soft intersection over soft union of label sets.
 
-    Not for single labels: there it is -p / (2 - p) of the true label's probability p; any constant answer (-1/C) is better
-    than p = 1/C (-1/(2C - 1)) and has no gradient, so trainings end there.
+    Not for single labels: there it is -p / (2 - p) of the true label's probability p; any constant answer (-1/C) is
+    better than p = 1/C (-1/(2C - 1)) and has no gradient, so trainings end there.
     """
     both_B = (y_BC * p_BC).sum(1)
     either_B = torch.where(p_BC > y_BC, p_BC, y_BC).sum(1)  # at a tie the union does not pull on p, as in TensorFlow
@@ -188,8 +188,8 @@ def build(
     """Return a function (logits_BC, targets) -> fp32 scalar, the mean over samples.
 
     Targets: label numbers [B] (single label), flags [B, C] (multi-label), numbers [B] or [B, 1] (regression). A weight
-    multiplies the loss of its label's samples (in multi-label tasks, of its positive flags), without division by the sum
-    of weights, as in Keras. UsageError that lists every fault of the settings.
+    multiplies the loss of its label's samples (in multi-label tasks, of its positive flags), without division by the
+    sum of weights, as in Keras. UsageError that lists every fault of the settings.
     """
     faults = loss_faults(name, problem, class_weights is not None, label_smoothing, beta)
     if faults:

@@ -1,96 +1,62 @@
-"""The stream's promise under stops, resumes and resizes, without lanes and with them: exactly once, the same steps."""
+"""Every sample comes exactly once an epoch, under stops, resumes and resizes, with and without reader groups."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from tests.data.stream.plans import SIZE, Sample, all_workers, contents, make_plan, same
 from tests.make_encoded import make_encoded
-from twilbert.data.encoded.format import EncodedCorpus
 from twilbert.data.stream import rows as rows_of
 from twilbert.data.stream.masking import MaskingSettings
-from twilbert.data.stream.micro_batch import MicroBatch
 from twilbert.data.stream.order import StreamPlan, epoch_windows, items, samples_of_row_groups, windows_from
 from twilbert.data.stream.ray_stream import ray_micro_batches
 from twilbert.data.stream.stream import accumulation_for, micro_batches
 from twilbert.errors import UsageError
 
-SIZE = 24  # samples a step
-Seen = tuple[int, bytes, int, bytes, bytes]  # a sample's id, ids, ROP label, masked positions and labels
-
-
-@pytest.fixture(scope="module")
-def encoded(tmp_path_factory) -> EncodedCorpus:
-    """322 rows in 9 uneven row groups of 2 files, a tenth of them single tweets: about 612 samples."""
-    groups = (50, 50, 50, 9, 31, 50, 1, 50, 31)
-    return make_encoded(tmp_path_factory.mktemp("encoded"), rows_per_row_group=groups)
-
-
-def make_plan(encoded: EncodedCorpus, world_size: int = 1, lanes: int = 1, **options) -> StreamPlan:
-    settings = {"seed": 11, "global_batch_size": SIZE, "accumulation": 2, "window_row_groups": 2, **options}
-    return StreamPlan(encoded, world_size=world_size, lanes=lanes, **settings)
-
 
 def steps_to(plan: StreamPlan, epochs: int) -> int:
-    """The first steps that hold so many epochs, the last of them maybe more."""
+    """The first steps that hold so many epochs; the last may hold more."""
     return -(-epochs * plan.counts.samples // plan.global_batch_size)
 
 
-def seen_in(batch: MicroBatch) -> Iterator[Seen]:
-    width = batch.input_ids.shape[1]
-    for i, (sample, length) in enumerate(zip(batch.sample_ids.tolist(), batch.lengths.tolist(), strict=True)):
-        here = batch.masked_index // width == i
-        positions, labels = batch.masked_index[here] % width, batch.masked_labels[here]
-        rop = int(batch.rop_labels[i])
-        yield sample, batch.input_ids[i, :length].tobytes(), rop, positions.tobytes(), labels.tobytes()
-
-
-def contents(plan: StreamPlan, start: int, stop: int) -> dict[int, list[Seen]]:
-    """What the model sees at each step, whatever workers and micro-batches it comes in."""
-    steps: dict[int, list[Seen]] = {step: [] for step in range(start, stop)}
-    for rank in range(plan.world_size):
-        for batch in micro_batches(plan, rank, start, stop):
-            steps[batch.step] += seen_in(batch)
-    return {step: sorted(samples) for step, samples in steps.items()}
-
-
-def assert_exactly_once_an_epoch(plan: StreamPlan, steps: dict[int, list[Seen]], epochs: int) -> None:
+def assert_exactly_once_an_epoch(plan: StreamPlan, steps: dict[int, list[Sample]], epochs: int) -> None:
     """Every id comes once in the steps of each epoch; the remainder of the last step opens one more."""
-    size, counts, lanes = plan.global_batch_size, plan.counts, plan.lanes
+    size, counts, groups = plan.global_batch_size, plan.counts, plan.reader_groups
     assert all(len(samples) == size for samples in steps.values())
-    came: dict[int, list[int]] = {}
+    steps_of: dict[int, list[int]] = {}
     for step, samples in sorted(steps.items()):
-        for sample, *_ in samples:
-            came.setdefault(sample, []).append(step)
+        for sample in samples:
+            steps_of.setdefault(sample.id, []).append(step)
     paired = rows_of.read_rows(plan.encoded, counts, range(len(counts.row_groups))).reply_len > 0
-    assert set(came) == {2 * row + d for row, pair in enumerate(paired) for d in range(2 if pair else 1)}
-    assert len(came) == counts.samples
+    assert set(steps_of) == {2 * row + d for row, pair in enumerate(paired) for d in range(2 if pair else 1)}
+    assert len(steps_of) == counts.samples
     surplus = len(steps) * size - epochs * counts.samples
-    assert Counter(map(len, came.values())) == Counter({epochs: counts.samples - surplus, epochs + 1: surplus})
-    slack = lanes if lanes > 1 else 0  # lanes are at most a sample apart
-    for at in came.values():
+    assert Counter(map(len, steps_of.values())) == Counter({epochs: counts.samples - surplus, epochs + 1: surplus})
+    slack = groups if groups > 1 else 0  # reader groups are at most a sample apart
+    for at in steps_of.values():
         for epoch, step in enumerate(at):
             assert step * size < (epoch + 1) * counts.samples + slack
             assert (step + 1) * size > epoch * counts.samples - slack
 
 
 @pytest.mark.parametrize("masking", ["span", "token"])
-@pytest.mark.parametrize("lanes", [1, 4, 12])
-@pytest.mark.parametrize("chance", range(3))  # the seed of the faults: in the test's id
-def test_stopped_resumed_and_resized_at_random_every_step_is_the_undisturbed_runs(encoded, lanes, masking, chance):
-    """Three epochs. Each attempt at some world size streams ahead to a random step, and counts up to an earlier one."""
-    plan = make_plan(encoded, lanes=lanes, masking=MaskingSettings(masking))
+@pytest.mark.parametrize("groups", [1, 4, 12])
+@pytest.mark.parametrize("seed", range(2))
+def test_stopped_resumed_and_resized_at_random_every_step_equals_the_undisturbed_runs(encoded, groups, masking, seed):
+    """Three epochs. Each attempt at some world size streams ahead to a random step and is saved at an earlier one."""
+    plan = make_plan(encoded, reader_groups=groups, masking=MaskingSettings(masking))
     last = steps_to(plan, 3)
     assert 3 * plan.counts.samples % SIZE
     undisturbed = contents(plan, 0, last)
     assert_exactly_once_an_epoch(plan, undisturbed, 3)
-    worlds = [w for w in (1, 2, 3, 4) if lanes == 1 or lanes % w == 0]
-    rng = np.random.default_rng(chance)
-    done: dict[int, list[Seen]] = {}
+    worlds = [w for w in (1, 2, 3, 4) if groups == 1 or groups % w == 0]
+    rng = np.random.default_rng(seed)
+    done: dict[int, list[Sample]] = {}
     used = Counter()
     while len(done) < last:
         saved = len(done)
@@ -99,130 +65,161 @@ def test_stopped_resumed_and_resized_at_random_every_step_is_the_undisturbed_run
         used[world, saved] += 1
         elastic = dataclasses.replace(plan, world_size=world, accumulation=int(rng.integers(1, 4)))
         attempt = contents(elastic, saved, ahead)
-        kept = range(saved, ahead if ahead == last else int(rng.integers(saved, ahead + 1)))
-        done |= {step: attempt[step] for step in kept}  # the rest is lost with the workers
-    assert {world for world, _ in used} == set(worlds) and len(used) > 8, f"seed {chance}: {used}"
-    assert done == undisturbed, f"seed {chance}: attempts (world, first step) {list(used)}"
+        until = ahead if ahead == last else int(rng.integers(saved, ahead + 1))  # the rest is lost with the workers
+        done |= {step: attempt[step] for step in range(saved, until)}
+    assert {world for world, _ in used} == set(worlds) and len(used) > 8, used
+    assert done == undisturbed, f"attempts (world, first step) {list(used)}"
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("lanes", [1, 12])
-def test_three_epochs_at_any_world_size_hold_every_sample_once_an_epoch(encoded, world_size, lanes):
-    plan = make_plan(encoded, world_size, lanes)
-    steps = contents(plan, 0, steps_to(plan, 3))
-    assert_exactly_once_an_epoch(plan, steps, 3)
-    assert steps == contents(make_plan(encoded, 1, lanes), 0, steps_to(plan, 3))
+def test_a_step_larger_than_the_corpus_masks_a_sample_by_the_keys_of_its_epochs(tmp_path):
+    encoded = make_encoded(tmp_path, [5], n_shards=1, single_share=0.0, lengths=(15, 20))
+    plan = make_plan(encoded, global_batch_size=40, accumulation=1)
+    masks: dict[int, list] = {}
+    for sample in contents(plan, 0, 1)[0]:
+        masks.setdefault(sample.id, []).append(tuple(position for position, _ in sample.masked))
+    assert len(masks) == 10 and all(len(m) == 4 and len(set(m)) >= 3 for m in masks.values())
+    assert [b.epoch for b in micro_batches(plan, 0, 0, 2)] == [0, 4]
 
 
-# --- lanes --------------------------------------------------------------------------------------------------------
+def test_epochs_are_different_orders_in_which_the_two_orders_of_a_pair_lie_apart(encoded):
+    n = encoded.split("train").samples
+    plan = make_plan(encoded, accumulation=1, global_batch_size=1)
+    stream = [int(batch.sample_ids[0]) for batch in micro_batches(plan, 0, 0, 3 * n)]
+    epochs = [stream[i * n : (i + 1) * n] for i in range(3)]
+    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == n for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert sum(a // 2 == b // 2 for a, b in pairwise(stream)) < 0.05 * len(stream)
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3, 8, 12, 40])
-def test_shares_of_the_lanes_make_each_epoch_and_never_drift_apart(encoded, lanes):
-    """40 lanes are more than there are row groups: a row group is divided among several."""
-    plan = make_plan(encoded, lanes=lanes, global_batch_size=lanes)
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("start", [1, 8, 9, 26, 52])
+def test_a_resumed_worker_gets_the_same_micro_batches(encoded, start, groups):
+    plan = make_plan(encoded, 2, reader_groups=groups)
+    whole = [batch for batch in micro_batches(plan, 1, 0, 60) if batch.step >= start]
+    resumed = list(micro_batches(plan, 1, start, 60))
+    assert len(whole) == len(resumed) == 2 * (60 - start)
+    assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_accumulation_is_the_least_whose_mean_micro_batch_fits(encoded, groups):
+    for world_size in (1, 2, 4):
+        accumulation = accumulation_for(encoded, "train", 96, world_size, 200, groups)
+        means = []
+        for candidate in (accumulation, accumulation - 1):
+            plan = make_plan(encoded, world_size, candidate, reader_groups=groups, global_batch_size=96)
+            means.append(np.mean([batch.padded_tokens for batch in all_workers(plan, 0, 12)]))
+        assert means[0] < 1.06 * 200 and means[1] > 0.94 * 200
+    assert accumulation_for(encoded, "train", 64, 1, 10**6, groups) == 1
+
+
+def test_a_micro_batch_smaller_than_a_sample_is_refused_with_the_remedy(encoded):
+    with pytest.raises(UsageError, match=r"micro_batch_tokens 8.*raise it"):
+        accumulation_for(encoded, "train", 64, 1, 8)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("groups", [1, 4])
+def test_ray_data_gives_the_same_micro_batches_and_stops_when_closed(ray_local, encoded, groups, monkeypatch):
+    """Items are small here, so that several tasks, blocks and executions take part."""
+    monkeypatch.setattr("twilbert.data.stream.order._ITEM_SAMPLES", 100)
+    monkeypatch.setattr("twilbert.data.stream.ray_stream._ITEMS_AN_EXECUTION", 4)
+    plan = make_plan(encoded, 2, 3, reader_groups=groups)
+    assert len(list(items(plan, 1, 3, 70))) > 4
+    plain, streamed = list(micro_batches(plan, 1, 3, 70)), list(ray_micro_batches(plan, 1, 3, 70))
+    assert len(plain) == 3 * 67 and all(same(a, b) for a, b in zip(plain, streamed, strict=True))
+    endless = ray_micro_batches(plan, 1, 0, 10**6)
+    assert same(next(endless), next(micro_batches(plan, 1, 0, 1)))
+    endless.close()
+
+
+# --- windows and items --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2, 12, 40])
+def test_shares_of_the_reader_groups_make_each_epoch_and_never_drift_apart(encoded, groups):
+    """40 groups are more than there are row groups: a row group is divided among several."""
+    plan = make_plan(encoded, reader_groups=groups, global_batch_size=groups)
     counts, total = samples_of_row_groups(plan.counts), plan.counts.samples
-    ends = [0] * lanes
-    for epoch in range(7):
-        taken: list[tuple[int, int]] = []
-        for lane in range(lanes):
-            windows = epoch_windows(plan, epoch, lane)
-            assert windows[0].start == ends[lane]
-            ends[lane] = windows[-1].stop
+    ends = [0] * groups
+    for epoch in range(5):
+        samples: list[tuple[int, int]] = []
+        for group in range(groups):
+            windows = epoch_windows(plan, epoch, group)
+            assert windows[0].start == ends[group]
+            ends[group] = windows[-1].stop
             for window in windows:
-                samples = [(group, n) for group in window.row_groups for n in range(counts[group])]
-                taken += samples[window.skip : window.skip + window.stop - window.start]
-                assert (
-                    window
-                    == next(windows_from(plan, window.start, lane))
-                    == next(windows_from(plan, window.stop - 1, lane))
-                )
-        assert sorted(taken) == [(group, n) for group in range(len(counts)) for n in range(counts[group])]
+                members = [(number, n) for number in window.row_groups for n in range(counts[number])]
+                samples += members[window.skip : window.skip + window.stop - window.start]
+                at_both_ends = [next(windows_from(plan, at, group)) for at in (window.start, window.stop - 1)]
+                assert at_both_ends == [window, window]
+        assert sorted(samples) == [(number, n) for number in range(len(counts)) for n in range(counts[number])]
         assert sum(ends) == (epoch + 1) * total and max(ends) - min(ends) <= 1
 
 
-def test_fewer_samples_than_lanes_still_come_exactly_once_an_epoch(tmp_path):
+def test_windows_of_each_epoch_hold_the_row_groups_in_another_order(encoded):
+    plan = make_plan(encoded, window_row_groups=4)
+    orders = {tuple(n for window in epoch_windows(plan, epoch) for n in window.row_groups) for epoch in range(20)}
+    assert len(orders) == 20 and all(sorted(order) == list(range(9)) for order in orders)
+    assert [len(window.row_groups) for window in epoch_windows(plan, 0)] == [4, 4, 1]
+
+
+@pytest.mark.parametrize("size", [1, 7, 32, 612, 1000])
+@pytest.mark.parametrize("start", [0, 3])
+def test_items_cover_each_step_once_with_every_window_it_reaches(encoded, size, start):
+    plan = make_plan(encoded, global_batch_size=size)
+    stop = start + max(4, 200_000 // size)
+    covering = list(items(plan, 0, start, stop))
+    assert [covering[0].first_step, covering[-1].stop_step] == [start, stop] and len(covering) > 1
+    assert all(a.stop_step == b.first_step for a, b in pairwise(covering))
+    for item in covering:
+        first, last = item.first_step * size, item.stop_step * size
+        (windows,) = item.windows
+        assert windows[0].start <= first < windows[0].stop
+        assert windows[-1].start < last <= windows[-1].stop
+        assert all(a.stop == b.start for a, b in pairwise(windows))
+
+
+def test_fewer_samples_than_reader_groups_still_come_exactly_once_an_epoch(tmp_path):
     encoded = make_encoded(tmp_path, [3], n_shards=1, single_share=0.0)
-    plan = make_plan(encoded, 2, lanes=8, global_batch_size=8)
+    plan = make_plan(encoded, 2, reader_groups=8, global_batch_size=8)
     steps = contents(plan, 0, steps_to(plan, 9))
     assert_exactly_once_an_epoch(plan, steps, 9)
     assert steps == contents(dataclasses.replace(plan, world_size=8), 0, len(steps))
 
 
-def test_a_worker_reads_the_row_groups_of_its_own_lanes_alone(encoded, monkeypatch):
-    read: list[int] = []
-    original = rows_of._read_one
-    monkeypatch.setattr(rows_of, "_read_one", lambda *args: (read.append(args[2]), original(*args))[1])
-    plan = make_plan(encoded, 4, lanes=4)
-    epoch = plan.counts.samples // SIZE
+def test_a_worker_reads_the_row_groups_of_its_own_reader_groups_alone(encoded, monkeypatch):
+    read: set[int] = set()
+    original = rows_of.read_row_group
+    monkeypatch.setattr(
+        rows_of, "read_row_group", lambda corpus, group, columns: (read.add(group), original(corpus, group, columns))[1]
+    )
+    plan = make_plan(encoded, 4, reader_groups=4)
     by_rank = []
     for rank in range(4):
         read.clear()
-        list(micro_batches(plan, rank, 0, epoch))
-        assert set(read) <= {n for window in epoch_windows(plan, 0, rank) for n in window.row_groups}
+        list(micro_batches(plan, rank, 0, plan.counts.samples // SIZE))
         by_rank.append(set(read))
-    assert set.union(*by_rank) == set(range(9))
+    assert set.union(*by_rank) == set(plan.counts.row_groups)
     assert sum(map(len, by_rank)) <= 9 + 3  # neighbours share the row group in which one's share ends
 
 
-@pytest.mark.parametrize("start", [1, 13, 26, 52])
-def test_with_lanes_a_resumed_worker_gets_the_same_micro_batches(encoded, start):
-    plan = make_plan(encoded, 2, lanes=4)
-    whole = [b for b in micro_batches(plan, 1, 0, 60) if b.step >= start]
-    resumed = list(micro_batches(plan, 1, start, 60))
-    assert [(b.step, b.accumulation, b.epoch, b.n_samples) for b in whole] == [
-        (b.step, b.accumulation, b.epoch, b.n_samples) for b in resumed
-    ]
-    assert all(list(seen_in(a)) == list(seen_in(b)) for a, b in zip(whole, resumed, strict=True))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reader_groups": 5}, "global_batch_size 24: does not divide by 5 reader groups"),
+        ({"world_size": 3, "reader_groups": 4}, "3 workers do not divide 4 reader groups"),
+        *(
+            ({name: 0}, f"{name} 0: expected at least 1")
+            for name in ("reader_groups", "global_batch_size", "world_size", "accumulation", "window_row_groups")
+        ),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_by_name(encoded, options, message):
+    with pytest.raises(UsageError, match=message):
+        make_plan(encoded, **options)
 
 
-def test_with_lanes_counts_of_the_step_are_known_to_a_worker_that_reads_all_and_to_no_other(encoded):
-    alone = list(micro_batches(make_plan(encoded, 1, lanes=4), 0, 0, 5))
-    for step in range(5):
-        here = [batch for batch in alone if batch.step == step]
-        assert {b.n_masked for b in here} == {sum(len(b.masked_index) for b in here)}
-        assert {b.n_rop for b in here} == {sum(int((b.rop_labels >= 0).sum()) for b in here)}
-    for rank in range(2):
-        for batch in micro_batches(make_plan(encoded, 2, lanes=4), rank, 0, 5):
-            assert batch.n_masked is None and batch.n_rop is None and batch.n_samples == SIZE
-
-
-def test_with_lanes_workers_hold_equally_many_samples_a_step(encoded):
-    plan = make_plan(encoded, 4, lanes=12)
-    for rank in range(4):
-        sizes = Counter()
-        for batch in micro_batches(plan, rank, 0, 40):
-            sizes[batch.step] += len(batch.lengths)
-        assert set(sizes.values()) == {SIZE // 4}
-
-
-def test_accumulation_with_lanes_is_the_least_whose_mean_micro_batch_fits(encoded):
-    for world_size in (1, 2, 4):
-        accumulation = accumulation_for(encoded, "train", 96, world_size, 200, lanes=4)
-        means = []
-        for candidate in (accumulation, accumulation - 1):
-            plan = make_plan(encoded, world_size, 4, accumulation=candidate, global_batch_size=96)
-            batches = [b for rank in range(world_size) for b in micro_batches(plan, rank, 0, 12)]
-            means.append(np.mean([batch.padded_tokens for batch in batches]))
-        assert means[0] < 1.06 * 200 and means[1] > 0.94 * 200
-
-
-def test_lanes_that_do_not_fit_batch_or_workers_are_refused(encoded):
-    with pytest.raises(UsageError, match="global_batch_size 24: does not divide by 5 lanes"):
-        make_plan(encoded, lanes=5)
-    with pytest.raises(UsageError, match="3 workers do not divide 4 lanes"):
-        make_plan(encoded, 3, lanes=4)
-    with pytest.raises(UsageError, match="lanes 0"):
-        make_plan(encoded, lanes=0)
-
-
-@pytest.mark.ray
-def test_ray_data_gives_the_same_micro_batches_with_lanes(ray_local, encoded, monkeypatch):
-    monkeypatch.setattr("twilbert.data.stream.order._ITEM_SAMPLES", 100)
-    plan = make_plan(encoded, 2, lanes=4)
-    assert len(list(items(plan, 1, 3, 90))) > 3
-    plain, streamed = list(micro_batches(plan, 1, 3, 90)), list(ray_micro_batches(plan, 1, 3, 90))
-    assert [(b.step, b.accumulation, list(seen_in(b))) for b in plain] == [
-        (b.step, b.accumulation, list(seen_in(b))) for b in streamed
-    ]
-    assert all(batch.n_rop is None and batch.n_masked is None for batch in streamed)
+def test_an_empty_split_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(UsageError, match=r"'train' is empty.*prepare"):
+        make_plan(make_encoded(tmp_path, [0], n_shards=1))

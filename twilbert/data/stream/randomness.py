@@ -1,7 +1,7 @@
 """Counter-based randomness: a draw is a function of its key and number, independent of process and time.
 
-`key` folds all that a draw depends on (seed, purpose, epoch, sample) into 64 bits, and `bits` returns a key's draws 0, 1,
-2, … in any order: the splitmix64 generator at random access, finalise(key + (number + 1) · 0x9E3779B97F4A7C15).
+`key` folds all that a draw depends on (seed, purpose, epoch, sample) into 64 bits, and `bits` returns a key's draws
+0, 1, 2, … in any order: the splitmix64 generator at random access, finalise(key + (number + 1) · 0x9E3779B97F4A7C15).
 
 Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014), section 4, with the
 finaliser "Mix13" of Stafford's table, as in java.util.SplittableRandom.
