@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,8 +92,10 @@ class Packed:
         counts = {name: self.counts[name].tolist() for name in COUNTS}
         edges = {name: self.values[name][1].tolist() for name in VALUES}
         for row in range(len(counts["step"])):
-            part = {name: self.values[name][0][edges[name][row] : edges[name][row + 1]] for name in VALUES}
-            count = {name: None if values[row] == UNKNOWN else values[row] for name, values in counts.items()}
-            shape = len(part["lengths"]), count.pop("width")
-            part |= {name: part[name].reshape(shape) for name in ("input_ids", "segment_ids")}
-            yield MicroBatch(**part, **count)
+            fields: dict[str, Any] = {
+                name: None if values[row] == UNKNOWN else values[row] for name, values in counts.items()
+            }
+            fields |= {name: self.values[name][0][edges[name][row] : edges[name][row + 1]] for name in VALUES}
+            shape = len(fields["lengths"]), fields.pop("width")
+            fields |= {name: fields[name].reshape(shape) for name in ("input_ids", "segment_ids")}
+            yield MicroBatch(**fields)
