@@ -28,7 +28,7 @@ def test_a_module_of_the_working_directory_is_found(tmp_path: Path, monkeypatch:
         ("own-losses:focal", "expected package.module:name"),
         ("nowhere_at_all:focal", "no module nowhere_at_all; looked in"),
         ("own_losses_b:focall", "own_losses_b has no focall; did you mean own_losses_b:focal?"),
-        ("own_losses_b:GAMMA", "expected a function or class, found a float"),
+        ("own_losses_b:GAMMA", "expected a function or class, not float"),
         ("own_losses_c:focal", "importing own_losses_c failed: ZeroDivisionError"),
         ("own_losses_d:focal", "own_losses_d needs nowhere_at_all, which is not installed"),
     ],

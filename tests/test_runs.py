@@ -169,7 +169,7 @@ def test_damaged_lines_are_named_and_left_out(tmp_path, capsys):
     for command in ([str(tmp_path)], [str(damaged), "--out", str(tmp_path / "page.html")]):
         assert main(command) == 0
         said = capsys.readouterr().err
-        assert f"{damaged}/metrics.jsonl: line 2 and 5 others damaged, and left out" in said
+        assert f"{damaged}/metrics.jsonl: line 2 and 5 others damaged, skipped" in said
     assert [step for step, _ in Pretraining.read(str(damaged)).curve("train/loss")] == [10, 20, 30, 40]
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: the parser's look, exit codes, plain progress lines and tables.
+"""Shared parts of all commands: parser, exit codes, progress lines and tables.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 interrupted.
 """
@@ -16,12 +16,12 @@ from pathlib import Path
 from twilbert import __version__, signals
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 
-_STREAMS = ("stdin", "stdout", "stderr")  # by their numbers
+_STREAMS = ("stdin", "stdout", "stderr")  # by file descriptor
 _TRAIN_EXTRA = {"deepspeed", "pandas", "ray", "scipy", "sentencepiece", "sklearn", "wandb"}
 
 
 def main() -> int:
-    """What each console script calls: the verb that it is named after, interrupted from its first import to its end."""
+    """Run the command that the console script is named after, handling Ctrl-C and SIGTERM from its first import on."""
     program = Path(sys.argv[0]).stem
     with signals.handled(signals.interrupt):
         try:
@@ -37,49 +37,51 @@ def main() -> int:
 
 
 def parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A parser for `twilbert-VERB` whose --help ends with an example."""
-    made = argparse.ArgumentParser(
+    """Return a parser for `twilbert-VERB` whose --help ends with an example."""
+    parser = argparse.ArgumentParser(
         prog=f"twilbert-{verb}",
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--version", action="version", version=f"twilbert {__version__}")
-    return made
+    parser.add_argument("--version", action="version", version=f"twilbert {__version__}")
+    return parser
 
 
-def add_trust(made: argparse.ArgumentParser) -> None:
-    """The flag of every command that opens models of strangers."""
-    made.add_argument(
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of every command that opens models of third parties."""
+    parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="let MODEL run the code that it brings or names (a head of somebody's own, pickled weights)",
+        help="let MODEL run code that it contains or names (a custom head, pickled weights)",
     )
 
 
-def run(made: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], str], argv: Sequence[str] | None) -> int:
+def run(
+    parser: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], str], argv: Sequence[str] | None
+) -> int:
     """Parse `argv`, call `handler`, print the line it returns; user errors become one message and an exit code."""
     _open_standard_streams()
-    args = made.parse_intermixed_args(argv)  # overrides may stand before and after flags
+    args = parser.parse_intermixed_args(argv)  # overrides may come before and after flags
     try:
         with signals.handled(signals.interrupt):
             last_line = handler(args)
     except Interrupted as error:
-        print(f"{made.prog}: {error}", file=sys.stderr, flush=True)
+        print(f"{parser.prog}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except TwilbertError as error:
-        print(f"{made.prog}: error: {error}", file=sys.stderr, flush=True)
+        print(f"{parser.prog}: error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except ModuleNotFoundError as error:
         if error.name not in _TRAIN_EXTRA:
             raise
-        print(f"{made.prog}: error: needs the package {error.name}: pip install 'twilbert[train]'", file=sys.stderr)
+        print(f"{parser.prog}: error: needs the package {error.name}: pip install 'twilbert[train]'", file=sys.stderr)
         return UsageError.exit_code
     except KeyboardInterrupt:
-        print(f"{made.prog}: interrupted", file=sys.stderr, flush=True)
+        print(f"{parser.prog}: interrupted", file=sys.stderr, flush=True)
         return Interrupted.exit_code
-    except BrokenPipeError:  # the reader went away (`| head`): not this program's failure, and nothing can be printed
+    except BrokenPipeError:  # the reader ended (`| head`): nothing can be printed any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     print(last_line, flush=True)
@@ -87,7 +89,7 @@ def run(made: argparse.ArgumentParser, handler: Callable[[argparse.Namespace], s
 
 
 def _open_standard_streams() -> None:
-    """Let closed standard streams (`>&-`) lead nowhere: prints would fail, and the next file get their number."""
+    """Open closed standard streams (`>&-`) on the null device: the next file would get their number."""
     closed = [number for number, name in enumerate(_STREAMS) if getattr(sys, name) is None]
     for number in closed:
         nowhere = os.open(os.devnull, os.O_RDWR)
@@ -104,12 +106,12 @@ def _open_standard_streams() -> None:
 
 
 def say(line: str) -> None:
-    """One plain progress line on standard error."""
+    """Print a progress line on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print aligned columns to standard output: numbers to the right, text to the left."""
+    """Print aligned columns to standard output: numbers right, text left."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max([len(head), *(len(row[i]) for row in cells)]) for i, head in enumerate(headers)]
     numeric = [all(isinstance(row[i], int | float) for row in rows) and bool(rows) for i in range(len(headers))]

@@ -1,8 +1,8 @@
-"""Small files that were written by hand or by a process that may have been killed: YAML and JSON, read within bounds.
+"""Readers of small YAML and JSON files, which may be damaged, hand-written or hostile.
 
-Whatever lies there, a reader gets a value of the expected shape or one message that names the file and the place: a
-folder or a pipe where a file should be, too many bytes, nesting without end, keys given twice, a number that is none.
-Memory and time are bounded by the size that a file may have.
+A reader returns a value of the expected shape or raises one error that names file and place: a folder or pipe instead
+of a file, too many bytes, too deep nesting, duplicate keys, numbers that are not finite. Size limits bound memory and
+time.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _Shape = TypeVar("_Shape")
 
 
 def read_small(path: str, most: int, remedy: str = _MOVE) -> bytes:
-    """The bytes of a file of at most `most`; TwilbertError for one that is larger, is no file, or cannot be read."""
+    """Return the bytes of a file; TwilbertError for one of more than `most`, one that is unreadable, or no file."""
     with _opened(path, remedy) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
-        raise TwilbertError(f"{path}: larger than {most:,} bytes, which no such file is; is it the right one?")
+        raise TwilbertError(f"{path}: larger than {most:,} bytes, the limit of such files; is it the right one?")
     return content
 
 
@@ -68,23 +68,23 @@ def _opened(path: str, remedy: str = _MOVE) -> Iterator[IO[bytes]]:
         raise TwilbertError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 
-# ---- JSON that this program wrote ----------------------------------------------------------------------------------
+# ---- JSON of this program ----------------------------------------------------------------------------------
 
 
 def read_record(path: str, shape: type[_Shape], remedy: str = REMEDY) -> _Shape:
-    """A JSON file's value as `shape` (a dataclass, list[…], dict[…]); TwilbertError naming the place that differs."""
+    """Return a JSON file's value as `shape` (a dataclass, list[…], dict[…]); TwilbertError naming the wrong place."""
     return check_record(read_small(path, _RECORD_BYTES, remedy), shape, path, remedy)
 
 
 def read_checked(path: str, shape: type) -> dict[str, Any]:
-    """All that a JSON object holds which has the fields of the dataclass `shape`; TwilbertError as `read_record`."""
+    """Return a whole JSON object that has the fields of the dataclass `shape`; TwilbertError as `read_record`."""
     content = read_small(path, _RECORD_BYTES)
     check_record(content, shape, path)
     return check_record(content, dict[str, Any], path)
 
 
 def check_record(content: bytes | str, shape: type[_Shape], where: str, remedy: str = REMEDY) -> _Shape:
-    """JSON text as `shape`; TwilbertError as `read_record`, which begins with `where`."""
+    """Return JSON text as `shape`; TwilbertError as `read_record`, starting with `where`."""
     try:
         return _adapter(shape).validate_json(content, strict=True)
     except ValidationError as error:
@@ -100,10 +100,10 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
 
 
 def read_rows(path: str, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """The rows of a file of JSON lines, each an object with a whole number "step"; none where there is no file.
+    """Yield the rows of a JSON lines file, each an object with a whole number "step"; none where there is no file.
 
-    A last line that was cut off in writing is left out; so are damaged ones, which `say` hears of in one line. Holds
-    one row at a time. TwilbertError for what is no file.
+    An incomplete last line is skipped; damaged lines are too, and reported by one call of `say`. TwilbertError for a
+    folder, pipe or device.
     """
     if not storage.exists(path):
         return
@@ -112,7 +112,7 @@ def read_rows(path: str, say: Callable[[str], None]) -> Iterator[dict[str, Any]]
         lines = io.BufferedReader(cast(io.RawIOBase, stream), 2**16)
         for number in itertools.count(1):
             line = lines.readline(_ROW_BYTES)
-            while len(line) == _ROW_BYTES and not line.endswith(b"\n"):  # a row that is none: to its end, in pieces
+            while len(line) == _ROW_BYTES and not line.endswith(b"\n"):  # too long for a row: skip to its end
                 line = b"\0" + lines.readline(_ROW_BYTES - 1)
             if not line.endswith(b"\n"):
                 break
@@ -123,7 +123,7 @@ def read_rows(path: str, say: Callable[[str], None]) -> Iterator[dict[str, Any]]
                 yield row
     if damaged:
         others = f" and {len(damaged) - 1:,} others" if len(damaged) > 1 else ""
-        say(f"{path}: line {damaged[0]}{others} damaged, and left out")
+        say(f"{path}: line {damaged[0]}{others} damaged, skipped")
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -140,7 +140,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def read_json(path: str) -> Any:
-    """A JSON file's value, finite and each key once; UsageError naming the file."""
+    """Return a JSON file's value; UsageError naming the file, also for duplicate keys and numbers not finite."""
     try:
         return json.loads(read_small(path, _YAML_BYTES), object_pairs_hook=_once, parse_constant=float)
     except (ValueError, RecursionError) as error:
@@ -164,7 +164,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_yaml(path: str, where: str | None = None) -> Any:
-    """The value of a YAML file that a user wrote, named `where` in messages; UsageError as `parse_yaml`."""
+    """Return the value of a user's YAML file, named `where` in messages; UsageError as `parse_yaml`."""
     where = where or path
     try:
         content = read_small(path, _YAML_BYTES)
@@ -178,15 +178,15 @@ def read_yaml(path: str, where: str | None = None) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """A YAML document's value, of plain types and finite; UsageError with file, line and column where it is none.
+    """Return a YAML document's value, of plain types and finite numbers; UsageError with file, line and column.
 
-    Keys are text as they stand there, each once. Aliases and tags are refused, so that nothing refers to anything.
+    Keys are text, each once. Aliases and tags are refused.
     """
     return _document(text, where)[0]
 
 
 def _document(text: str, where: str) -> tuple[Any, int]:
-    """A document's value, and how many characters of the text stand before its end."""
+    """Return a document's value and its length in characters."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -200,7 +200,7 @@ def _document(text: str, where: str) -> tuple[Any, int]:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """The value of a setting on a command line: YAML where it begins with [, {, " or ', else one scalar, all of it."""
+    """Return the value of a setting on a command line: YAML where it begins with [, {, " or ', else one scalar."""
     stripped = text.strip()
     if stripped[:1] in ("[", "{", '"', "'"):
         value, end = _document(stripped, where)
@@ -217,12 +217,12 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain data as YAML that `parse_yaml` reads back to an equal value."""
+    """Return plain data as YAML that `parse_yaml` reads back to an equal value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML without what makes a document more than a tree of plain values."""
+    """PyYAML's loader restricted to trees of plain values."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as yaml.Resolver has it
     depth = 0
@@ -253,7 +253,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either our rules or YAML 1.1 would read as something else than text."""
+    """PyYAML's dumper that quotes text which our rules or YAML 1.1 would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

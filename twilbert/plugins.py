@@ -1,7 +1,7 @@
-"""A user's own loss or head, named by its import path: `package.module:name`; and who may name one.
+"""Imports a user's own loss or head by its import path, `package.module:name`.
 
-A user's recipe and a caller's own arguments name code by themselves. A model folder, which may come from anybody,
-names code that is imported only where the user trusts it.
+Recipes and arguments of the user are trusted. A model folder may come from anybody: code that it names is imported
+only where the user trusts it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from twilbert.errors import UsageError
 
 Trust = bool | frozenset[str]
-"""Code of a model folder that may run: all of it, none, or what these import paths name, as the user's recipe does."""
+"""Code of a model folder that may run: all, none, or these import paths, from the user's recipe."""
 
 
 class UntrustedCode(UsageError):
-    """A model folder names code, and nobody else said that it may run."""
+    """A model folder names code that the user has not trusted."""
 
 
 def require_trust(path: str, trust: Trust, what: str) -> None:
-    """UntrustedCode unless `trust` has the import path that a model folder names as its `what`."""
+    """Raise UntrustedCode unless `trust` covers the import path that a model folder names as its `what`."""
     if trust is not True and (trust is False or path not in trust):
         raise UntrustedCode(
             f"{what}: the model folder names code to run, {path}; nothing of it was imported. Where you know and trust "
@@ -33,15 +33,15 @@ def require_trust(path: str, trust: Trust, what: str) -> None:
 
 
 def is_import_path(name: str) -> bool:
-    """Whether `name` is meant as an import path rather than a registered name."""
+    """Whether `name` is an import path rather than a registered name."""
     return ":" in name
 
 
 def load_object(path: str, what: str) -> Any:
-    """The callable that `package.module:name` names; modules in the working directory are found too.
+    """Import the callable `package.module:name`; modules in the working directory are importable too.
 
-    `what` names the setting in messages ("loss", "head"). UsageError for a wrong form, a module that is not there or
-    fails to import, a name it does not have, or something that cannot be called.
+    `what` names the setting in messages ("loss", "head"). UsageError for a wrong form, a module that is missing or
+    fails to import, a missing name, or an object that is not callable.
     """
     module_name, _, name = path.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), name]):
@@ -51,16 +51,16 @@ def load_object(path: str, what: str) -> Any:
         near = difflib.get_close_matches(name, [key for key in vars(module) if not key.startswith("_")], 1)
         hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
         raise UsageError(f"{what}: {path}: {module_name} has no {name}{hint}")
-    found = getattr(module, name)
-    if not callable(found):
-        raise UsageError(f"{what}: {path}: expected a function or class, found a {type(found).__name__}")
-    return found
+    target = getattr(module, name)
+    if not callable(target):
+        raise UsageError(f"{what}: {path}: expected a function or class, not {type(target).__name__}")
+    return target
 
 
 def _module(module_name: str, path: str, what: str) -> Any:
     here = str(Path.cwd())
     added = here not in sys.path
-    if added:  # console scripts do not look into the working directory
+    if added:  # console scripts do not have the working directory in their path
         sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:

@@ -1,9 +1,9 @@
-"""Paths and URIs through one interface: local folders, s3:// and gs://, read and written without half-written results.
+"""Files and folders by path or URI (local, s3://, gs://), written whole or not at all.
 
 Local writes go to a temporary sibling that is flushed to disk and renamed. Object stores have no rename but write an
-object whole or not at all, so there a single file is written directly, and a folder is complete when the file that
-lists its contents (corpus.json, encoded.json, manifest.json), always written last, is there. What a command may
-replace is the matter of outputs.py.
+object whole or not at all, so there a single file is written directly, and a folder is complete when it has the file
+that lists its contents (corpus.json, encoded.json, manifest.json), always written last. outputs.py decides what a
+command may replace.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from twilbert import credentials
 from twilbert.errors import TwilbertError, UsageError
 
 _CHUNK = 8 * 2**20  # bytes read at a time when hashing
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:4]  # locks tell of this machine's processes alone
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:4]  # locks show this machine's processes alone
 _TEMPORARY = re.compile(rf"\.(.+)\.{_HOST}[0-9a-f]{{8}}\.(?:tmp|old)", re.DOTALL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EBUSY, errno.EFBIG}
@@ -38,19 +38,19 @@ _UNWRITABLE |= {errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.EEXIST}  # another co
 
 
 def is_uri(path: str) -> bool:
-    """Whether `path` names a scheme (s3://bucket/x) rather than a file of this machine."""
+    """Whether `path` is a URI (s3://bucket/x) rather than a local path."""
     return "://" in path
 
 
 def is_local(path: str) -> bool:
-    """Whether `path` lies in a local or mounted file system."""
+    """Whether `path` is in a local or mounted file system."""
     return not is_uri(path) or path.startswith("file://")
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """`path` as an absolute local path, or the URI unchanged; `file://` becomes a plain path.
+    """Return `path` as an absolute local path, or the URI unchanged; `file://` becomes a plain path.
 
-    UsageError for a URI with a password in it.
+    UsageError for a URI that contains a password.
     """
     text = os.fspath(path)
     if credentials.in_address(text):
@@ -61,12 +61,12 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def join(base: str, *parts: str) -> str:
-    """`base` and `parts` joined by one slash each."""
+    """Return `base` and `parts` joined by slashes."""
     return "/".join([base.rstrip("/"), *parts])
 
 
 def filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow file system that holds `path`, and the path inside it; UsageError for an unknown scheme."""
+    """Return the pyarrow file system of `path` and the path inside it; UsageError for an unknown scheme."""
     if is_local(path):
         return fs.LocalFileSystem(), absolute(path)
     path = absolute(path)
@@ -78,44 +78,44 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
         ) from error
 
 
-def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
+def _info(path: str) -> fs.FileInfo:
     system, inner = filesystem(path)
-    return system.get_file_info(inner).type != fs.FileType.NotFound
+    return system.get_file_info(inner)
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder at `path`."""
+    return _info(path).type != fs.FileType.NotFound
 
 
 def is_folder(path: str) -> bool:
-    """Whether `path` is a folder (on an object store: a prefix that holds something)."""
-    system, inner = filesystem(path)
-    return system.get_file_info(inner).type == fs.FileType.Directory
+    """Whether `path` is a folder (on an object store: a prefix of some object)."""
+    return _info(path).type == fs.FileType.Directory
 
 
 def is_file(path: str) -> bool:
     """Whether `path` is a file, not a folder, pipe or device."""
-    system, inner = filesystem(path)
-    return system.get_file_info(inner).type == fs.FileType.File
+    return _info(path).type == fs.FileType.File
 
 
 def size(path: str) -> int:
-    """Size of a file in bytes; FileNotFoundError when it is not there."""
-    system, inner = filesystem(path)
-    info = system.get_file_info(inner)
+    """Return the size of a file in bytes; FileNotFoundError when there is none."""
+    info = _info(path)
     if info.type != fs.FileType.File:
         raise FileNotFoundError(path)
     return info.size
 
 
 def modified(path: str) -> float:
-    """When a file was last written, in seconds since 1970; FileNotFoundError when it is not there."""
-    system, inner = filesystem(path)
-    info = system.get_file_info(inner)
+    """Return when a file was last written, in seconds since 1970; FileNotFoundError when there is none."""
+    info = _info(path)
     if info.type == fs.FileType.NotFound:
         raise FileNotFoundError(path)
     return (info.mtime_ns or 0) / 1e9
 
 
 def list_dir(path: str) -> list[str]:
-    """Sorted names in a folder; empty when the folder is not there."""
+    """Return the sorted names in a folder; none when there is no folder."""
     system, inner = filesystem(path)
     return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(inner, allow_not_found=True)))
 
@@ -128,7 +128,7 @@ def make_dir(path: str) -> None:
 
 
 def delete(path: str) -> None:
-    """Remove a file or a folder with all it holds; nothing happens when it is not there."""
+    """Remove a file, or a folder with its contents; do nothing when there is none."""
     system, inner = filesystem(path)
     kind = system.get_file_info(inner).type
     if kind == fs.FileType.Directory:
@@ -138,14 +138,14 @@ def delete(path: str) -> None:
 
 
 def read_bytes(path: str) -> bytes:
-    """A file's bytes; FileNotFoundError when it is not there."""
+    """Return a file's bytes; FileNotFoundError when there is none."""
     system, inner = filesystem(path)
     with system.open_input_stream(inner) as stream:
         return stream.read()
 
 
 def sha256_file(path: str) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """Return the hex SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     system, inner = filesystem(path)
     with system.open_input_stream(inner) as stream:
@@ -156,7 +156,7 @@ def sha256_file(path: str) -> str:
 
 @contextlib.contextmanager
 def explained_write(path: str) -> Iterator[None]:
-    """Turn the faults of writing to `path` into one message: full disk, no permission, read-only."""
+    """Turn errors of writing to `path` (full disk, no permission, read-only) into a TwilbertError."""
     try:
         yield
     except OSError as error:
@@ -180,10 +180,10 @@ def sync_file(path: str) -> None:
 
 @contextlib.contextmanager
 def temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
-    """A new hidden file or folder beside `target`, to be renamed to it; at the end, what bears its name is removed.
+    """Yield a new hidden file or folder beside `target`, to be renamed to it; at the end, the hidden name is removed.
 
-    A process holds a lock on what it writes, which ends with the process: so what killed ones left behind for the same
-    target is told from the work of others, and removed first.
+    A process holds a lock on what it writes, which ends with the process: this distinguishes leftovers of killed
+    processes for the same target, which are removed first, from the work of others.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
@@ -193,7 +193,7 @@ def temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
         lock = _lock(path, wait=True)
         if path.exists():
             break
-        _unlock(lock)  # another command took it for a dead one's before it was locked
+        _unlock(lock)  # another command removed it as a leftover before it was locked
     try:
         yield path
     finally:
@@ -202,15 +202,12 @@ def temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left beside `target`; an old folder whose new one is missing gets its name back."""
+    """Remove leftovers of killed processes beside `target`; an old folder without a new one is renamed back."""
     for path in list(target.parent.iterdir()):
-        whose, depth = path.name, 0
-        while named := _TEMPORARY.fullmatch(whose):  # a folder's work may be the target of another's
-            whose, depth = named[1], depth + 1
-        if not depth or whose != target.name:
-            continue
-        lock = _lock(path, wait=False)
-        if lock is None:
+        name, depth = path.name, 0
+        while match := _TEMPORARY.fullmatch(name):  # a temporary folder may itself be a target
+            name, depth = match[1], depth + 1
+        if not depth or name != target.name or (lock := _lock(path, wait=False)) is None:
             continue
         if path.suffix == ".old" and depth == 1 and not target.exists():
             path.rename(target)
@@ -220,20 +217,22 @@ def remove_leftovers(target: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file's or folder's name is one that `temporary` gives."""
+    """Whether a file or folder has the name of a temporary one."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Give the folder `new` the name `target`, which always names one of them; the old one is at `new` then."""
+    """Give the folder `new` the name `target`, which names one of them at any time; the old one may remain at `new`."""
     if not target.exists() or not any(target.iterdir()):
-        new.rename(target)  # takes the place of an empty folder too
+        new.rename(target)  # replaces an empty folder too
         return
     libc = ctypes.CDLL(None, use_errno=True)
     exchange = getattr(libc, "renameat2", None)  # glibc and musl on Linux
     if exchange is not None and exchange(_AT_FDCWD, bytes(new), _AT_FDCWD, bytes(target), _RENAME_EXCHANGE) == 0:
         return
-    retired = new.with_suffix(".old")  # a file system that cannot exchange: the next start mends a kill in between
+    retired = new.with_suffix(
+        ".old"
+    )  # file systems that cannot exchange: after a kill in between, remove_leftovers repairs
     lock = _lock(target, wait=False)
     try:
         target.rename(retired)
@@ -248,7 +247,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _lock(path: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock on a file or folder; None where another has it, or it cannot be locked."""
+    """Return a descriptor that holds the lock on a file or folder; None where it cannot be locked."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -268,13 +267,13 @@ def _unlock(lock: int | None) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)  # what cannot be removed now is a leftover of the next command
+        shutil.rmtree(path, ignore_errors=True)  # remaining files are leftovers for the next command
     else:
         path.unlink(missing_ok=True)
 
 
 def write_bytes_atomic(path: str, data: bytes) -> None:
-    """Write a file whole or not at all; parents are created."""
+    """Write a file whole or not at all, creating parents."""
     if is_local(path):
         with new_file(path) as out:
             out.write(data)
@@ -291,13 +290,13 @@ def write_json_atomic(path: str, value: Any) -> None:
 
 @contextlib.contextmanager
 def new_file(path: str) -> Iterator[IO[bytes]]:
-    """A file that appears whole or not at all, for contents that are written bit by bit: yields where to write.
+    """Yield a stream to a file that appears whole or not at all, creating parents.
 
-    After a fault nothing new is left behind and an old file is untouched; parents are created.
+    After an error an old file is untouched and nothing new is left.
     """
     with explained_write(path):
         if not is_local(path):
-            with tempfile.TemporaryFile() as stream:  # an object store would keep what was written before a fault
+            with tempfile.TemporaryFile() as stream:  # an object store would store a part after an error
                 yield stream
                 stream.seek(0)
                 system, inner = filesystem(path)
@@ -315,21 +314,21 @@ def new_file(path: str) -> Iterator[IO[bytes]]:
 
 
 def probe_write(path: str) -> None:
-    """Write, read back and remove a small file in folder `path`; TwilbertError when that fails."""
+    """Check that a small file can be written to folder `path` and read back; TwilbertError when not."""
     token = uuid.uuid4().hex
     probe = join(path, f".probe-{token}")
     make_dir(path)
     try:
         write_bytes_atomic(probe, token.encode())
         if read_bytes(probe) != token.encode():
-            raise TwilbertError(f"{path}: what is written there does not read back; choose another storage")
+            raise TwilbertError(f"{path}: a file written there does not read back the same; choose another storage")
     finally:
         delete(probe)
 
 
 @contextlib.contextmanager
 def undone_if_interrupted(path: str, stays: Callable[[], bool]) -> Iterator[None]:
-    """A folder that the body makes is removed again on KeyboardInterrupt, unless `stays()` by then."""
+    """Remove a folder that the body created on KeyboardInterrupt, unless `stays()` is true by then."""
     is_new = not exists(path)
     try:
         yield

@@ -52,7 +52,7 @@ def test_the_report_shows_the_runs_curves(world, tmp_path, capsys):
     (run / "metrics.jsonl").write_text("no json\n")
     evaluate_pairs(str(run), str(folder / "corpus"), report=str(tmp_path / "page.html"), n_samples=1)
     assert "The run" not in (tmp_path / "page.html").read_text()
-    assert "metrics.jsonl: line 1 damaged, and left out" in capsys.readouterr().err
+    assert "metrics.jsonl: line 1 damaged, skipped" in capsys.readouterr().err
 
 
 def test_the_report_of_texts_shows_them_token_by_token(world, tmp_path):

@@ -1,4 +1,4 @@
-"""Line and bar charts as data: axes with their ticks, lines, bars and numbers, which parts.html.jinja draws as SVG."""
+"""Line and bar charts as data (axes, ticks, lines, bars, numbers), drawn as SVG by parts.html.jinja."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ N_COLOURS = 6
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its points and name; `reference` draws it thin and dashed, as something to compare with."""
+    """A line: its points and name; `reference` draws it thin and dashed, for comparison."""
 
     name: str
     points: Sequence[tuple[float, float]]
     reference: bool = False
     colour: int | None = None
-    """From 1 to N_COLOURS, for a thing that has one colour in all charts of a page; None = the next in turn."""
+    """From 1 to N_COLOURS, to have one colour in all charts of a page; None = the next one."""
 
     @property
     def css_class(self) -> str:
@@ -36,7 +36,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; without a value it is a gap. `count`: how many cases it is over."""
+    """One bar; a gap without a value. `count`: number of its cases."""
 
     label: str
     value: float | None
@@ -44,13 +44,13 @@ class Bar:
 
     @property
     def is_over_few(self) -> bool:
-        """Whether so few cases say little."""
+        """Whether it has too few cases to mean much."""
         return self.count is not None and self.count < _FEW
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of values, laid on the pixels `ends`; `step` is the distance of its ticks, 0 for none."""
+    """A range of values drawn between the pixels `ends`; `step`: distance of its ticks, 0 for none."""
 
     label: str
     low: float
@@ -59,7 +59,7 @@ class Axis:
     ends: tuple[int, int]
 
     def at(self, value: float) -> float:
-        """The pixel of a value."""
+        """Return the pixel of a value."""
         return round(self.ends[0] + (value - self.low) / (self.high - self.low) * (self.ends[1] - self.ends[0]), 1)
 
     @property
@@ -74,7 +74,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines or bars over their axes, and rows of their numbers; without rows there is nothing to draw."""
+    """Lines or bars with their axes, and rows of their numbers; without rows there is nothing to draw."""
 
     title: str
     x: Axis
@@ -86,7 +86,7 @@ class Chart:
 
     @property
     def every(self) -> int:
-        """One in how many of the numbers is listed."""
+        """Interval of the numbers that are listed."""
         return max(1, -(-len(self.numbers) // _MOST_LISTED))
 
     @property
@@ -104,7 +104,7 @@ def line_chart(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
 ) -> Chart:
-    """Lines over a common x; points that are no numbers are left out. Ranges default to the data's."""
+    """Return lines over a common x, without points that are not finite; ranges default to the data's."""
     lines: list[Series] = []
     for line in series:
         points = [point for point in line.points if all(map(math.isfinite, point))]
@@ -129,7 +129,7 @@ def bar_chart(
     *,
     counts: Sequence[int] | None = None,
 ) -> Chart:
-    """A bar for each label; None is a gap. Bars whose `counts` are low are hollow."""
+    """Return a bar for each label; None is a gap. Bars with low `counts` are drawn hollow."""
     finite = [value if value is not None and math.isfinite(value) else None for value in values]
     bars = list(map(Bar, labels, finite, counts or [None] * len(labels)))
     x_axis = Axis(x_label, 0, max(1, len(bars)), 0, _X_ENDS)
@@ -147,7 +147,7 @@ def bar_chart(
 
 
 def _y_axis(label: str, values: Sequence[float], limits: tuple[float, float] | None = None) -> Axis:
-    """From the tick below the values to the one above, or the given limits."""
+    """Return an axis from the tick below the values to the one above, or of the given limits."""
     low, high = limits or _span(values)
     step = _step(low, high)
     if limits is None:
@@ -161,14 +161,14 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _step(low: float, high: float) -> float:
-    """The distance of ticks: 1, 2 or 5 times a power of ten, for four to seven of them."""
+    """Return the distance of four to seven ticks: 1, 2 or 5 times a power of ten."""
     least = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
 
 
 def _distinct_numbers(values: Sequence[float]) -> list[str]:
-    """The values with as many digits as it takes for no two to read the same."""
+    """Return the values with enough digits to be distinct."""
     texts = [short_number(value) for value in values]
     for digits in range(4, 9):
         if len(set(texts)) == len(values):

@@ -25,22 +25,22 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _FRAME = '<iframe srcdoc="{}" style="width:100%;height:38rem;border:0" sandbox></iframe>'
 
 Tile = tuple[str, str, str]
-"""A figure to see first: its label, its value, and a note or ""."""
+"""A key figure: label, value, and a note or ""."""
 
 
 class Page(ABC):
-    """Something that a notebook shows as an HTML page."""
+    """An object that notebooks show as an HTML page."""
 
     @abstractmethod
     def html(self) -> str:
-        """A page about it, which needs no network."""
+        """Return its page, which needs no network."""
 
     def _repr_html_(self) -> str:
         return _FRAME.format(html.escape(self.html()))
 
 
 def render(template: str, **values: Any) -> str:
-    """This function returns the HTML of `template`, a path within the package, filled with `values`.
+    """Return the HTML of `template`, a path within the package, filled with `values`.
 
     Characters that no HTML file may hold become U+FFFD.
     """
@@ -49,7 +49,7 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def environment() -> jinja2.Environment:
-    """The templates of the package, with their filters."""
+    """Return the package's templates with their filters."""
     templates = jinja2.Environment(
         autoescape=True,
         loader=jinja2.PackageLoader("twilbert", ""),
@@ -67,7 +67,7 @@ def environment() -> jinja2.Environment:
 
 
 def numeric_columns(rows: Sequence[Sequence[object]]) -> list[bool]:
-    """Whether each column holds numbers (and gaps) alone, and so is aligned to the right."""
+    """Return whether each column has only numbers and gaps, and so is aligned to the right."""
     columns = zip(*rows, strict=True)
     return [
         any(map(_is_number, column)) and all(_is_number(c) or c in ("", None) for c in column) for column in columns
@@ -84,7 +84,7 @@ def _is_number(cell: object) -> bool:
 
 
 def percent(share: float) -> str:
-    """A share as per cent with the digits that matter, its sign never on a new line: 93 %, 4.2 %, <0.01 %."""
+    """Return a share as per cent with a no-break space and two significant digits: 93 %, 4.2 %, <0.01 %."""
     value = 100 * share
     if value >= 9.95:
         return f"{value:.0f}\u00a0%"

@@ -1,7 +1,7 @@
-"""Where a run's numbers go: always metrics.jsonl, and Weights & Biases unless it is disabled.
+"""A run's metrics: written to metrics.jsonl and, unless disabled, Weights & Biases; read from metrics.jsonl.
 
 Keys group by slash: train/ valid/ optim/ speed/ data/ pkm/. Every row carries its step, also in W&B, whose own step
-starts again at 0 after a restart.
+restarts at 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from twilbert import cli, storage
 from twilbert.parsing import read_rows
 from twilbert.tracking.wandb_runs import Wandb
 
-# Four bins a decade from 0.0001 to 1000, the same at every step, so that steps can be laid side by side.
+# Four bins a decade from 0.0001 to 1000, the same at every step, so that steps can be compared.
 EDGES = [round(10 ** (k / 4), 10) for k in range(-16, 13)]
 _KINDS = {
     ".embeddings.": "embeddings",
@@ -32,21 +32,21 @@ _KINDS = {
 
 
 def kind_of(name: str) -> str:
-    """The part of the model that a tensor belongs to; "other" for those of a module unknown here."""
+    """Return the part of the model that a tensor belongs to; "other" for an unknown module."""
     return next((kind for mark, kind in _KINDS.items() if mark in name), "other")
 
 
 def trust_ratio_metrics(
     names: Sequence[str], ratios: torch.Tensor, adapted: torch.Tensor
 ) -> dict[str, float | Histogram]:
-    """optim/trust_ratio_{min,median,max} and optim/trust_ratios/KIND of the adapted tensors; none without them.
+    """Return optim/trust_ratio_{min,median,max} and optim/trust_ratios/KIND of the adapted tensors; none without them.
 
     `ratios` [tensors] and `adapted` [tensors] (bool) as of `names`.
     """
     chosen = ratios[adapted]
     if not len(chosen):
         return {}
-    found: dict[str, float | Histogram] = {
+    metrics: dict[str, float | Histogram] = {
         "optim/trust_ratio_min": float(chosen.min()),
         "optim/trust_ratio_median": float(chosen.quantile(0.5)),
         "optim/trust_ratio_max": float(chosen.max()),
@@ -54,12 +54,12 @@ def trust_ratio_metrics(
     by_kind: dict[str, list[float]] = {}
     for name, ratio, counts in zip(names, ratios.tolist(), adapted.tolist(), strict=True):
         if counts:
-            by_kind.setdefault(kind_of(name), []).append(min(max(ratio, EDGES[0]), EDGES[-1]))  # ends take the rest
+            by_kind.setdefault(kind_of(name), []).append(min(max(ratio, EDGES[0]), EDGES[-1]))  # end bins take the rest
     edges = torch.tensor(EDGES, dtype=torch.float64)
     for kind, values in by_kind.items():
         counts = torch.histogram(torch.tensor(values, dtype=torch.float64), edges).hist.int().tolist()
-        found[f"optim/trust_ratios/{kind}"] = Histogram(EDGES, counts)
-    return found
+        metrics[f"optim/trust_ratios/{kind}"] = Histogram(EDGES, counts)
+    return metrics
 
 
 METRICS_FILE = "metrics.jsonl"
@@ -77,8 +77,8 @@ class Histogram(NamedTuple):
 class MetricsFile:
     """metrics.jsonl of a run: one JSON object a line, in order of steps.
 
-    Appended to in a local or mounted folder. An object store cannot append: there rows are kept and the file is
-    written whole by `flush`, which the run calls at evaluations and checkpoints.
+    Appended to in a local or mounted folder. Object stores cannot append: there `flush`, called at evaluations and
+    checkpoints, writes the whole file.
     """
 
     def __init__(self, path: str, last_step: int) -> None:
@@ -100,7 +100,7 @@ class MetricsFile:
             self._stream.flush()
 
     def flush(self) -> None:
-        """Make rows durable where `append` did not."""
+        """Write the file whole on an object store."""
         if getattr(self, "_stream", None) is None:
             storage.write_bytes_atomic(self.path, "".join(line + "\n" for line in self._rows).encode())
 
@@ -135,7 +135,7 @@ def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 class Tracker:
-    """Rank 0's log: one row goes to metrics.jsonl and to W&B."""
+    """Writes rows of rank 0 to metrics.jsonl and W&B."""
 
     def __init__(
         self, run_folder: str, run_name: str, wandb: Wandb, config: dict[str, Any], run_id: str, last_step: int
@@ -152,14 +152,14 @@ class Tracker:
         )
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Write one row of `step`: numbers, and histograms, which metrics.jsonl holds as {"edges", "counts"}."""
+        """Write one row: numbers, and histograms, in metrics.jsonl as {"edges", "counts"}."""
         row = {"step": step, **values}
         self._file.append({key: v._asdict() if isinstance(v, Histogram) else v for key, v in row.items()})
         if self._run.is_open:
             self._run.log({key: _wandb_value(value) for key, value in row.items()})
 
     def flush(self) -> None:
-        """Make the rows so far durable."""
+        """Write the rows so far where the storage cannot append."""
         self._file.flush()
 
     def close(self) -> None:

@@ -242,7 +242,7 @@ def default_name(recipe_path: str, identity: dict[str, Any]) -> str:
 
 
 def find(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder | None:
-    """The run of this name where there is one; UsageError that lists the differences when it has other science."""
+    """The run of this name where there is one; UsageError that lists the differences of another run identity."""
     path = storage.join(recipe.run.storage_path, name)
     record = storage.join(path, IDENTITY)
     if not storage.exists(record):

@@ -1,7 +1,7 @@
-"""Weights & Biases, of which no failure ends the work that it tracks, and no wait is without a bound.
+"""Runs of Weights & Biases, whose failures never end the tracked work and whose waits are bounded.
 
-A server that is away or refuses the key makes a command's runs offline ones; whatever fails later is one line, and what
-W&B holds so far stays in its folder, from which `wandb sync` uploads it.
+A server that is unreachable or refuses the key makes a command's runs offline ones. Later failures are reported in one
+line; the rows so far stay in W&B's folder, from which `wandb sync` uploads them.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-_INIT_S, _FINISH_S = 15, 30  # at most, to begin an online run and to upload what is left at its end
+_INIT_S, _FINISH_S = 15, 30  # at most, to begin an online run and to finish its upload
 
 
 def resolve_mode(mode: str) -> str:
-    """online, offline or disabled: auto is online where a W&B key is in the environment."""
+    """Return online, offline or disabled: auto is online where a W&B key is in the environment."""
     if mode != "auto":
         return mode
-    wanted = os.environ.get("WANDB_MODE")
-    if wanted in ("online", "offline", "disabled"):
-        return wanted
+    from_environment = os.environ.get("WANDB_MODE")
+    if from_environment in ("online", "offline", "disabled"):
+        return from_environment
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
 class Wandb:
-    """The W&B runs of one command; `close` must be called: what is written before may not be on the disk."""
+    """The W&B runs of one command; only `close` guarantees that their rows are on the disk."""
 
     def __init__(self, project: str, mode: str, say: Callable[[str], None]) -> None:
         self.mode = resolve_mode(mode)
-        self.why = ""  # it is not what was asked for
+        self.why = ""  # mode differs from the requested one
         self._project, self._say = project, say
         self._open: list[Run] = []
 
@@ -45,11 +45,11 @@ class Wandb:
         kind: str | None = None,
         beside_others: bool = False,
     ) -> Run:
-        """A run whose rows carry their own step; `beside_others` where one process logs several at a time.
+        """Open a run whose rows carry their step; `beside_others` where one process logs several at a time.
 
-        Paths in `config` are left out: they tell the user's name.
+        Paths in `config` are left out, since they may contain the user's name.
         """
-        wanted = {
+        arguments = {
             "project": self._project,
             "name": name,
             "group": group,
@@ -61,25 +61,23 @@ class Wandb:
             "config": _without_paths(config),
         }
         try:
-            run = self._init(folder, run_id, wanted)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the work that is tracked goes on
+            run = self._init(folder, run_id, arguments)
+        except Exception as error:  # noqa: BLE001 - the tracked work goes on after any error
             run, self.mode, self.why = None, "disabled", f" ({_line(error)})"
         self._open.append(Run(run, self._say))
         return self._open[-1]
 
-    def _init(self, folder: str, run_id: str, wanted: dict[str, Any]) -> Any:
+    def _init(self, folder: str, run_id: str, arguments: dict[str, Any]) -> Any:
         if self.mode == "disabled":
             return None
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own reports wait for the network at exit
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's crash reports wait for the network at exit
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
         cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - there may be no home
-        there = next(path for path in (cache, *cache.parents) if path.exists())
-        if not os.access(there, os.W_OK) and not self._open:
-            self._say(
-                f"{cache}: cannot be written, so that W&B's own log comes here; name another folder: XDG_CACHE_HOME=DIR"
-            )
+        existing = next(path for path in (cache, *cache.parents) if path.exists())
+        if not os.access(existing, os.W_OK) and not self._open:
+            self._say(f"{cache}: not writable, so W&B logs to this terminal; choose another folder: XDG_CACHE_HOME=DIR")
         inside = Path(folder, "wandb")
         inside.mkdir(parents=True, exist_ok=True)
         before = set(inside.iterdir())
@@ -87,15 +85,15 @@ class Wandb:
             try:
                 if "WANDB_API_KEY" not in os.environ and not wandb.login(prompt=False, verify=False):
                     raise ValueError("no WANDB_API_KEY")
-                return _started(wandb.init(mode="online", settings=_settings(), **wanted))
-            except Exception as error:  # noqa: BLE001 - W&B's own, the network's, the server's
+                return _started(wandb.init(mode="online", settings=_settings(), **arguments))
+            except Exception as error:  # noqa: BLE001 - of W&B, the network or the server
                 self.mode, self.why = "offline", f" (not online: {_line(error)})"
             if any(run.is_open for run in self._open):
-                return None  # W&B's process holds this run's id, and other runs
+                return None  # W&B's process has this run's id, and other runs
             wandb.teardown()
             for left in set(inside.glob(f"run-*-{run_id}")) - before:
                 shutil.rmtree(left)
-        return _started(wandb.init(mode="offline", settings=_settings(), **wanted))
+        return _started(wandb.init(mode="offline", settings=_settings(), **arguments))
 
     def close(self) -> None:
         """End all runs and wait for the disk."""
@@ -109,12 +107,12 @@ class Wandb:
                 wandb.teardown()
             except Exception as error:  # noqa: BLE001 - as above
                 if not any(run.failed for run in self._open):
-                    self._say(f"tracking: W&B did not end in good order ({_line(error)})")
+                    self._say(f"tracking: W&B did not end properly ({_line(error)})")
         self._open.clear()
 
 
 class Run:
-    """One run, or none where W&B is disabled: then nothing happens."""
+    """A W&B run, or a no-op where W&B is disabled."""
 
     def __init__(self, run: Any, say: Callable[[str], None]) -> None:
         self._run, self._say = run, say
@@ -124,15 +122,15 @@ class Run:
 
     @property
     def is_open(self) -> bool:
-        """Whether it still takes rows."""
+        """Whether it still accepts rows."""
         return self._run is not None
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """One row, which carries its step."""
+        """Log a row, which carries its step."""
         self._try(lambda run: run.log(dict(row)))
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
-        """End it, with `summary` beside the rows."""
+        """End the run, with a summary."""
 
         def end(run: Any) -> None:
             run.summary.update(dict(summary or {}))
@@ -146,9 +144,9 @@ class Run:
             return
         try:
             action(self._run)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the work that is tracked goes on
+        except Exception as error:  # noqa: BLE001 - the tracked work goes on after any error
             self._run, self.failed = None, True
-            self._say(f"tracking: W&B failed ({_line(error)}); what it has so far: wandb sync {self.folder}")
+            self._say(f"tracking: W&B failed ({_line(error)}); to upload the rows so far: wandb sync {self.folder}")
 
 
 def _settings() -> Any:
@@ -174,7 +172,7 @@ def _settings() -> Any:
 def _started(run: Any) -> Any:
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
-    # A link to a log in the home folder, whose path tells the user's name; nothing in it is about this run.
+    # A link to a log in the home folder: its path contains the user's name, its contents are not of this run.
     (Path(run.dir).parent / "logs" / "debug-core.log").unlink(missing_ok=True)
     return run
 
