@@ -62,7 +62,7 @@ def test_the_context_free_predictor_follows_bayes():
         masked_index = np.array([1, 2, 3])
         masked_labels = np.array([5, 5, 6])  # 5 kept; 6 shown in place of 5; 6 under [MASK]
 
-    list(reference.seen([Batch()]))
+    list(reference.counted([Batch()]))
     kept = u[0] * (0.1 + 0.1 / 3) / (0.1 * u[0] + 0.1 / 3)
     replaced = u[0] * (0.1 / 3) / (0.1 * u[1] + 0.1 / 3)
     expected = -(math.log(kept) + math.log(replaced) + math.log(u[1])) / 3

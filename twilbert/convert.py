@@ -25,11 +25,11 @@ from twilbert.original.weights import check_pooling, is_finetuned, load_original
 def convert(
     weights: str, config: str, out: str, vocab: str | None = None, *, overwrite: bool = False
 ) -> OriginalConfig:
-    """Write the model folder `out` and return what became of the configuration.
+    """Write the model folder `out` and return the translated configuration.
 
     `weights`: a file that the original saved in pre-training or fine-tuning; `config`: its JSON; `vocab`: the
     vocabulary file, without which the folder has no tokenizer. UsageError for files that do not belong together,
-    TwilbertError for a damaged one: the tensor, its shape, the one expected.
+    TwilbertError for a damaged one, with the tensor, its shape and the expected one.
     """
     original = read_original_config(config)
     new = outputs.new_folder(out, "convert", overwrite=overwrite, inputs=filter(None, [weights, config, vocab]))
@@ -45,7 +45,7 @@ def convert(
 
 
 def _tokenizer(vocab: str | None, folder: str, file: KerasFile) -> str | None:
-    """The tokenizer folder of a vocabulary file, of as many entries as the weights have."""
+    """Write the tokenizer folder of a vocabulary file; UsageError unless it has as many entries as the weights."""
     if vocab is None:
         return None
     save_wordpiece_folder(vocab, folder)
@@ -75,17 +75,17 @@ def _head(original: OriginalConfig, file: KerasFile) -> HeadConfig:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         "convert",
         "Convert weights of the original TWilBERT (Keras HDF5) to a model folder, with its configuration as a recipe.",
         "twilbert-convert weights.hdf5 --config config_large.json --vocab vocab --out twilbert-large",
     )
-    made.add_argument("weights", metavar="WEIGHTS", help="weight file of pre-training or fine-tuning (.hdf5, .h5)")
-    made.add_argument("--config", metavar="C.json", required=True, help="the JSON configuration it was made with")
-    made.add_argument("--vocab", metavar="FILE", help="its vocabulary file; without it the folder has no tokenizer")
-    made.add_argument("--out", metavar="MODEL", required=True, help="model folder to write")
-    made.add_argument("--overwrite", action="store_true", help="replace what MODEL holds")
-    return made
+    parser.add_argument("weights", metavar="WEIGHTS", help="weight file of pre-training or fine-tuning (.hdf5, .h5)")
+    parser.add_argument("--config", metavar="C.json", required=True, help="the JSON configuration it was made with")
+    parser.add_argument("--vocab", metavar="FILE", help="its vocabulary file; without it the folder has no tokenizer")
+    parser.add_argument("--out", metavar="MODEL", required=True, help="model folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what MODEL holds")
+    return parser
 
 
 def _command(args: argparse.Namespace) -> str:

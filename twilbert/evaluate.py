@@ -59,13 +59,13 @@ class _Entropy:
 
 @dataclass(frozen=True)
 class _Sample:
-    """sample.json, as far as it is read."""
+    """The part of sample.json that is read."""
 
     nats_per_word: _Entropy
 
 
 def _compare_with_sample(scores: dict[str, Any], path: str) -> str:
-    """How far the model has come from word frequencies to the generator's own entropy (sample.json)."""
+    """Compare the model's loss with word frequencies and the generator's entropy (sample.json)."""
     entropy = read_record(path, _Sample).nats_per_word
     start, model = scores["unigram_loss_at_mask"], scores["mlm_loss_at_mask"]
     shares = {name: (start - model) / (start - getattr(entropy, name)) for name in ("span", "perfect")}
@@ -78,46 +78,48 @@ def _compare_with_sample(scores: dict[str, Any], path: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         "evaluate",
         "Score a model on a corpus' held-out split or on raw pairs; with --lm on texts, with --orders on given orders.",
         "twilbert-evaluate runs/tiny-1a2b3c4d corpus --report scores.html\n"
         "  twilbert-evaluate runs/tiny-1a2b3c4d tweets.txt --lm --examples tweets.jsonl",
     )
-    made.add_argument("model", metavar="MODEL", help="model folder, checkpoint, run folder or run name")
-    made.add_argument(
+    parser.add_argument("model", metavar="MODEL", help="model folder, checkpoint, run folder or run name")
+    parser.add_argument(
         "data",
         metavar="DATA",
         help="corpus folder (its valid split), or raw pairs (TSV, CSV, JSONL, Parquet); with --lm also a text file",
     )
-    kind = made.add_mutually_exclusive_group()
+    kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--lm", action="store_true", help="pseudo-log-likelihood of texts, one on each line of DATA")
     kind.add_argument(
         "--orders", action="store_true", help="reply order of DATA's rows FIRST, SECOND, 1 (second replies) or 0 (TSV)"
     )
-    made.add_argument("--json", metavar="FILE", help="also write the scores there")
-    made.add_argument("--examples", metavar="FILE", help="also write every example with its scores there (JSON lines)")
-    made.add_argument("--report", metavar="FILE", help="also write a page to look at there (HTML, needs no network)")
-    made.add_argument(
+    parser.add_argument("--json", metavar="FILE", help="also write the scores there")
+    parser.add_argument(
+        "--examples", metavar="FILE", help="also write every example with its scores there (JSON lines)"
+    )
+    parser.add_argument("--report", metavar="FILE", help="also write a page to look at there (HTML, needs no network)")
+    parser.add_argument(
         "--samples",
         type=int,
         metavar="N",
         default=evaluation.SAMPLES,
         help=f"how many pairs or texts the page shows (default: {evaluation.SAMPLES})",
     )
-    made.add_argument("--train", metavar="CORPUS", help="count word frequencies in this corpus' train split")
-    made.add_argument("--sample", metavar="FILE", help="sample.json of generated data: compare with its entropy")
-    made.add_argument("--masking", choices=["span", "token"], default="span", help="as in training (default: span)")
-    made.add_argument(
+    parser.add_argument("--train", metavar="CORPUS", help="count word frequencies in this corpus' train split")
+    parser.add_argument("--sample", metavar="FILE", help="sample.json of generated data: compare with its entropy")
+    parser.add_argument("--masking", choices=["span", "token"], default="span", help="as in training (default: span)")
+    parser.add_argument(
         "--cleaning",
         choices=["ours", "original"],
         default="ours",
         help="of --lm and --orders: as everywhere, or as the original cleaned, to compare with its figures",
     )
-    made.add_argument("--max-len", type=int, metavar="N", help="cut texts at N tokens (default: the model's max_len)")
-    made.add_argument("--seed", type=int, default=0, help="seed of the masks and of what the page shows (default: 0)")
-    made.add_argument("--overwrite", action="store_true", help="replace files of these names that it did not write")
-    return made
+    parser.add_argument("--max-len", type=int, metavar="N", help="cut texts at N tokens (default: the model's max_len)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the masks and of what the page shows (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names that it did not write")
+    return parser
 
 
 def _check(args: argparse.Namespace) -> None:

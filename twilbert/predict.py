@@ -220,7 +220,7 @@ def _said(args: argparse.Namespace) -> str:
         cli.table(rows.column_names, cells)
     texts = "1 text" if len(args.text) == 1 else f"{len(args.text)} texts"
     if args.out is None:
-        return f"{texts}, model {job.model}, {batch.said_precision(model, job)}"
+        return f"{texts}, model {job.model}, {batch.precision_line(model, job)}"
     _write(iter([table]), args.out, kind)
     return f"{texts} in {storage.absolute(args.out)}"
 

@@ -73,7 +73,7 @@ def test_texts_and_tokens_are_shown_as_they_are():
     )
     samples = [SamplePredictions(i, (CLS, 7, 7, 7, 8, SEP), words, i % 2, 0.75) for i in (0, 1)]
     labels, shares = np.array([0, 1]), np.array([0.25, 0.75])
-    arrays = SampleScores(*(np.array([0, 1]) for _ in range(4)), np.ones(2), labels, shares)
+    arrays = SampleScores(*(np.array([0, 1]) for _ in range(4)), np.ones(2), labels, shares, np.ones(2))
     names = (
         "mlm_loss mlm_loss_at_mask mlm_perplexity mlm_perplexity_at_mask mlm_accuracy mlm_accuracy_at_mask rop_loss "
     )

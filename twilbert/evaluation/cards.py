@@ -26,15 +26,15 @@ class Token:
     kind: str = ""
     """A class of style.css: special, mask, random, kept, or nothing."""
     below: str = ""
-    """A word under the token: what the model saw in its place."""
+    """A word under the token: the model's input in its place."""
     note: str = ""
-    """What a pointer resting on the token shows."""
+    """The token's tooltip."""
     shade: float | None = None
     """From 0 to 1: how strongly the token is coloured."""
 
 
 class Pieces:
-    """Tokens as a reader knows them, without the marks of word starts (SentencePiece) or continuations (WordPiece)."""
+    """Tokens without the marks of word starts (SentencePiece) or continuations (WordPiece)."""
 
     def __init__(self, token: Callable[[int], str], samples: Sequence[SamplePredictions]) -> None:
         self._token = token
@@ -42,19 +42,19 @@ class Pieces:
         self._marks_starts = any(token(i).startswith(_WORD_START) for i in ids if i >= N_SPECIAL)
 
     def split(self, token_id: int) -> tuple[str, bool]:
-        """The token's text, and whether it starts a word."""
+        """Return the token's text, and whether it starts a word."""
         if token_id < N_SPECIAL:
             return self._token(token_id), True
         return piece_of(self._token(token_id), self._marks_starts)
 
     def name(self, token_id: int) -> str:
-        """The token by itself: with + in front when it continues a word."""
+        """Return the token's text, with + in front when it continues a word."""
         text, starts = self.split(token_id)
         return text if starts else f"+{text}"
 
 
 def piece_of(token: str, marks_starts: bool) -> tuple[str, bool]:
-    """A token's text without its mark, and whether it starts a word; the mark alone is a space (␣)."""
+    """Return a token's text without its mark, and whether it starts a word; the mark alone is a space (␣)."""
     if token.startswith(_WORD_START):
         return token[1:] or "␣", True
     if not marks_starts and token.startswith(_CONTINUATION) and len(token) > 2:
@@ -63,7 +63,7 @@ def piece_of(token: str, marks_starts: bool) -> tuple[str, bool]:
 
 
 def pairs(samples: Sequence[SamplePredictions], token: Callable[[int], str]) -> dict[int, list[dict[str, Any]]]:
-    """Number of a pair → its samples, one for each order; `token` names an id."""
+    """Return for the number of a pair its samples, one for each order; `token` gives an id's token."""
     pieces = Pieces(token, samples)
     by_row: dict[int, list[dict[str, Any]]] = {}
     for sample in samples:
@@ -82,13 +82,13 @@ def _sample(sample: SamplePredictions, pieces: Pieces) -> dict[str, Any]:
 
 
 def predicted_order(label: int, reply_second: float) -> tuple[str, float, bool]:
-    """The order that the model takes for the right one, how sure it is, and whether it is right."""
+    """Return the predicted order, its probability, and whether it is right."""
     guess = int(reply_second > 0.5)
     return ORDER_NAMES[guess], max(reply_second, 1 - reply_second), guess == label
 
 
 def _words(tokens: Iterable[Token]) -> list[list[Token]]:
-    """Tokens by words."""
+    """Group tokens by words."""
     words: list[list[Token]] = []
     for token in tokens:
         if token.starts_word or not words:
@@ -117,12 +117,12 @@ def _kind(word: MaskedWord) -> str:
 
 
 def _input(word: MaskedWord, pieces: Pieces) -> str:
-    """What the model saw in the word's place."""
-    return {"mask": "[MASK]", "kept": "as it is", "random": f"saw: {pieces.name(word.shown)}"}[_kind(word)]
+    """Return the model's input in the word's place."""
+    return {"mask": "[MASK]", "kept": "unchanged", "random": f"input: {pieces.name(word.shown)}"}[_kind(word)]
 
 
 def _bars(word: MaskedWord, pieces: Pieces) -> list[tuple[str, float, bool]]:
-    """(word, probability, whether it is the truth) of the model's top predictions, and of the truth in any case."""
+    """Return (word, probability, whether it is the truth) of the top predictions, and of the truth in any case."""
     bars = [(pieces.name(guess), share, guess == word.truth) for guess, share in word.top]
     if not any(is_truth for _, _, is_truth in bars):
         bars.append((f"{pieces.name(word.truth)} #{word.truth_rank:,}", word.truth_probability, True))
@@ -130,7 +130,7 @@ def _bars(word: MaskedWord, pieces: Pieces) -> list[tuple[str, float, bool]]:
 
 
 def texts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Texts with their tokens, shaded by how little the model expects them; `lines` as in --examples."""
+    """Return texts with their tokens, shaded by how unlikely they are to the model; `lines` as in --examples."""
     marks_starts = any(piece.startswith(_WORD_START) for line in lines for piece in line["pieces"])
 
     def token(piece: str, value: float) -> Token:

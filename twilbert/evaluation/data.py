@@ -1,4 +1,4 @@
-"""What evaluation reads: pairs (a corpus' valid split or raw files), encoded here into a scratch folder without Ray,
+"""The inputs of an evaluation: pairs (a corpus' valid split or raw files), encoded into a scratch folder without Ray,
 texts line by line, and pairs with their order as a label.
 
 corpus/valid/*.parquet  ─┐
@@ -32,7 +32,7 @@ _PIECE_BYTES = 64 * 2**20
 
 
 def read_pairs(source: str, split: str = "valid") -> Iterator[Texts]:
-    """The pairs of a corpus' split, or of raw files as they are: cleaned, none dropped but lines that are no pairs.
+    """Yield the pairs of a corpus' split, or of raw files, cleaned; only lines that are no pairs are dropped.
 
     UsageError when `source` is neither.
     """
@@ -54,7 +54,7 @@ def read_pairs(source: str, split: str = "valid") -> Iterator[Texts]:
 
 
 def encode_pairs(texts: Iterator[Texts], tokenizer: Tokenizer, max_len: int, folder: str) -> encoded.EncodedCorpus:
-    """`texts` as an encoded corpus with the one split "valid" in `folder`; UsageError when there are none.
+    """Encode `texts` into `folder`, as a corpus with the one split "valid"; UsageError when there are none.
 
     A reply without text is none; a pair without a tweet is left out.
     """
@@ -65,13 +65,15 @@ def encode_pairs(texts: Iterator[Texts], tokenizer: Tokenizer, max_len: int, fol
     tables = chain.from_iterable(_tables(part, tokenizer, max_len) for part in chain([first], texts))
     file = "valid/00000.parquet"
     entry = {"file": file, **encoded.write_shard(storage.join(folder, file), tables)}
-    made = {"tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "max_len": max_len}
-    encoded.write_index(folder, corpus="scratch", shards={"valid": [entry]}, **made)
+    encoded.write_index(
+        folder, corpus="scratch", shards={"valid": [entry]}, tokenizer=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size, max_len=max_len,
+    )  # fmt: skip
     return encoded.EncodedCorpus.open_folder(folder)
 
 
-def kept(texts: Texts) -> Iterator[tuple[str, str | None]]:
-    """The pairs that `encode_pairs` keeps: its rows, in order."""
+def usable(texts: Texts) -> Iterator[tuple[str, str | None]]:
+    """Yield the pairs that `encode_pairs` encodes, in order: its rows."""
     return ((t, r or None) for t, r in zip(*texts, strict=True) if t)
 
 
@@ -79,7 +81,7 @@ def _tables(texts: Texts, tokenizer: Tokenizer, max_len: int):
     tweets, replies = texts
     size = ROW_GROUP_ROWS
     for at in range(0, len(tweets), size):
-        rows = list(kept((tweets[at : at + size], replies[at : at + size])))
+        rows = list(usable((tweets[at : at + size], replies[at : at + size])))
         if rows:
             sides = zip(*rows, strict=True)
             yield encoded.make_table(*(tokenizer.encode_batch(side, max_len) for side in sides))
@@ -88,22 +90,22 @@ def _tables(texts: Texts, tokenizer: Tokenizer, max_len: int):
 def chosen_samples(
     corpus: encoded.EncodedCorpus, split: str, rows: Sequence[int], masking: MaskingSettings, seed: int
 ) -> MicroBatch:
-    """Both orders of chosen rows, masked as `evaluation_batches` masks them, as one micro-batch sorted by length."""
+    """Return both orders of chosen rows, masked as in `evaluation_batches`, as one micro-batch sorted by length."""
     counts = corpus.split(split)
     groups = np.cumsum([0, *(group.rows for group in counts.row_groups)])
     needed = np.unique(np.searchsorted(groups, np.asarray(rows), side="right") - 1)
-    held = rows_of.read_rows(corpus, counts, needed.tolist())
-    row, direction = held.samples()
-    own = np.flatnonzero(np.isin(held.number[row], np.asarray(rows)))
-    own = own[np.argsort(held.lengths[row[own]], kind="stable")]
-    row, direction = row[own], direction[own]
-    alone = dict.fromkeys(COUNTS, 0) | {"epoch": EVALUATION_EPOCH, "n_masked": UNKNOWN, "n_samples": len(own)}
+    read = rows_of.read_rows(corpus, counts, needed.tolist())
+    row, direction = read.samples()
+    chosen = np.flatnonzero(np.isin(read.number[row], np.asarray(rows)))
+    chosen = chosen[np.argsort(read.lengths[row[chosen]], kind="stable")]
+    row, direction = row[chosen], direction[chosen]
+    alone = dict.fromkeys(COUNTS, 0) | {"epoch": EVALUATION_EPOCH, "n_masked": UNKNOWN, "n_samples": len(chosen)}
     packed = pack(
-        held,
+        read,
         row,
         direction,
-        np.full(len(own), EVALUATION_EPOCH),
-        sizes=np.array([len(own)]),
+        np.full(len(chosen), EVALUATION_EPOCH),
+        sizes=np.array([len(chosen)]),
         counts={name: np.array([value]) for name, value in alone.items() if name != "width"},
         seed=seed,
         masking=masking,
@@ -113,7 +115,7 @@ def chosen_samples(
 
 
 def read_texts(source: str, cleaning: Callable[[str], str] = clean) -> Iterator[list[str]]:
-    """Texts, cleaned, in lists: each line of a text file (plain, gzip, zstd), "" where nothing is left.
+    """Yield lists of cleaned texts: each line of a text file (plain, gzip, zstd), "" where nothing is left.
 
     Of a corpus (its valid split) or of files of pairs (TSV, CSV, JSON lines, Parquet): tweets and replies in turn,
     always cleaned by `clean`. UsageError when there is no such file.
@@ -130,7 +132,7 @@ def read_texts(source: str, cleaning: Callable[[str], str] = clean) -> Iterator[
 
 
 class OrderedRows(NamedTuple):
-    """Pairs in the order they stand in; label 1 where the second replies to the first, 0 where it is the other way."""
+    """Pairs with the label 1 where the second text replies to the first, 0 where the first replies to the second."""
 
     firsts: list[str]
     seconds: list[str]
@@ -138,7 +140,7 @@ class OrderedRows(NamedTuple):
 
 
 def read_ordered(source: str, cleaning: Callable[[str], str] = clean) -> OrderedRows:
-    """The rows FIRST, SECOND, LABEL of a TSV (never quoted), cleaned; the label is 1 or 0. A header is recognised.
+    """Read the rows FIRST, SECOND, LABEL of a TSV (never quoted), cleaned; a header is recognised.
 
     UsageError, with the line's number, for a line of another form, and when there are none.
     """
@@ -165,7 +167,7 @@ def read_ordered(source: str, cleaning: Callable[[str], str] = clean) -> Ordered
 
 
 def token_counts(texts: Iterator[Texts], tokenizer: Tokenizer) -> np.ndarray:
-    """How often each id occurs in `texts`, int64 [V]."""
+    """Count how often each id occurs in `texts`, int64 [V]."""
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for sides in texts:
         for side in sides:

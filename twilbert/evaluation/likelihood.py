@@ -1,4 +1,4 @@
-"""Pseudo-log-likelihood: what a masked language model makes of a text, each token hidden in its turn.
+"""Pseudo-log-likelihood of texts under a masked language model: each token is masked in turn.
 
     log p(x_t | the rest of x) for every token t of every text: as many sequences as tokens, in batches of like lengths
     that the maskings of many texts share. A sequence is [CLS] text [SEP], positions from 0, segment 0.
@@ -31,7 +31,7 @@ def token_log_likelihoods(
     device: torch.device,
     batch_tokens: int = BATCH_TOKENS,
 ) -> np.ndarray:
-    """log p(token | the rest of its text) of every token, nats, float64, as `ids` lie.
+    """Return log p(token | the rest of its text) of every token, nats, float64, in the order of `ids`.
 
     Text i is ids[offsets[i]:offsets[i + 1]], without special tokens. `network` is in eval mode on `device`; a batch has
     at most `batch_tokens` padded tokens, or the longest text's.
@@ -54,7 +54,7 @@ def token_log_likelihoods(
 def _maskings(
     ids: np.ndarray, offsets: np.ndarray, batch_tokens: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches: which tokens (into `ids`) [B], sequences with them hidden [B, T], lengths [B], where they are [B]."""
+    """Yield batches: tokens (indices into `ids`) [B], sequences with them masked [B, T], lengths [B], positions [B]."""
     text_lengths = np.diff(offsets)
     text = np.repeat(np.arange(len(text_lengths)), text_lengths)
     order = np.argsort(text_lengths[text], kind="stable")  # a text's maskings stay together
@@ -70,18 +70,18 @@ def _maskings(
 
 
 def _sequences(ids: np.ndarray, offsets: np.ndarray, texts: np.ndarray, width: int) -> np.ndarray:
-    """[CLS] text [SEP] [PAD]… of each of `texts`, int64 [texts, width]."""
+    """Return [CLS] text [SEP] [PAD]… of each of `texts`, int64 [texts, width]."""
     out = np.zeros((len(texts), width), np.int64)
     out[:, 0] = CLS
     for row, text in enumerate(texts):
-        own = ids[offsets[text] : offsets[text + 1]]
-        out[row, 1 : len(own) + 1] = own
-        out[row, len(own) + 1] = SEP
+        tokens = ids[offsets[text] : offsets[text + 1]]
+        out[row, 1 : len(tokens) + 1] = tokens
+        out[row, len(tokens) + 1] = SEP
     return out
 
 
 def means(sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """The averages of texts' PLL `sums` (nats) over `counts` tokens each, [texts]; texts without tokens are out.
+    """Return the averages of texts' PLL `sums` (nats) over `counts` tokens each, [texts]; empty texts are left out.
 
     `log_likelihood_per_token` and `pseudo_perplexity`: over the tokens of all texts; `log_likelihood_per_text`: the
     mean over texts of PLL/tokens; `original_log_likelihood`: the same with [CLS] and [SEP] among the tokens;

@@ -36,7 +36,7 @@ class PairEvaluation:
 
 
 def of_pairs(evaluation: PairEvaluation, token: Callable[[int], str]) -> str:
-    """The page of an evaluation of held-out pairs; `token` names an id."""
+    """Return the page of an evaluation of held-out pairs; `token` gives an id's token."""
     scored = evaluation.samples.is_scored
     labels, shares = evaluation.samples.rop_labels[scored], evaluation.samples.reply_second[scored]
     return html.render(
@@ -50,7 +50,7 @@ def of_pairs(evaluation: PairEvaluation, token: Callable[[int], str]) -> str:
 
 
 def of_texts(scores: Mapping[str, Any], sums: np.ndarray, counts: np.ndarray, lines: Rows, curves: Rows) -> str:
-    """The page of texts' pseudo-log-likelihoods: `sums` nats over `counts` tokens each, and some texts' `lines`."""
+    """Return the page of texts' pseudo-log-likelihoods: `sums` nats over `counts` tokens each; some texts' `lines`."""
     full = counts > 0
     likelihood = _likelihood(sums[full] / counts[full], counts[full])
     template = "evaluation/texts.html.jinja"
@@ -58,7 +58,7 @@ def of_texts(scores: Mapping[str, Any], sums: np.ndarray, counts: np.ndarray, li
 
 
 def of_orders(scores: Mapping[str, Any], labels: np.ndarray, shares: np.ndarray, lines: Rows, curves: Rows) -> str:
-    """The page of pairs in given orders; `shares`: the model's probabilities that the second text replies."""
+    """Return the page of pairs in given orders; `shares`: the model's probabilities that the second text replies."""
     rows = [
         (line["first"], line["second"], cards.predicted_order(line["label"], line["reply_second"])) for line in lines
     ]
@@ -67,7 +67,7 @@ def of_orders(scores: Mapping[str, Any], labels: np.ndarray, shares: np.ndarray,
 
 
 def _masked_words(evaluation: PairEvaluation) -> list[Chart]:
-    """Accuracy at [MASK] by how often the word occurs in training, and by where in the sequence it stands."""
+    """Chart the accuracy at [MASK] by the word's frequency in training, and by its position in the sequence."""
     sums = evaluation.sums
     frequency = np.zeros(sums.by_token.shape[1], np.int64)
     frequency[: len(evaluation.counts)] = evaluation.counts
@@ -97,7 +97,7 @@ def _masked_words(evaluation: PairEvaluation) -> list[Chart]:
 
 
 def calibration_error(labels: np.ndarray, shares: np.ndarray) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3) over ten equal bins of confidence, 0.5 … 1; 0 to 1."""
+    """Return the expected calibration error, 0 to 1 (Guo et al. 2017, eq. 3), over ten bins of confidence, 0.5 … 1."""
     confidence = np.maximum(shares, 1 - shares)
     right = (shares > 0.5) == (labels == ROP_REPLY_SECOND)
     bins = np.minimum(((confidence - 0.5) * 2 * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
@@ -106,7 +106,7 @@ def calibration_error(labels: np.ndarray, shares: np.ndarray) -> float:
 
 
 def _order(labels: np.ndarray, shares: np.ndarray) -> dict[str, Any] | None:
-    """Calibration and confusion of the reply order; None without samples that have one."""
+    """Return calibration and confusion of the reply order; None without samples that have one."""
     if not len(labels):
         return None
     bins = np.minimum((shares * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
@@ -139,7 +139,7 @@ def _order(labels: np.ndarray, shares: np.ndarray) -> dict[str, Any] | None:
 
 
 def _run(rows: Rows) -> list[Chart]:
-    """The run's metrics over its steps, those that it has."""
+    """Chart the run's metrics over its steps, those that it has."""
 
     def series(name: str, key: str) -> Series:
         return Series(name, [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)])
@@ -158,7 +158,7 @@ def _run(rows: Rows) -> list[Chart]:
 
 
 def _likelihood(per_token: np.ndarray, counts: np.ndarray) -> list[Chart]:
-    """How likely the texts are, and how that goes with their length."""
+    """Chart the texts' likelihoods, and how they vary with length."""
     low, high = math.floor(per_token.min()), math.ceil(per_token.max())
     width = max(1, -(-(high - low) // 12))
     edges = np.arange(low, max(high, low + 1) + width, width)

@@ -1,6 +1,6 @@
-"""What a model makes of held-out pairs, finer than the sums of scoring.py: by sample, by word, by position.
+"""Scores of a model on held-out pairs by sample, by word and by position, finer than the sums of scoring.py.
 
-    micro-batches ─ network.score ─▶ PairScores.add ─▶ sums · samples · by_frequency · by_position
+    micro-batches ─ network.score ─▶ PairScores ─▶ sums · samples · by_token · by_position
     a few samples ─ predict_masked ─▶ SamplePredictions: the masked words, top predictions beside the truth
 
 Letters as in model/heads.py: B samples, T positions, V vocabulary, K masked positions.
@@ -8,7 +8,7 @@ Letters as in model/heads.py: B samples, T positions, V vocabulary, K masked pos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,7 +26,7 @@ from twilbert.model.special_tokens import MASK, N_SPECIAL
 
 
 class Frequencies:
-    """Predictors that know how often each word occurs, and nothing of its neighbours.
+    """Losses of predictors that use the words' frequencies alone, and nothing of a word's neighbours.
 
     At [MASK] the best guess is the frequency u(y) itself. Elsewhere the visible token x was kept or drawn at random:
     p(y | x) = u(y) (keep·[x = y] + random/W) / (keep·u(x) + random/W), W the ordinary words.
@@ -35,15 +35,15 @@ class Frequencies:
     def __init__(self, counts: np.ndarray, settings: MaskingSettings) -> None:
         ordinary = counts.astype(np.float64)
         ordinary[:N_SPECIAL] = 0
-        ordinary[N_SPECIAL:] += 1  # a word never seen still has a chance
+        ordinary[N_SPECIAL:] += 1  # a word that never occurs still has a chance
         self._share = ordinary / ordinary.sum()
         self._settings, self._words = settings, len(counts) - N_SPECIAL
         self._sums = {"at_mask": 0.0, "elsewhere": 0.0}
         self._n = {"at_mask": 0, "elsewhere": 0}
         self._labels = np.zeros(len(counts), np.int64)
 
-    def seen(self, batches):
-        """`batches` unchanged, their masked positions added up on the way."""
+    def counted(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        """Yield `batches` unchanged, adding up their masked positions."""
         for batch in batches:
             self._add(batch)
             yield batch
@@ -84,29 +84,33 @@ class SampleScores:
     mlm_loss_sum: np.ndarray  # float64, nats
     rop_labels: np.ndarray  # int64: 1 (tweet, reply), 0 (reply, tweet), -100 single tweet
     reply_second: np.ndarray  # float64: the model's probability that the second text is the reply; NaN without a head
+    rop_loss: np.ndarray  # float64, nats; NaN without a head, without meaning for single tweets
 
     @property
     def is_scored(self) -> np.ndarray:
         """Which samples have a reply order and a prediction of it, bool [n]."""
         return (self.rop_labels != ROP_NONE) & ~np.isnan(self.reply_second)
 
+    @property
+    def rop_correct(self) -> np.ndarray:
+        """Whether the predicted order is right, bool [n]; only where `is_scored`."""
+        return (self.reply_second > 0.5) == (self.rop_labels == ROP_REPLY_SECOND)
+
 
 class PairScores:
     """Scores of all samples of an evaluation, gathered micro-batch by micro-batch."""
 
     def __init__(self, vocab_size: int, n_positions: int) -> None:
-        self._sums: dict[str, float] = dict.fromkeys(
-            ("mlm_loss_sum", "rop_loss_sum", "mlm_correct", "rop_correct", "n_masked", "n_rop", "mlm_loss_sum_at_mask",
-             "mlm_correct_at_mask", "n_at_mask", "real_tokens", "padded_tokens", "samples"), 0.0
-        )  # fmt: skip
         self._samples: list[tuple[np.ndarray, ...]] = []
-        # Where the model saw [MASK]: how many, and how many right.
+        # Of the positions that show [MASK]: how many, and how many are predicted right.
         self.by_token = np.zeros((2, vocab_size + 1), np.int64)
         self.by_position = np.zeros((2, n_positions), np.int64)
+        self._loss_at_mask = 0.0
+        self._padded_tokens = 0
 
     @torch.no_grad()
     def run(self, network: PretrainingModel, batches: Iterable[MicroBatch], device: torch.device) -> PairScores:
-        """Add every one of `batches`, as `network`, in eval mode on `device`, scores it."""
+        """Score every one of `batches` with `network`, in eval mode on `device`, and add the scores."""
         for batch in batches:
             self._add(batch, network, device)
         return self
@@ -119,8 +123,11 @@ class PairScores:
         correct = out.mlm_prediction_K.cpu().numpy() == batch.masked_labels
         row, position = np.divmod(batch.masked_index, batch.input_ids.shape[1])
         n = len(batch.lengths)
-        log_probs = None if out.rop_log_probs_B2 is None else out.rop_log_probs_B2.double().cpu().numpy()
-        reply_second = np.full(n, np.nan) if log_probs is None else np.exp(log_probs[:, ROP_REPLY_SECOND])
+        reply_second, rop_loss = np.full((2, n), np.nan)
+        if out.rop_log_probs_B2 is not None:
+            log_probs = out.rop_log_probs_B2.double().cpu().numpy()
+            reply_second = np.exp(log_probs[:, ROP_REPLY_SECOND])
+            rop_loss = -log_probs[np.arange(n), np.maximum(batch.rop_labels, 0)]
         self._samples.append(
             (
                 batch.sample_ids.copy(),
@@ -130,43 +137,38 @@ class PairScores:
                 np.bincount(row, weights=nll, minlength=n),
                 batch.rop_labels.astype(np.int64),
                 reply_second,
+                rop_loss,
             )
         )
         for counts, at in ((self.by_token, batch.masked_labels), (self.by_position, position)):
             counts[0] += np.bincount(at[at_mask], minlength=counts.shape[1])
             counts[1] += np.bincount(at[at_mask & correct], minlength=counts.shape[1])
-        self._add_sums(batch, nll, correct, at_mask, log_probs)
-
-    def _add_sums(
-        self, batch: MicroBatch, nll: np.ndarray, correct: np.ndarray, at_mask: np.ndarray, log_probs: np.ndarray | None
-    ) -> None:
-        scored = np.flatnonzero(batch.rop_labels != ROP_NONE) if log_probs is not None else np.zeros(0, np.int64)
-        labels = batch.rop_labels[scored]
-        added = {
-            "mlm_loss_sum": nll.sum(),
-            "mlm_correct": correct.sum(),
-            "n_masked": len(nll),
-            "mlm_loss_sum_at_mask": nll[at_mask].sum(),
-            "mlm_correct_at_mask": correct[at_mask].sum(),
-            "n_at_mask": at_mask.sum(),
-            "n_rop": len(scored),
-            "real_tokens": batch.real_tokens,
-            "padded_tokens": batch.padded_tokens,
-            "samples": len(batch.lengths),
-        }
-        if log_probs is not None:
-            added["rop_loss_sum"] = -log_probs[scored, labels].sum()
-            added["rop_correct"] = (log_probs[scored].argmax(-1) == labels).sum()
-        for name, value in added.items():
-            self._sums[name] += float(value)
+        self._loss_at_mask += float(nll[at_mask].sum())
+        self._padded_tokens += batch.padded_tokens
 
     @property
     def sums(self) -> list[float]:
         """The sums in the order of `scoring.zero_sums`."""
-        return scoring.sums_named(self._sums)
+        s = self.samples()
+        n_at_mask, correct_at_mask = self.by_token.sum(1)
+        named = {
+            "mlm_loss_sum": s.mlm_loss_sum.sum(),
+            "mlm_correct": s.correct.sum(),
+            "n_masked": s.masked.sum(),
+            "mlm_loss_sum_at_mask": self._loss_at_mask,
+            "mlm_correct_at_mask": correct_at_mask,
+            "n_at_mask": n_at_mask,
+            "rop_loss_sum": s.rop_loss[s.is_scored].sum(),
+            "rop_correct": s.rop_correct[s.is_scored].sum(),
+            "n_rop": s.is_scored.sum(),
+            "real_tokens": s.tokens.sum(),
+            "padded_tokens": self._padded_tokens,
+            "samples": len(s.ids),
+        }
+        return scoring.sums_named(named)
 
     def samples(self) -> SampleScores:
-        """All samples in order of their ids."""
+        """Return all samples in order of their ids."""
         columns = [np.concatenate(parts) for parts in zip(*self._samples, strict=True)]
         order = np.argsort(columns[0])
         return SampleScores(*(column[order] for column in columns))
@@ -174,11 +176,11 @@ class PairScores:
 
 @dataclass(frozen=True)
 class MaskedWord:
-    """One masked position of a sample and what the model makes of it."""
+    """One masked position of a sample, and the model's predictions there."""
 
     position: int  # from [CLS], which is 0
     truth: int
-    shown: int  # what the model saw there
+    shown: int  # the input token there
     top: tuple[tuple[int, float], ...]  # the likeliest ids and their probabilities, best first
     truth_probability: float
     truth_rank: int  # 1 = the best
@@ -186,7 +188,7 @@ class MaskedWord:
 
 @dataclass(frozen=True)
 class SamplePredictions:
-    """One sample as the model saw it, and its predictions."""
+    """One masked sample and the model's predictions."""
 
     sample_id: int
     ids: tuple[int, ...]  # before masking, special tokens counted
@@ -199,7 +201,7 @@ class SamplePredictions:
 def predict_masked(
     network: PretrainingModel, batch: MicroBatch, device: torch.device, top: int = 5
 ) -> list[SamplePredictions]:
-    """Every sample of `batch` with its masked words and `top` predictions for each, in order of the sample ids."""
+    """Return every sample of `batch` with its masked words and `top` predictions for each, ordered by sample id."""
     ids, segments, lengths, index, labels, _ = scoring.tensors(batch, device)
     assert ids is not None and segments is not None and index is not None and labels is not None
     hidden_BTH = network.encoder(ids, segments, lengths)
@@ -214,14 +216,14 @@ def predict_masked(
     original = batch.input_ids.reshape(-1).copy()
     original[batch.masked_index] = batch.masked_labels
     words: list[list[MaskedWord]] = [[] for _ in batch.lengths]
-    shown = batch.input_ids.reshape(-1)[batch.masked_index].tolist()
+    inputs = batch.input_ids.reshape(-1)[batch.masked_index].tolist()
     per_word = zip(
-        batch.masked_index.tolist(), batch.masked_labels.tolist(), shown, best.indices.tolist(), best.values.tolist(),
+        batch.masked_index.tolist(), batch.masked_labels.tolist(), inputs, best.indices.tolist(), best.values.tolist(),
         truth_K.tolist(), rank_K.tolist(), strict=True,
     )  # fmt: skip
-    for at, truth, saw, guesses, shares, probability, rank in per_word:
+    for at, truth, shown, guesses, shares, probability, rank in per_word:
         pairs = tuple(zip(guesses, shares, strict=True))
-        words[at // width].append(MaskedWord(at % width, truth, saw, pairs, probability, rank))
+        words[at // width].append(MaskedWord(at % width, truth, shown, pairs, probability, rank))
     return [
         SamplePredictions(
             sample_id=int(batch.sample_ids[i]),
@@ -236,7 +238,7 @@ def predict_masked(
 
 @torch.no_grad()
 def reply_second(network: PretrainingModel, texts: Sequences, device: torch.device, batch_tokens: int) -> np.ndarray:
-    """The probability, float64 [n], that each pair's second text is the reply to the first; nothing is masked.
+    """Return the probability, float64 [n], that each pair's second text replies to the first; nothing is masked.
 
     TwilbertError for a model without a reply-order head.
     """
@@ -251,7 +253,7 @@ def reply_second(network: PretrainingModel, texts: Sequences, device: torch.devi
 
 
 def choose_rows(samples: SampleScores, count: int, seed: int) -> list[int]:
-    """`count` rows with a reply (else any), drawn without repetition, ascending."""
+    """Draw `count` rows with a reply (else any) without repetition, ascending."""
     paired = np.unique(samples.ids[samples.rop_labels != ROP_NONE] // 2)
     rows = paired if len(paired) else np.unique(samples.ids // 2)
     drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
@@ -259,7 +261,7 @@ def choose_rows(samples: SampleScores, count: int, seed: int) -> list[int]:
 
 
 def binned(counts: np.ndarray, edges: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(how many, how many right) of `by_position`-like counts [2, n] summed over [edges[i], edges[i + 1])."""
+    """Sum counts [2, n] over [edges[i], edges[i + 1]): (how many, how many right)."""
     parts = [counts[:, low:high].sum(-1) for low, high in pairwise(edges)]
     stacked = np.array(parts, np.int64).reshape(-1, 2)
     return stacked[:, 0], stacked[:, 1]

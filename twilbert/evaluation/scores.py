@@ -1,10 +1,10 @@
-"""The three evaluations of twilbert-evaluate: of held-out pairs, of texts, of pairs that say their order.
+"""The three evaluations of twilbert-evaluate: of held-out pairs, of texts, of pairs in a given order.
 
     pairs  ─▶ evaluate_pairs   losses and accuracies beside the best predictor without context
     texts  ─▶ evaluate_texts   pseudo-log-likelihood, each token hidden in its turn
     orders ─▶ evaluate_orders  reply order, nothing masked
 
-Each also goes, example by example, into a file, and into a page to look at.
+Each can also write every example with its scores to a file, and an HTML page.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def evaluate_pairs(
     report: str | None = None,
     n_samples: int = SAMPLES,
 ) -> dict[str, Any]:
-    """Scores of `model` (folder, checkpoint or run) on `data` (a corpus' valid split, or raw pairs).
+    """Score `model` (folder, checkpoint or run) on `data` (a corpus' valid split, or raw pairs).
 
     Losses in nats a masked token, accuracies from 0 to 1; perplexity is the loss' exponential. `unigram_…` and
-    `context_free_…` are the losses of predictors that know the words' frequencies alone: in the train split of corpus
-    `train` (default: `data` where it is a corpus, else the evaluated pairs themselves); the second one also sees the
-    word at the position, which random and kept tokens show. Masks depend on `seed` alone. `examples`: a JSON lines file
+    `context_free_…` are the losses of predictors that use the words' frequencies alone: in the train split of corpus
+    `train` (default: `data` where it is a corpus, else the evaluated pairs themselves); the second one also uses the
+    input token at the position, where that is not [MASK]. Masks depend on `seed` alone. `examples`: a JSON lines file
     with a line for each sample; `report`: an HTML page with `n_samples` of the pairs.
     """
     loaded = _Model.load(model, device)
@@ -93,7 +93,7 @@ def evaluate_pairs(
         reference = Frequencies(counts, settings)
         batches = evaluation_batches(encoded, "valid", 0, 1, _MICRO_BATCH_TOKENS, settings, seed)
         gathered = pairs.PairScores(len(counts), loaded.config.n_positions)
-        gathered.run(loaded.network, reference.seen(batches), loaded.device)
+        gathered.run(loaded.network, reference.counted(batches), loaded.device)
         samples = gathered.samples()
         predictions = _examples(loaded, encoded, samples, settings, seed, n_samples) if report else []
     sums = gathered.sums
@@ -136,8 +136,8 @@ def _examples(
 
 
 def _write_pairs(out: IO[bytes], texts: Iterator[heldout.Texts], samples: pairs.SampleScores) -> None:
-    """A line for each sample, in order: its texts as they stood, what was masked, what became of it."""
-    rows = (pair for part in texts for pair in heldout.kept(part))
+    """Write a line for each sample, in order: its texts, how many tokens were masked, its scores."""
+    rows = (pair for part in texts for pair in heldout.usable(part))
     row, pair = -1, ("", None)
     s = samples
     for i, sample_id in enumerate(s.ids.tolist()):
@@ -155,7 +155,7 @@ def _write_pairs(out: IO[bytes], texts: Iterator[heldout.Texts], samples: pairs.
             "correct": int(s.correct[i]),
             "mlm_loss": float(s.mlm_loss_sum[i] / s.masked[i]) if s.masked[i] else None,
             "reply_second": float(s.reply_second[i]) if scored else None,
-            "rop_correct": bool((s.reply_second[i] > 0.5) == (s.rop_labels[i] == 1)) if scored else None,
+            "rop_correct": bool(s.rop_correct[i]) if scored else None,
         }
         _write_line(out, line)
 
@@ -172,11 +172,11 @@ def evaluate_texts(
     report: str | None = None,
     n_samples: int = SAMPLES,
 ) -> dict[str, Any]:
-    """Pseudo-log-likelihood of texts: the lines of a text file, or the texts of a corpus' valid split or of pairs.
+    """Score the pseudo-log-likelihood of the lines of a text file, or the texts of a corpus' valid split or of pairs.
 
-    Means as `likelihood.means` names them, in nats; texts of which cleaning leaves nothing are counted as
-    `empty` and take part in no mean (the original counted them as 0). Texts are cut at `max_len` tokens (default: the
-    model's). `cleaning` "original": `text.clean_as_original`, which its printed figures need.
+    Means as `likelihood.means` names them, in nats; texts that cleaning empties are counted as `empty` and take part in
+    no mean (the original counted them as 0). Texts are cut at `max_len` tokens (default: the
+    model's). `cleaning` "original": `clean_as_original`, which its printed figures need.
     """
     loaded = _Model.load(model, device)
     rng, sampled, sums, counts = np.random.default_rng(seed), [], [], []
@@ -219,8 +219,8 @@ def _text_lines(
 ) -> list[dict[str, Any]]:
     lines = []
     for i, text in enumerate(texts):
-        own = slice(int(offsets[i]), int(offsets[i + 1]))
-        count, pll = own.stop - own.start, float(values[own].sum())
+        at = slice(int(offsets[i]), int(offsets[i + 1]))
+        count, pll = at.stop - at.start, float(values[at].sum())
         lines.append(
             {
                 "row": first_row + i + 1,
@@ -229,8 +229,8 @@ def _text_lines(
                 "pll": pll,
                 "per_token": pll / count if count else None,
                 "original": pll / (count + likelihood.SPECIAL_OF_TEXT) if count else None,
-                "pieces": [loaded.tokenizer.token(token) for token in ids[own]],
-                "log_likelihoods": [round(value, 4) for value in values[own].tolist()],
+                "pieces": [loaded.tokenizer.token(token) for token in ids[at]],
+                "log_likelihoods": [round(value, 4) for value in values[at].tolist()],
             }
         )
     return lines
@@ -247,7 +247,7 @@ def evaluate_orders(
     report: str | None = None,
     n_samples: int = SAMPLES,
 ) -> dict[str, Any]:
-    """Reply order of pairs whose file says it (FIRST, SECOND, 1 or 0): each scored as it stands, nothing masked."""
+    """Score the reply order of pairs whose file gives it (FIRST, SECOND, 1 or 0); nothing is masked."""
     loaded = _Model.load(model, device)
     rows = heldout.read_ordered(data, _CLEANING[cleaning])
     cut_at = max_len or loaded.config.max_len
@@ -280,7 +280,7 @@ def evaluate_orders(
 
 
 def _curves(folder: str) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl of the run that a model folder or checkpoint lies in; none where it lies in no run."""
+    """Return the rows of metrics.jsonl of the run that a model folder or checkpoint lies in; none outside a run."""
     for _ in range(2):
         folder = folder.rpartition("/")[0]
         path = storage.join(folder, METRICS_FILE)

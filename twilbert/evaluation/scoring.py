@@ -1,4 +1,4 @@
-"""Where data meets model: micro-batches as tensors, and the sums and scores of training and evaluation.
+"""Micro-batches as tensors, and the sums and scores of training and evaluation.
 
 Everything is summed in float64 vectors, so that adding over micro-batches, steps and workers is one operation.
 """
@@ -20,7 +20,7 @@ _SUMS = (*PretrainingOutput._fields, *_COUNTS)
 
 
 def tensors(micro_batch: MicroBatch, device: torch.device) -> tuple[torch.Tensor | None, ...]:
-    """The arguments of `PretrainingModel.forward` on `device`; ids int64, no lengths where nothing is padded."""
+    """Return the arguments of `PretrainingModel.forward` on `device`; ids int64, no lengths where nothing is padded."""
 
     def moved(array: Any) -> torch.Tensor:
         return torch.as_tensor(array.astype("int64")).to(device, non_blocking=True)  # a copy: views are read-only
@@ -30,7 +30,7 @@ def tensors(micro_batch: MicroBatch, device: torch.device) -> tuple[torch.Tensor
     return (
         moved(m.input_ids),
         moved(m.segment_ids),
-        lengths,  # stays on the CPU, where looking at it does not wait for the device
+        lengths,  # stays on the CPU, where reading it does not wait for the device
         moved(m.masked_index),
         moved(m.masked_labels),
         moved(m.rop_labels),
@@ -38,17 +38,17 @@ def tensors(micro_batch: MicroBatch, device: torch.device) -> tuple[torch.Tensor
 
 
 def zero_sums(device: torch.device) -> torch.Tensor:
-    """Empty sums, float64 [the model's own and the counts of tokens and samples]."""
+    """Return empty sums, float64 [the model's outputs and the counts of tokens and samples]."""
     return torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
 
 
 def sums_named(values: Mapping[str, float]) -> list[float]:
-    """Sums made elsewhere, in the order of `zero_sums`; KeyError when one is missing."""
+    """Return named sums in the order of `zero_sums`; KeyError when one is missing."""
     return [float(values[name]) for name in _SUMS]
 
 
 def sums_of(out: PretrainingOutput, micro_batch: MicroBatch) -> torch.Tensor:
-    """One micro-batch's losses, correct answers and counts, float64, in the order of `zero_sums`."""
+    """Return one micro-batch's losses, correct predictions and counts, float64, in the order of `zero_sums`."""
     m = micro_batch
     counts = torch.tensor([m.real_tokens, m.padded_tokens, len(m.lengths)], dtype=torch.float64)
     return torch.cat([torch.stack([value.detach().double() for value in out]), counts.to(out.n_masked.device)])
@@ -56,7 +56,7 @@ def sums_of(out: PretrainingOutput, micro_batch: MicroBatch) -> torch.Tensor:
 
 @torch.no_grad()
 def evaluate(model: Any, batches: Iterable[MicroBatch], device: torch.device) -> torch.Tensor:
-    """The sums over `batches` of a model (or engine) in eval mode."""
+    """Return the sums over `batches` of a model (or engine) in eval mode."""
     sums = zero_sums(device)
     for micro_batch in batches:
         sums += sums_of(model(*tensors(micro_batch, device)), micro_batch)
@@ -64,7 +64,7 @@ def evaluate(model: Any, batches: Iterable[MicroBatch], device: torch.device) ->
 
 
 def scores_of(sums: Sequence[float]) -> dict[str, float]:
-    """Means from sums: losses in nats, accuracies from 0 to 1; no rop_ keys where no reply order was judged."""
+    """Return means from sums: losses in nats, accuracies from 0 to 1; no rop_ keys where no sample has a reply."""
     s = dict(zip(_SUMS, sums, strict=True))
     masked, at_mask, replies = (max(1.0, s[key]) for key in ("n_masked", "n_at_mask", "n_rop"))
     mlm, rop = s["mlm_loss_sum"] / masked, s["rop_loss_sum"] / replies
@@ -79,13 +79,13 @@ def scores_of(sums: Sequence[float]) -> dict[str, float]:
 
 
 def counts_of(sums: Sequence[float]) -> dict[str, float]:
-    """How many masked positions and samples with a reply the sums are over."""
+    """Return the numbers of masked positions and of samples with a reply."""
     s = dict(zip(_SUMS, sums, strict=True))
     return {key: s[key] for key in ("n_masked", "n_at_mask", "n_rop")}
 
 
 def summary(scores: dict[str, float]) -> str:
-    """The scores to watch, on one line."""
+    """Return the main scores on one line."""
     rop = f", ROP accuracy {scores['rop_accuracy']:.3f}" if "rop_accuracy" in scores else ""
     return f"MLM loss {scores['mlm_loss']:.3f}{rop}"
 
@@ -94,7 +94,7 @@ class Interval:
     """Training sums between two rows of metrics."""
 
     def __init__(self, before: Mapping[str, Any] | None = None) -> None:
-        """A new one, or the one that `state` told of: sums added one by one come out the same to the last bit."""
+        """Start anew, or continue from what `state` returned: sums come out the same to the last bit."""
         before = before or {}
         self.started = time.monotonic() - before.get("seconds", 0.0)
         self.waited = before.get("waited", 0.0)
@@ -103,12 +103,12 @@ class Interval:
         self.loss = math.nan  # of the latest step
 
     def state(self, until: float) -> dict[str, Any]:
-        """What a checkpoint holds of an interval, for a resume to go on with; training ended at monotonic `until`."""
+        """Return what a resume needs to continue the interval; training ended at monotonic `until`."""
         sums = dict(zip(_SUMS, self._sums, strict=True))
         return {"steps": self.steps, "seconds": until - self.started, "waited": self.waited, "sums": sums}
 
     def add(self, totals: list[float], n_masked: int, n_rop: int, waited: float) -> bool:
-        """Add a step's sums over all workers and the seconds this worker waited for data; whether its loss is finite.
+        """Add a step's sums over all workers and this worker's wait for data, in seconds; return if its loss is finite.
 
         The sums of a step whose loss is not finite are left out.
         """
@@ -135,7 +135,7 @@ class Interval:
         return self._sums[_SUMS.index(name)]
 
     def row(self) -> dict[str, float]:
-        """The interval as metrics: train/, speed/ and data/ keys."""
+        """Return the interval as metrics: train/, speed/ and data/ keys."""
         s, seconds = dict(zip(_SUMS, self._sums, strict=True)), self.seconds
         return {f"train/{key}": value for key, value in scores_of(self._sums).items()} | {
             "speed/tokens_per_second": s["real_tokens"] / seconds,

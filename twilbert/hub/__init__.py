@@ -9,7 +9,7 @@ from twilbert.hub.configuration import AUTO_MAP, TWilBertConfig
 
 
 def register() -> None:
-    """Make transformers' Auto classes and pipelines know the models; calling it again changes nothing."""
+    """Register the models with transformers' Auto classes and pipelines; calling it again changes nothing."""
     modeling.TWilBertPreTrainedModel.code = remote_code.files()
     transformers.AutoConfig.register(TWilBertConfig.model_type, TWilBertConfig, exist_ok=True)
     for auto, path in AUTO_MAP.items():

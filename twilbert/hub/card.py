@@ -1,7 +1,7 @@
-"""A model's card (README.md of its hub folder): what it is, learnt from, was set to, scored, and what it is not for.
+"""A model's card (README.md of its hub folder): use, sizes, data, settings, scores and limits.
 
-Everything is read from what lies beside the model: its run's recipe, metrics and corpus, or its fine-tuning's results.
-Nothing is made up: a section whose record is not there says so. No path of this machine gets into a card.
+Everything comes from the records of its run (recipe, metrics, corpus) or of its fine-tuning (results); a section
+without a record says so. No path of this machine gets into a card.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from twilbert.model.classifier import HeadConfig
 from twilbert.model.config import ModelConfig, count_parameters
 from twilbert.parsing import dump_yaml, read_checked
 
-_NOT_RECORDED = "Not recorded beside the model that was exported: to be written by who publishes it."
+_NOT_RECORDED = "Not recorded with the exported model: to be written by the publisher."
 _CLASSIFICATION_LIMITS = (
-    "Scores hold for texts like those it was fine-tuned and judged on; on others, measure before use.",
+    "Scores hold for texts like those of its fine-tuning and evaluation; on others, measure before use.",
     "Probabilities are not calibrated.",
 )
 _LIMITS = (
-    "It read Spanish tweets and replies; formal text, other languages and long documents are not what it knows.",
-    "It repeats what its tweets held: prejudice, insults and opinions about people and groups. Filter what it "
-    "suggests, and do not decide on persons by its answers.",
-    "Tweets may be personal data: mentions and links became `user` and `url`, but names in the text stayed.",
+    "Trained on Spanish tweets and replies: formal text, other languages and long documents are outside its domain.",
+    "It reproduces prejudice, insults and opinions about people and groups that its tweets contain. Filter its "
+    "suggestions, and do not base decisions about persons on them.",
+    "Tweets may be personal data: mentions and links became `user` and `url`, but names in the text remain.",
 )
 
 
@@ -38,7 +38,7 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """What a card tells of corpus.json."""
+    """The part of corpus.json that a card shows."""
 
     dropped: dict[str, int]
     cleaning: dict[str, str]
@@ -56,7 +56,7 @@ class _Spread:
 
 @dataclass(frozen=True)
 class _Results:
-    """What a card tells of a fine-tuning's results.json."""
+    """The part of a fine-tuning's results.json that a card shows."""
 
     metric: str
     dev: _Spread
@@ -72,11 +72,11 @@ class _Tokenizer:
 
 @dataclass(frozen=True)
 class Records:
-    """What lies beside a model; None or empty where it was not found."""
+    """The records of a model's training; empty where there is none."""
 
     recipe: dict[str, Any]
     corpus: dict[str, Any]
-    """corpus.json of the corpus it was pre-trained on, where that is still there."""
+    """corpus.json of the corpus it was pre-trained on, where that still exists."""
     held_out: dict[str, float]
     """The run's held-out evaluation of the very step that the weights are of, and that step."""
     results: dict[str, Any]
@@ -103,7 +103,7 @@ def read_records(folder: ModelFolder, held_out: dict[str, float]) -> Records:
 def model_card(
     title: str, config: ModelConfig, head: HeadConfig | None, records: Records, onnx: str | None = None
 ) -> str:
-    """The card's text; `onnx`: what was found of the ONNX file, where there is one."""
+    """Return the card's text; `onnx`: the section on the ONNX file, where there is one."""
     task = "fill-mask" if head is None else "text-classification"
     parts = [
         f"---\nlanguage: es\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [twilbert, twitter, spanish]\n---",
@@ -120,17 +120,17 @@ def model_card(
 
 
 def plain(value: object) -> str:
-    """`value` inside a line, so that Markdown and HTML show it letter by letter: names and titles are anybody's."""
+    """Escape `value` for a line of Markdown or HTML: names and titles may hold anything."""
     return re.sub(r"[\\`*\[\]{}<>#|~$&!:@]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(str(value).split()))
 
 
 def code(value: object) -> str:
-    """`value` in a code span."""
+    """Return `value` as a code span."""
     return "`" + " ".join(str(value).replace("`", "'").split()) + "`"
 
 
 def _fence(value: Any) -> str:
-    """`value` as a block of YAML that ends where it ends."""
+    """Return `value` as a fenced block of YAML, which nothing in it can end."""
     text = dump_yaml(value)
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{ticks}yaml\n{text}{ticks}"
@@ -238,7 +238,7 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _without_paths(value: Any) -> Any:
-    """`value` without the entries that name a file or folder."""
+    """Return `value` without the entries that name a file or folder."""
     if isinstance(value, Mapping):
         return {key: _without_paths(item) for key, item in value.items() if not _is_path(item)}
     if isinstance(value, list | tuple):

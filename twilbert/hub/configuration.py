@@ -1,4 +1,4 @@
-"""A model's sizes, switches and head as transformers keeps configurations: the content of config.json."""
+"""A model's configuration for transformers: the content of config.json."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_twilbert.TWilBertForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_twilbert.TWilBertForTokenClassification",
 }
-"""Which class serves which of transformers' Auto classes: file.class in the model's folder."""
+"""The class behind each of transformers' Auto classes: file.class in the model's folder."""
 
 
 class TWilBertConfig(PretrainedConfig):
-    """`ModelConfig` as transformers keeps configurations: its fields flat, and the library's usual names for some."""
+    """`ModelConfig` as a configuration of transformers: its fields, and the library's usual names for some."""
 
     model_type = "twilbert"
     attribute_map = {  # noqa: RUF012 (the library's own way of saying it)
@@ -29,7 +29,7 @@ class TWilBertConfig(PretrainedConfig):
         "num_attention_heads": "n_heads",
         "max_position_embeddings": "n_positions",
     }
-    # Of a fine-tuned model: `HeadConfig` and how its texts were cleaned and cut. Written only where there are any.
+    # Of a fine-tuned model: `HeadConfig`, and how texts are cleaned and cut. Written only where set.
     head: ClassVar[dict[str, Any] | None] = None
     text: ClassVar[dict[str, Any] | None] = None
 
@@ -46,18 +46,15 @@ class TWilBertConfig(PretrainedConfig):
 
     @classmethod
     def from_model_config(cls, config: ModelConfig, **others: Any) -> TWilBertConfig:
-        """The same model in transformers' terms; `others` are kept beside its fields."""
+        """Return the configuration of the same model, with `others` beside its fields."""
         return cls(**config.to_dict(), **others)
 
     def to_model_config(self) -> ModelConfig:
-        """The model these fields describe; TwilbertError when they do not fit together."""
+        """Return the sizes and switches; TwilbertError when they do not fit together."""
         return ModelConfig.from_dict({name: getattr(self, name) for name in FIELDS})
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """All fields, those with the default value too: what is saved says by itself what the model is.
-
-        But for where it was loaded from, and for labels nobody named.
-        """
+        """Return all fields, those with the default value too, but for the load path and unnamed labels."""
         values = self.to_dict()
         values.pop("_name_or_path", None)
         if values.get("id2label") == {0: "LABEL_0", 1: "LABEL_1"}:

@@ -1,4 +1,4 @@
-"""The folder of an encoder of transformers, which may be anybody's: fetched, and looked through before it is opened."""
+"""The folders of third-party encoders, which may come from anybody: downloaded, and checked before they are opened."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _REPEATED = ("layer", "block", "group", "expert")
 
 
 def download(name: str, trust_remote_code: bool) -> str:
-    """The folder of a hub id in the cache, where it need not be fetched; UsageError where the hub does not give it.
+    """Return the cached folder of a hub id, downloaded where needed; UsageError where the hub does not provide it.
 
-    The hub is asked once, for seconds; where it is not to be reached, what was fetched earlier is used.
+    Where the hub does not answer within seconds, what was downloaded earlier is used.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -41,24 +41,24 @@ def download(name: str, trust_remote_code: bool) -> str:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         with contextlib.suppress(LocalEntryNotFoundError):
             folder = snapshot_download(name, local_files_only=True, ignore_patterns=patterns)
-            cli.say(f"{name}: the hub does not answer ({reason}); what was fetched earlier is used: {folder}")
+            cli.say(f"{name}: the hub does not answer ({reason}); what was downloaded earlier is used: {folder}")
             return folder
         if isinstance(error, OSError) and error.filename is not None:
             raise UsageError(
-                f"{error.filename}: cannot be written ({error.strerror}), but what the hub gives is kept there; name "
-                "another folder: HF_HOME=DIR"
+                f"{error.filename}: cannot be written ({error.strerror}), but downloads go there; name another "
+                "folder: HF_HOME=DIR"
             ) from error
         raise UsageError(
             f"{name}: no model folder, checkpoint or run here, and not fetched from the hub ({reason}); check the name "
-            "and the network, or give a folder. What was fetched once is found without network (HF_HOME); "
-            "HF_HUB_OFFLINE=1 asks no network at all"
+            "and the network, or give a folder. What was downloaded once is found without network (HF_HOME); "
+            "HF_HUB_OFFLINE=1 uses no network at all"
         ) from error
 
 
 def require_no_code(folder: str) -> None:
-    """UntrustedCode for what transformers would import, unpickle or fetch on the word of a stranger's folder.
+    """UntrustedCode where transformers would import, unpickle or download what the folder names.
 
-    Python files are not looked for: transformers imports none of them when told not to.
+    Python files are no fault: without trust_remote_code transformers imports none of them.
     """
     names = storage.list_dir(folder)
     if not {_WEIGHTS, _INDEX} & set(names):
@@ -77,7 +77,7 @@ def require_no_code(folder: str) -> None:
 
 
 def _kernels(config: Any) -> Iterator[tuple[str, Any]]:
-    """Implementations that a configuration names by a place on the hub, in it and its parts."""
+    """Yield the implementations that a configuration, or a part of it, names by a hub id."""
     for key, value in config.items() if isinstance(config, Mapping) else ():
         if "_implementation" in key and "/" in str(value):
             yield key, value
@@ -85,28 +85,28 @@ def _kernels(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_sizes(folder: str, config: Any, build: Callable[[], nn.Module]) -> None:
-    """TwilbertError where a configuration asks for much more than the folder's weights hold, before it is built.
+    """TwilbertError where a configuration needs many more numbers than the folder's weights hold.
 
-    `build` makes the encoder; it is called without memory for its numbers.
+    `build` returns the encoder; it is called on torch's meta device, which takes no memory.
     """
     for key, value in _numbers(config.to_dict()):
         most = _MOST_LAYERS if any(part in key for part in _REPEATED) else _MOST
         if isinstance(value, int) and abs(value) > most:
-            raise TwilbertError(f"{storage.join(folder, _CONFIG)}: {key} is {value}; at most {most:,} is believed")
-    held = _numbers_held(folder)
-    if held is None:
+            raise TwilbertError(f"{storage.join(folder, _CONFIG)}: {key} is {value}; expected at most {most:,}")
+    stored = _stored_numbers(folder)
+    if stored is None:
         return
     with torch.device("meta"):
         encoder = build()
-    asked = sum(tensor.numel() for tensor in (*encoder.parameters(), *encoder.buffers()))
-    if asked > 2 * held + _MOST:
+    needed = sum(tensor.numel() for tensor in (*encoder.parameters(), *encoder.buffers()))
+    if needed > 2 * stored + _MOST:
         raise TwilbertError(
-            f"{folder}: {_CONFIG} asks for {asked:,} numbers, the weights hold {held:,}; they do not belong together"
+            f"{folder}: {_CONFIG} needs {needed:,} numbers, the weights hold {stored:,}; they do not belong together"
         )
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The numbers of a configuration with the names they have, or their lists."""
+    """Yield the values of a configuration with their names, or the names of their lists."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             yield from _numbers(item, str(name))
@@ -117,8 +117,8 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _numbers_held(folder: str) -> int | None:
-    """How many numbers the safetensors files of a folder hold; None where it has none."""
+def _stored_numbers(folder: str) -> int | None:
+    """Count the numbers in the safetensors files of a folder; None where it has no such file."""
     names = storage.list_dir(folder)
     files = [_WEIGHTS]
     if _WEIGHTS not in names:
@@ -137,7 +137,7 @@ def _numbers_held(folder: str) -> int | None:
 
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Whatever transformers says, or tokenizers in panic, of a folder it cannot open, as one UsageError."""
+    """Turn any error of transformers, or panic of tokenizers, on opening a folder into one UsageError."""
     try:
         yield
     except TwilbertError:

@@ -1,9 +1,9 @@
-"""The models behind transformers' own interface: AutoModel, its relatives and `pipeline` open a model folder.
+"""The models as transformers' classes: AutoModel, its relatives and `pipeline` open a model folder.
 
     input_ids, attention_mask, token_type_ids ─ Encoder ─▶ last_hidden_state ─ head ─▶ logits, loss
 
-The modules are those of training, under the names of the folder's tensors. `import twilbert.hub` registers
-them with transformers; where twilbert is not installed, the folder's own copy (remote_code.py) serves.
+The modules are those of training, under the names of the folder's tensors. `import twilbert.hub` registers them with
+transformers; where twilbert is not installed, the copy in the folder (remote_code.py) serves.
 Letters: B samples, T positions (padded at the end), H hidden, V vocabulary, C labels.
 """
 
@@ -40,7 +40,7 @@ IGNORED_LABEL = -100
 
 
 def layer_states(encoder: Encoder, x_BTH: Tensor, padding: Padding | None) -> list[Tensor]:
-    """Embeddings → the embeddings and every layer's output, each [B, T, H]; the last is the encoder's."""
+    """Return the embeddings and every layer's output, each [B, T, H]; the last is the encoder's."""
     states = [x_BTH]
     for name in encoder.layer_blocks:
         states.append(encoder.blocks[name](states[-1], padding))
@@ -48,7 +48,7 @@ def layer_states(encoder: Encoder, x_BTH: Tensor, padding: Padding | None) -> li
 
 
 def real_lengths(attention_mask_BT: Tensor | None) -> Tensor | None:
-    """Real tokens of each sample [B]; ValueError unless every row of the mask is ones and then zeros."""
+    """Return the real tokens of each sample [B]; ValueError unless every row of the mask is ones and then zeros."""
     if attention_mask_BT is None:
         return None
     lengths_B = attention_mask_BT.long().sum(-1)
@@ -59,7 +59,7 @@ def real_lengths(attention_mask_BT: Tensor | None) -> Tensor | None:
 
 
 class TWilBertPreTrainedModel(PreTrainedModel):
-    """What all of them share. Tensors have the same names in each, so that no prefix comes or goes."""
+    """Base of the models. Tensors have the same names in each, so that no prefix is added or removed."""
 
     config_class = TWilBertConfig
     base_model_prefix = "twilbert"
@@ -82,28 +82,28 @@ class TWilBertPreTrainedModel(PreTrainedModel):
         attention_mask: Tensor | None,
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
-        asked: dict[str, Any],
+        options: dict[str, Any],
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
-        """Hidden states, all layers' where `asked` for (the library's further wishes), and the samples' lengths.
+        """Return hidden states, all layers' where `options` (the library's others) want them, and the samples' lengths.
 
-        ValueError for wishes it cannot fulfil.
+        ValueError for options that are not supported.
         """
         if input_ids is None:
             raise ValueError("input_ids are needed; inputs_embeds are not supported")
-        if asked.get("output_attentions"):
+        if options.get("output_attentions"):
             raise ValueError("output_attentions: attention weights are not kept; leave it out")
         segments_BT = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         lengths_B = real_lengths(attention_mask)
         x_BTH = self.encoder.embeddings(input_ids, segments_BT, position_ids)
         states = layer_states(self.encoder, x_BTH, find_padding(lengths_B, x_BTH))
-        wanted = asked.get("output_hidden_states")
-        shown = self.config.output_hidden_states if wanted is None else wanted
-        return states[-1], tuple(states) if shown else None, lengths_B
+        with_states = options.get("output_hidden_states")
+        with_states = self.config.output_hidden_states if with_states is None else with_states
+        return states[-1], tuple(states) if with_states else None, lengths_B
 
-    def finish(self, output: Any, asked: dict[str, Any]) -> Any:
-        """`output`, or a tuple where that was asked for."""
-        wanted = asked.get("return_dict")
-        return output if (self.config.return_dict if wanted is None else wanted) else output.to_tuple()
+    def finish(self, output: Any, options: dict[str, Any]) -> Any:
+        """Return `output`, or a tuple where `return_dict` is off."""
+        as_dict = options.get("return_dict")
+        return output if (self.config.return_dict if as_dict is None else as_dict) else output.to_tuple()
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table."""
@@ -140,11 +140,11 @@ class TWilBertModel(TWilBertPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **asked: Any,
+        **options: Any,
     ) -> BaseModelOutput:
         """→ last_hidden_state [B, T, H]; rows at padding have no meaning."""
-        hidden_BTH, states, _ = self.encode(input_ids, attention_mask, token_type_ids, position_ids, asked)
-        return self.finish(BaseModelOutput(last_hidden_state=hidden_BTH, hidden_states=states), asked)
+        hidden_BTH, states, _ = self.encode(input_ids, attention_mask, token_type_ids, position_ids, options)
+        return self.finish(BaseModelOutput(last_hidden_state=hidden_BTH, hidden_states=states), options)
 
 
 @dataclass
@@ -178,18 +178,18 @@ class TWilBertForMaskedLM(TWilBertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        **asked: Any,
+        **options: Any,
     ) -> TWilBertPreTrainingOutput:
         """→ logits [B, T, V]; with `labels` [B, T] (-100: not masked) the mean loss in nats."""
-        hidden_BTH, states, _ = self.encode(input_ids, attention_mask, token_type_ids, position_ids, asked)
+        hidden_BTH, states, _ = self.encode(input_ids, attention_mask, token_type_ids, position_ids, options)
         logits_BTV = self.masked_lm(hidden_BTH)
-        made = TWilBertPreTrainingOutput(
+        output = TWilBertPreTrainingOutput(
             loss=None if labels is None else _cross_entropy(logits_BTV, labels),
             logits=logits_BTV,
             hidden_states=states,
             reply_order_logits=None if self.reply_order is None else self.reply_order(hidden_BTH[:, 0]),
         )
-        return self.finish(made, asked)
+        return self.finish(output, options)
 
 
 class TWilBertForSequenceClassification(TWilBertPreTrainedModel):
@@ -222,19 +222,19 @@ class TWilBertForSequenceClassification(TWilBertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        **asked: Any,
+        **options: Any,
     ) -> SequenceClassifierOutput:
         """→ logits [B, C]; with `labels` ([B] class numbers, [B, C] flags, [B] numbers) the mean loss."""
-        hidden_BTH, states, lengths_B = self.encode(input_ids, attention_mask, token_type_ids, position_ids, asked)
+        hidden_BTH, states, lengths_B = self.encode(input_ids, attention_mask, token_type_ids, position_ids, options)
         assert input_ids is not None
         logits_BC = classify(self.head, self.classifier, hidden_BTH, lengths_B, input_ids)
         loss = None if labels is None else self._loss(logits_BC, labels)
-        made = SequenceClassifierOutput(loss=loss, logits=logits_BC, hidden_states=states)
-        return self.finish(made, asked)
+        output = SequenceClassifierOutput(loss=loss, logits=logits_BC, hidden_states=states)
+        return self.finish(output, options)
 
     def _loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         if self.config.problem_type is None:
-            # As the library does: flags tell that labels are not exclusive.
+            # As in the library: float labels mean that several may hold.
             flags = labels.is_floating_point() and self.head.problem == SINGLE
             self.head = dataclasses.replace(self.head, problem=MULTI if flags else self.head.problem)
             self.config.update({"problem_type": self.head.problem, "head": self.head.to_dict()})
@@ -264,14 +264,14 @@ class TWilBertForTokenClassification(TWilBertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        **asked: Any,
+        **options: Any,
     ) -> TokenClassifierOutput:
         """→ logits [B, T, C]; with `labels` [B, T] (-100: none) the mean loss in nats."""
-        hidden_BTH, states, _ = self.encode(input_ids, attention_mask, token_type_ids, position_ids, asked)
+        hidden_BTH, states, _ = self.encode(input_ids, attention_mask, token_type_ids, position_ids, options)
         logits_BTC = self.classifier(self.dropout(hidden_BTH))
         loss = None if labels is None else _cross_entropy(logits_BTC, labels)
-        made = TokenClassifierOutput(loss=loss, logits=logits_BTC, hidden_states=states)
-        return self.finish(made, asked)
+        output = TokenClassifierOutput(loss=loss, logits=logits_BTC, hidden_states=states)
+        return self.finish(output, options)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _head_of(config: TWilBertConfig, trust: Trust) -> HeadConfig:
-    """The head of config.head, where there is one; labels and problem as the library's own fields say."""
+    """Return the head of config.head, where there is one; labels and problem come from the library's fields."""
     given = dict(config.head or {})
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
     problem = config.problem_type or (REGRESSION if len(names) == 1 else SINGLE)
@@ -288,7 +288,7 @@ def _head_of(config: TWilBertConfig, trust: Trust) -> HeadConfig:
 
 
 def _without_head(config: TWilBertConfig) -> TWilBertConfig:
-    """`config`, no longer a fine-tuned model's."""
+    """Return `config` without the settings of a fine-tuned model."""
     for name in ("head", "text"):
         config.__dict__.pop(name, None)
     return config

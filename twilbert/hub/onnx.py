@@ -1,4 +1,4 @@
-"""A model as an ONNX file, and whether that file computes what torch computes.
+"""Write a model as an ONNX file, and compare the file with torch.
 
     input_ids, attention_mask, token_type_ids [batch, positions] ─▶ logits [, reply_order_logits]
 
@@ -39,7 +39,7 @@ _SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Checked:
-    """What the file was found to do beside torch, on as many threads, in batches of 16 texts of 32 tokens."""
+    """The file compared with torch on as many threads; speeds in batches of 16 texts of 32 tokens."""
 
     difference: float
     """Largest absolute difference of any output at a real position."""
@@ -48,7 +48,7 @@ class Checked:
 
 
 class _AllTokens(Padding):
-    """Padding whose memory layers are read at every position: what they give at padding, nobody attends."""
+    """Padding whose memory layers are read at every position; what they give at padding is never attended."""
 
     @property
     def real_M(self) -> Tensor:
@@ -56,7 +56,7 @@ class _AllTokens(Padding):
 
 
 class _PlainTable(nn.Module):
-    """A table read without its own gradient, which no ONNX operator has."""
+    """A table without the sparse gradient of `Table`, for which ONNX has no operator."""
 
     def __init__(self, table: Table) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _PlainTable(nn.Module):
 
 
 class OnnxModel(nn.Module):
-    """A model's forward without a branch that depends on the data, and with its outputs in a tuple."""
+    """A model whose forward has no branch that depends on the data and returns its outputs in a tuple."""
 
     def __init__(self, model: PretrainingModel | ClassificationModel) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class OnnxModel(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what `forward` returns."""
+        """Names of the outputs of `forward`."""
         if isinstance(self.model, ClassificationModel):
             return ("logits",)
         return ("logits",) if self.model.reply_order is None else ("logits", "reply_order_logits")
@@ -104,7 +104,7 @@ def _without_gradients(model: Any) -> Any:
 
 
 def write_onnx(model: PretrainingModel | ClassificationModel, path: str) -> None:
-    """Write the local file `path`; TwilbertError when the model cannot be exported, as with a head of one's own."""
+    """Write the local file `path`; TwilbertError when the model cannot be exported, as with some custom heads."""
     wrapped = OnnxModel(model)
     large = sum(tensor.numel() * 4 for tensor in model.state_dict().values()) > _MOST_IN_ONE_FILE
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("positions", max=model.config.n_positions)}
@@ -125,8 +125,8 @@ def write_onnx(model: PretrainingModel | ClassificationModel, path: str) -> None
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        said = str(error).strip().splitlines()[0]
-        raise TwilbertError(f"the model cannot be written as ONNX ({said}); export it without --onnx") from error
+        reason = str(error).strip().splitlines()[0]
+        raise TwilbertError(f"the model cannot be written as ONNX ({reason}); export it without --onnx") from error
 
 
 @torch.inference_mode()
@@ -146,10 +146,10 @@ def check_onnx(model: PretrainingModel | ClassificationModel, path: str) -> Chec
     difference = 0.0
     for lengths in (*_LENGTHS, [longest]):
         batch = _batch(model, [min(length, longest) for length in lengths])
-        for ours, theirs in zip(_in_torch(model, batch), _in_onnx(session, batch), strict=True):
-            # At padding nothing is meant.
-            real = batch[1].bool() if ours.dim() == 3 else slice(None)
-            difference = max(difference, float((ours - theirs)[real].abs().max()))
+        for in_torch, in_onnx in zip(_in_torch(model, batch), _in_onnx(session, batch), strict=True):
+            # Outputs at padding have no meaning.
+            real = batch[1].bool() if in_torch.dim() == 3 else slice(None)
+            difference = max(difference, float((in_torch - in_onnx)[real].abs().max()))
     if not difference <= TOLERANCE:
         raise TwilbertError(f"{path}: differs from torch by {difference:.2g}, over {TOLERANCE}; it was not written")
     timed = _batch(model, [min(_TIMED[1], longest)] * _TIMED[0])
@@ -161,7 +161,7 @@ def check_onnx(model: PretrainingModel | ClassificationModel, path: str) -> Chec
 
 
 def _batch(model: PretrainingModel | ClassificationModel, lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Random ids, mask and segments [B, T] of samples of these lengths."""
+    """Draw ids, mask and segments [B, T] of samples of these lengths."""
     lengths_B = torch.tensor(lengths)
     position_T = torch.arange(max(lengths))
     mask_BT = (position_T < lengths_B[:, None]).long()
@@ -183,8 +183,8 @@ def _in_torch(
 
 
 def _in_onnx(session: Any, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-    made = session.run(None, {name: tensor.numpy() for name, tensor in zip(INPUTS, batch, strict=True)})
-    return tuple(torch.from_numpy(array) for array in made)
+    outputs = session.run(None, {name: tensor.numpy() for name, tensor in zip(INPUTS, batch, strict=True)})
+    return tuple(torch.from_numpy(array) for array in outputs)
 
 
 def _per_second(run: Callable[[], Any]) -> float:

@@ -1,7 +1,7 @@
-"""The model's own code in its folder, so that transformers opens it where twilbert is not installed.
+"""The model's code in its folder, with which transformers opens it where twilbert is not installed.
 
-Each module that the two entry files import is copied as it stands, its imports from twilbert made relative, which
-transformers follows when it loads a folder's code.
+The two entry files and every module that they import are copied, with relative imports in place of those from twilbert,
+which transformers follows when it loads a folder's code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEADER = (
 
 @functools.cache
 def files() -> dict[str, bytes]:
-    """The folder's Python files by name."""
+    """Return the folder's Python files by name."""
     texts: dict[str, str] = {}
     pending = list(_ENTRIES)
     while pending:

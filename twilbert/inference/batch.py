@@ -1,4 +1,4 @@
-"""Results for every row of many texts, in order, in bounded memory: labels and probabilities, or embeddings.
+"""Labels and probabilities, or embeddings, for every row of many files, in order and in bounded memory.
 
     files ─ read ─▶ Chunk ─ model ─▶ table: the input's own columns, then the results, `error` the last
 
@@ -31,7 +31,7 @@ _CHUNK_ROWS, _CHUNK_ROWS_OF_TOKENS = 16_384, 512
 
 @dataclass(frozen=True)
 class Job:
-    """What is computed, as every worker needs to know it."""
+    """The model and what is computed with it, as every worker needs it."""
 
     model: str
     device: str | None
@@ -41,7 +41,7 @@ class Job:
     trust_remote_code: bool = False
 
     def load(self) -> inference.Model:
-        """The model, ready for use."""
+        """Load the model."""
         return inference.load(self.model, self.device, self.precision, self.trust_remote_code)
 
     @property
@@ -51,7 +51,7 @@ class Job:
 
 
 def results(model: inference.Model, chunk: Chunk, job: Job) -> pa.Table:
-    """The chunk's own columns, then its results, `error` the last."""
+    """Return the chunk's columns, then its results, `error` the last."""
     good = [number for number, error in enumerate(chunk.errors) if error is None]
     texts = [chunk.texts[i] or "" for i in good]
     pairs = None if chunk.pairs is None else [chunk.pairs[i] or "" for i in good]
@@ -60,11 +60,11 @@ def results(model: inference.Model, chunk: Chunk, job: Job) -> pa.Table:
     at[good] = np.arange(len(good))
     places = pa.array(at, mask=at < 0)
     if job.embeddings:
-        made = {"embedding": _vectors(model.vectors(texts, pairs, job.embeddings), model, job.embeddings)}
+        columns = {"embedding": _vectors(model.vectors(texts, pairs, job.embeddings), model, job.embeddings)}
     else:
-        made = _labels(model, model.scores(texts, pairs))
+        columns = _labels(model, model.scores(texts, pairs))
     table = chunk.kept
-    for name, column in made.items():
+    for name, column in columns.items():
         if job.prefix + name in table.column_names:
             raise UsageError(f"the input already has a column {job.prefix + name!r}; choose other names with --prefix")
         table = table.append_column(job.prefix + name, column.take(places))
@@ -91,16 +91,16 @@ def _vectors(vectors: np.ndarray | list[np.ndarray], model: inference.Model, poo
 
 
 def here(files: list[TableFile], job: Job) -> Iterator[pa.Table]:
-    """The tables of all chunks, computed in this process."""
+    """Yield the tables of all chunks, computed in this process."""
     model = job.load()
-    cli.say(f"model {job.model} on {model.device}, {said_precision(model, job)}")
+    cli.say(f"model {job.model} on {model.device}, {precision_line(model, job)}")
     for file in files:
         for chunk in read(file, job.chunk_rows):
             yield results(model, chunk, job)
 
 
-def said_precision(model: inference.Model, job: Job) -> str:
-    """The number format as progress lines name it."""
+def precision_line(model: inference.Model, job: Job) -> str:
+    """Return the number format as progress lines show it."""
     used = model.exact_dtype if job.embeddings else model.dtype
     return f"precision {str(used).removeprefix('torch.')}"
 
@@ -121,7 +121,7 @@ class _Worker:
 
 
 def on_ray(files: list[TableFile], job: Job, address: str | None) -> Iterator[pa.Table]:
-    """The same tables from the Ray cluster at `address` (None: the one at hand, or a local one)."""
+    """Yield the same tables from the Ray cluster at `address` (None: the current one, or a local one)."""
     inference.load(job.model, "cpu", job.precision, job.trust_remote_code)  # a fault is one message, not each worker's
     with ensure_ray(usable_cores() + DATA_CPUS, address):
         import ray

@@ -1,6 +1,6 @@
-"""Models for use: find one, load it, and get labels, embeddings or masked words of any number of texts.
+"""Load a model and get labels, embeddings or masked words of any number of texts.
 
-    texts ─ data/sequences.py: clean ▸ encode ▸ batches of like lengths ─▶ encoder ─▶ head | pooling ─▶ texts' order
+    texts ─ data/batches.py: clean ▸ encode ▸ batches of like lengths ─▶ encoder ─▶ head | pooling ─▶ texts' order
 
 `twilbert.load(MODEL)` is `load`. A text's numbers do not depend on what shares its batch: padding is never attended.
 """

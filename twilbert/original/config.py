@@ -1,6 +1,6 @@
-"""One of the original's JSON configurations → the recipe that means the same, and what a fine-tuned file needs beside.
+"""Translate one of the original's JSON configurations into a recipe, and a fine-tuned file's head and text settings.
 
-`original_settings` says where each key went; here the values follow. What has no place is named, with the reason.
+settings.py maps the keys, this module their values; what has no equivalent is listed with the reason.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from twilbert.recipe.pretraining import Recipe
 
 _WHOLE = ("task.categories", "task.rev_categories", "task.class_weights")  # mappings that are one setting each
 _PATHS = {"corpus.path", "corpus.tokenizer", "run.storage_path", "model.init_from"}
-# What the original's optimisers had unless told otherwise.
+# Defaults of the original's optimisers.
 _RATES = {"adam": 1e-4, "lamb": 0.00176}
 _LAMB_MAX_GRAD_NORM = 1.0
 
 
 @dataclass(frozen=True)
 class OriginalConfig:
-    """A configuration of the original in this program's terms."""
+    """A configuration of the original, translated."""
 
     file: str
     values: dict[str, Any]
@@ -36,7 +36,7 @@ class OriginalConfig:
     """The recipe's sections, with the fields that the configuration sets."""
     recipe: Recipe
     fates: list[tuple[str, str]] = field(default_factory=list)
-    """Each key of the original, and what became of it, in the file's order."""
+    """Each key of the original with its equivalent or the reason for having none, in the file's order."""
 
     @property
     def untrained_norm(self) -> bool:
@@ -45,11 +45,11 @@ class OriginalConfig:
 
     @property
     def is_finetuning(self) -> bool:
-        """Whether it is one for fine-tuning or labelling."""
+        """Whether it is for fine-tuning or labelling."""
         return any(key.startswith(("finetuning.", "task.")) for key in self.values)
 
     def head(self, n_classes: int) -> dict[str, Any]:
-        """The fields of `HeadConfig` for a file of `n_classes` outputs; UsageError where categories do not fit."""
+        """Return the fields of `HeadConfig` for `n_classes` outputs; UsageError where task.categories does not fit."""
         return {
             "labels": self._labels(n_classes),
             "problem": MULTI if self.values.get("task.multi_label") else SINGLE,
@@ -59,7 +59,7 @@ class OriginalConfig:
         }
 
     def text(self) -> dict[str, Any]:
-        """How texts were cleaned and cut in fine-tuning (TEXT_SETTINGS of transformers_api)."""
+        """Return how texts were cleaned and cut in fine-tuning (`hub.folder.TEXT_SETTINGS`)."""
         one = self.recipe.model.max_len or self.recipe.corpus.max_len  # of two texts; one alone may be twice as long
         longest = _longest_bucket(self.values, ("representation.bucket_max",))
         if longest is not None:
@@ -88,7 +88,7 @@ class OriginalConfig:
         return [numbered[number] for number in range(n_classes)]
 
     def recipe_yaml(self) -> str:
-        """The recipe as YAML that `twilbert-pretrain` takes; what became of each key stands above it."""
+        """Return the recipe as YAML that `twilbert-pretrain` takes, under a comment on each of the original's keys."""
         lines = [_one_line(f"# {key}: {fate}") for key, fate in self.fates]
         head = (
             "# The recipe of the original's configuration. To train the converted model further, set corpus.path and\n"
@@ -99,12 +99,12 @@ class OriginalConfig:
 
 
 def _one_line(text: str) -> str:
-    """`text` with line breaks and their like spelled out: a strange key must not end a comment."""
+    """Escape line breaks and their like in `text`, so that no key can end a comment."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def read_original_config(path: str) -> OriginalConfig:
-    """The configuration in the JSON file at `path`; UsageError naming the key that is missing or makes no sense."""
+    """Read the JSON file at `path`; UsageError naming the key that is missing or not valid."""
     if not storage.exists(path):
         raise UsageError(f"{path}: no such file; give the JSON configuration that the weights were made with")
     content = read_json(path)
@@ -114,19 +114,19 @@ def read_original_config(path: str) -> OriginalConfig:
 
 
 def translate(content: dict[str, Any], file: str = "configuration") -> OriginalConfig:
-    """The configuration `content`; UsageError as `read_original_config`."""
+    """Translate the configuration `content`; UsageError as `read_original_config`."""
     values = _flat(content)
     _check_types(values, file)
     recipe_values: dict[str, Any] = {}
     fates: list[tuple[str, str]] = []
     for key, value in values.items():
         moved = _moved(key, value, values)
-        for target, ours in moved.items():
+        for target, setting in moved.items():
             section = recipe_values
             *parents, last = target.split(".")
             for parent in parents:
                 section = section.setdefault(parent, {})
-            section[last] = ours
+            section[last] = setting
         fates.append((key, _fate(key, value, moved)))
     try:
         recipe = loading.build(recipe_values, where=file)
@@ -159,7 +159,7 @@ _MAX_COUNT = 1000  # each stands for tensors that are listed one by one
 
 
 def _check_types(values: dict[str, Any], file: str) -> None:
-    """UsageError for what the translation itself computes with; the recipe's own checks see to the rest."""
+    """UsageError for faulty values that the translation computes with; the recipe's checks cover the rest."""
     missing = [f"model.{name}" for name in _NEEDED if f"model.{name}" not in values]
     if not {"representation.max_len", "representation.max_len_training"} & values.keys():
         missing.append("representation.max_len")
@@ -177,7 +177,7 @@ def _check_types(values: dict[str, Any], file: str) -> None:
 
 
 def _moved(key: str, value: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's fields that this setting gives, by dotted path."""
+    """Return the recipe's fields that this setting gives, by dotted path."""
     special: dict[str, Callable[[], dict[str, Any]]] = {
         "representation.max_len": lambda: _lengths(values),
         "representation.max_len_training": lambda: _lengths(values),
@@ -210,7 +210,7 @@ def _moved(key: str, value: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fate(key: str, value: Any, moved: dict[str, Any]) -> str:
-    """One line on what became of a setting."""
+    """Return one line on a setting's equivalent, or why it has none."""
     if key.startswith("model.pkm_params") and not moved:
         return "dropped: the model has no memory"
     fate = ORIGINAL_SETTINGS.get(key)
@@ -218,7 +218,7 @@ def _fate(key: str, value: Any, moved: dict[str, Any]) -> str:
         return "dropped: no setting of the original that is known here"
     why = f" ({fate.why})" if fate.why else ""
     if moved:
-        return ", ".join(f"{target} = {json.dumps(ours)}" for target, ours in moved.items()) + why
+        return ", ".join(f"{target} = {json.dumps(setting)}" for target, setting in moved.items()) + why
     if fate.config:
         return f"kept in a fine-tuned model's config.json as {fate.config}{why}"
     if fate.flag:
@@ -237,7 +237,7 @@ def _lengths(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _longest_bucket(values: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    """The longest text, in tokens, that the original's buckets hold: the last below their end."""
+    """Return the longest text, in tokens, of the original's buckets: the last below their end."""
     step = values.get("representation.bucket_steps")
     lengths = []
     for key in keys:

@@ -1,10 +1,10 @@
-"""Read the original's weight files: Keras 2.2 HDF5, written by another program and passed from hand to hand.
+"""Read the original's weight files, Keras 2.2 HDF5, without trusting them.
 
     root, or /model_weights ─ attribute layer_names ─▶ groups ─ attribute weight_names ─▶ datasets of floats
 
-Nothing is taken on trust. Only hard links are followed, so that no other file or object is opened in the place of one
-of this; names are looked up part by part; and a dataset is read only when it holds the plain floats it declares, in
-this file, uncompressed, as Keras writes them. Every fault ends in one TwilbertError that names the thing.
+Only hard links are followed, part by part of a name, so that no other file or object is opened; a dataset is read only
+when it holds the plain floats that it declares, in this file, uncompressed, as Keras writes them. Every fault is one
+TwilbertError that names the file and the tensor.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from twilbert.errors import TwilbertError, UsageError
 _MAX_NAMES_BYTES = 2**20  # of one attribute; Keras splits lists of names at 64 kB
 _MAX_PARTS = 256  # of a list of names that Keras has split
 _MAX_DIMENSIONS = 4
-# What h5py raises for damaged structures; it gives no narrower promise.
+# h5py's errors for damaged structures; it documents no narrower ones.
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A dataset that has been looked at and not yet read."""
+    """A dataset that is checked and not yet read."""
 
     file: str
     name: str
-    """As Keras named it, e.g. "sentence_encoder_block_1/kernel:0"."""
+    """Keras' name, e.g. "sentence_encoder_block_1/kernel:0"."""
     shape: tuple[int, ...]
     _dataset: Any
 
     def read(self) -> Tensor:
-        """The numbers, fp32; TwilbertError when they cannot be read or are not finite."""
+        """Read the numbers as fp32; TwilbertError when they cannot be read or are not finite."""
         out = torch.empty(self.shape, dtype=torch.float32)
         with _explained(self.file, self.name):
             self._dataset.read_direct(out.numpy())
@@ -52,10 +52,10 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """Tensors that follow each other under one layer's name."""
+    """A layer's tensors in order."""
 
     group: str
-    """The group they lie in: the layer's own, or that of a model inside the model."""
+    """The group that holds them: the layer's, or that of a model inside the model."""
     name: str
     tensors: tuple[StoredTensor, ...]
 
@@ -66,28 +66,28 @@ class StoredLayer:
 
     @property
     def number(self) -> int:
-        """That running number: larger for a layer made later; 0 where there is none."""
-        found = re.search(r"_(\d{1,9})$", self.name)
-        return int(found[1]) if found else 0
+        """Keras' running number, larger for a later layer; 0 where there is none."""
+        match = re.search(r"_(\d{1,9})$", self.name)
+        return int(match[1]) if match else 0
 
 
 @dataclass(frozen=True)
 class KerasFile:
-    """An open weight file: what it holds, in its own order."""
+    """An open weight file's layers, in its order."""
 
     path: str
     groups: tuple[str, ...]
-    """All layers of the outermost model, those without weights too."""
+    """Names of all layers of the outermost model, those without weights too."""
     layers: tuple[StoredLayer, ...]
-    """Those with weights."""
+    """Layers with weights."""
 
 
 @contextlib.contextmanager
 def open_keras(path: str) -> Iterator[KerasFile]:
-    """The file at `path`, open as long as the context.
+    """Open the file at `path` for the context.
 
-    UsageError when there is none or it is no HDF5 at all; TwilbertError when it is cut off, damaged, or holds what
-    a Keras weight file does not: links out of their place, objects, sizes it does not have.
+    UsageError when there is none or it is no HDF5 at all; TwilbertError when it is cut off, damaged, or holds links,
+    objects or sizes that a Keras weight file does not have.
     """
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file; give a weight file of the original on this machine (.hdf5, .h5)")
@@ -96,10 +96,10 @@ def open_keras(path: str) -> Iterator[KerasFile]:
     with contextlib.ExitStack() as stack:
         with _explained(path, "its structure"):
             file = stack.enter_context(h5py.File(path, "r", locking=False))
-        yield _look_through(path, file)
+        yield _checked_file(path, file)
 
 
-def _look_through(path: str, file: Any) -> KerasFile:
+def _checked_file(path: str, file: Any) -> KerasFile:
     with _explained(path, "its list of layers"):
         root = _child(path, file, "model_weights") if "model_weights" in file else file
         names = _names(path, root, "layer_names")
@@ -116,22 +116,22 @@ def _look_through(path: str, file: Any) -> KerasFile:
 
 
 def _layers_of(path: str, group_name: str, group: Any) -> list[StoredLayer]:
-    """The layers of one group, which are several when it is that of a model inside the model."""
+    """Return the layers of one group: several for a model inside the model."""
     if not isinstance(group, h5py.Group):
         raise TwilbertError(f"{path}: {group_name} is no group; not a weight file that Keras wrote")
-    found: list[tuple[str, list[StoredTensor]]] = []
+    layers: list[tuple[str, list[StoredTensor]]] = []
     for name in _names(path, group, "weight_names"):
-        owner, here = name.split("/")[0], group
+        owner, member = name.split("/")[0], group
         for part in name.split("/"):
-            here = _child(path, here, part)
-        if not found or found[-1][0] != owner:
-            found.append((owner, []))
-        found[-1][1].append(_look_at(path, f"{group_name}/{name}" if owner != group_name else name, here))
-    return [StoredLayer(group_name, owner, tuple(tensors)) for owner, tensors in found]
+            member = _child(path, member, part)
+        if not layers or layers[-1][0] != owner:
+            layers.append((owner, []))
+        layers[-1][1].append(_checked_tensor(path, f"{group_name}/{name}" if owner != group_name else name, member))
+    return [StoredLayer(group_name, owner, tuple(tensors)) for owner, tensors in layers]
 
 
-def _look_at(path: str, name: str, dataset: Any) -> StoredTensor:
-    """A dataset after the checks that need no reading."""
+def _checked_tensor(path: str, name: str, dataset: Any) -> StoredTensor:
+    """Return a dataset that passes the checks which need no reading."""
     if not isinstance(dataset, h5py.Dataset):
         raise TwilbertError(f"{path}: {name} is no dataset; not a weight file that Keras wrote")
     dtype, shape = dataset.dtype, dataset.shape or ()
@@ -144,15 +144,15 @@ def _look_at(path: str, name: str, dataset: Any) -> StoredTensor:
         fault = "keeps its numbers in other files"
     elif dataset.id.get_create_plist().get_nfilters():
         fault = "is compressed, as Keras writes none; unpack the file with h5repack -f NONE"
-    elif (needed := math.prod(shape) * dtype.itemsize) > (held := dataset.id.get_storage_size()):
-        fault = f"declares {list(shape)}, which is {needed:,} bytes, and holds {held:,}"
+    elif (needed := math.prod(shape) * dtype.itemsize) > (stored := dataset.id.get_storage_size()):
+        fault = f"declares {list(shape)}, which is {needed:,} bytes, and holds {stored:,}"
     if fault:
         raise TwilbertError(f"{path}: {name} {fault}; such a file is not read")
     return StoredTensor(path, name, tuple(shape), dataset)
 
 
 def _child(path: str, group: Any, name: str) -> Any:
-    """The member `name` of `group`, if a hard link leads to it."""
+    """Return the member `name` of `group`; TwilbertError unless it is a hard link."""
     link = group.get(name, getlink=True) if isinstance(group, h5py.Group) else None
     where = f"{(group.name or '').rstrip('/')}/{name}"
     if link is None:
@@ -165,20 +165,20 @@ def _child(path: str, group: Any, name: str) -> Any:
 
 
 def _names(path: str, group: Any, attribute: str) -> list[str]:
-    """A list of names from a group's attributes, put together where Keras has split it; [] when there is none."""
+    """Return a list of names from a group's attributes, joined where Keras has split it; [] when there is none."""
     if attribute in group.attrs:
         return _names_of(path, group, attribute)
-    found: list[str] = []
+    names: list[str] = []
     for part in range(_MAX_PARTS):
         if f"{attribute}{part}" not in group.attrs:
             break
-        found += _names_of(path, group, f"{attribute}{part}")
-    return found
+        names += _names_of(path, group, f"{attribute}{part}")
+    return names
 
 
 def _names_of(path: str, group: Any, attribute: str) -> list[str]:
-    held = group.attrs.get_id(attribute)
-    shape, dtype = held.shape, held.dtype
+    stored = group.attrs.get_id(attribute)
+    shape, dtype = stored.shape, stored.dtype
     if shape == (0,):  # Keras writes an empty list as floats
         return []
     if dtype.kind != "S" or len(shape) != 1:
@@ -190,7 +190,7 @@ def _names_of(path: str, group: Any, attribute: str) -> list[str]:
 
 @contextlib.contextmanager
 def _explained(path: str, what: str) -> Iterator[None]:
-    """Turn what h5py raises for damage into one message."""
+    """Turn h5py's errors for damaged files into one message."""
     try:
         yield
     except TwilbertError:

@@ -1,4 +1,4 @@
-"""Where each setting of the original's JSON configurations went: a field of the recipe, a flag, or nowhere and why.
+"""The equivalent of each setting of the original's JSON configurations: a recipe's field, a flag, or none and why.
 
 Keys are dotted, as in the original's files for pre-training, continued pre-training, MLM only, evaluation,
 embeddings, fine-tuning, grid search and labelling.
@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 
 class Fate(NamedTuple):
-    """What became of one of the original's keys: a recipe path, a command's flag, a model's field, or none; and why."""
+    """The equivalent of a key: a recipe's field, a command's flag, a model's field, or none; and why."""
 
     recipe: str | None = None
     """Dotted path in the recipe."""
     flag: str | None = None
-    """The command and argument that take its place."""
+    """Command and argument that replace it."""
     config: str | None = None
     """Field of a converted fine-tuned model's config.json."""
     why: str = ""
-    """How the meaning changed, or why there is nothing."""
+    """How the meaning changed, or why there is no equivalent."""
 
 
 def _same(*keys: str, into: str) -> dict[str, Fate]:
@@ -27,7 +27,7 @@ def _same(*keys: str, into: str) -> dict[str, Fate]:
 
 
 def _now_in(place: str, names: dict[str, str]) -> dict[str, Fate]:
-    """The original's keys with the names that they have in a file or command of fine-tuning."""
+    """Map the original's keys to their names in a file or command of fine-tuning."""
     return {key: Fate(flag=f"{name} of {place}") for key, name in names.items()}
 
 
@@ -75,12 +75,12 @@ ORIGINAL_SETTINGS: dict[str, Fate] = {
     "training.n_gpus": Fate("cluster.num_workers", why="ignored by the original"),
     "training.path_save_weights": Fate("run.storage_path", why="saved every save_steps, not every hour"),
     "training.path_initial_weights": Fate("model.init_from"),
-    "training.initial_batch": Fate(why="a run's checkpoint knows its step; the same command resumes"),
+    "training.initial_batch": Fate(why="a checkpoint records its step; the same command resumes"),
     "training.verbose": Fate(why="progress on a terminal, plain lines elsewhere"),
     # evaluation and embeddings
     "dataset.test_file": Fate(flag="twilbert-evaluate MODEL DATA"),
     "dataset.output_file": Fate(flag="twilbert-evaluate --json FILE"),
-    "representation.max_len_training": Fate(why="the model folder knows its positions"),
+    "representation.max_len_training": Fate(why="the model folder records its positions"),
     "representation.max_len_test": Fate(flag="twilbert-evaluate --max-len N", why="ignored by the original"),
     "test.path_load_weights": Fate(flag="twilbert-convert WEIGHTS", why="then twilbert-evaluate MODEL DATA"),
     # fine-tuning, grid search, labelling

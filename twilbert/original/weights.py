@@ -1,9 +1,9 @@
-"""The original's weights under this program's names, matched by order and shape.
+"""Load the original's weights under this program's names, matched by order and shape.
 
-Names in those files end in numbers from process-wide counters, which say nothing between files. So the tensors that a
-configuration asks for are listed in the order the original creates them, each with its shape and its place here, and
-met with the file's one by one. A fine-tuned file keeps the encoder in one group, and lists trainable layers before
-frozen ones: there the layers of each kind are put in the order of their numbers first.
+Names in those files end in numbers from process-wide counters, which differ between files. So the tensors of a
+configuration are listed in the order in which the original creates them, each with its shape and its place here, and
+compared with the file's one by one. A fine-tuned file holds the encoder in one group, and lists trainable layers before
+frozen ones: there the layers of each kind are sorted by their numbers first.
 
 Letters: V vocabulary, E embedding, H hidden, N heads, D channels of a head, R channels of the reply head, C classes.
 """
@@ -30,25 +30,25 @@ _POOLING_LAYERS = {
     "concat": {"lambda", "global_average_pooling1d", "global_max_pooling1d"},
 }
 UNTRAINED_NORM = (1 + 1e-3) ** -0.5
-"""What the original's fresh batch normalisation of a memory's queries does at inference: mean 0, variance 1, ε 1e-3."""
+"""Factor of the original's fresh batch normalisation of a memory's queries: mean 0, variance 1, ε 1e-3."""
 
 
 class Part(NamedTuple):
-    """One tensor of the original and where it goes."""
+    """One tensor of the original and its place here."""
 
     role: str
-    """The original's name for it inside its layer."""
+    """Its name inside the original's layer."""
     shape: tuple[int, ...]
     target: str
-    """Our tensor."""
+    """Name of the tensor here."""
     turned: bool = False
-    """Whether ours is its transpose."""
+    """Whether it is transposed here."""
     row: int | None = None
-    """First row of ours that it fills, where ours holds several."""
+    """First row of the target that it fills, where several tensors fill one."""
 
 
 class Layer(NamedTuple):
-    """A layer of the original: what it is, Keras' word for its kind, its tensors in order."""
+    """A layer of the original: its description, Keras' name of its kind, its tensors in order."""
 
     what: str
     kind: str
@@ -56,7 +56,7 @@ class Layer(NamedTuple):
 
 
 def expected_layers(config: ModelConfig, head: HeadConfig | None = None) -> Iterator[Layer]:
-    """The layers with weights of a model of these sizes, in the order of its file; with `head` a fine-tuned one's."""
+    """Yield the layers with weights of such a model in the order of its file; with `head` a fine-tuned one's."""
     embeddings, h, e = "encoder.embeddings", config.hidden_size, config.embedding_size
     for name, rows in (("token", config.vocab_size + 1), ("position", config.n_positions), ("segment", 2)):
         parts = [Part("embeddings", (rows, e), f"{embeddings}.{name}.weight")]
@@ -140,14 +140,14 @@ def _memory_block(config: ModelConfig, layer: int) -> list[Part]:
 
 
 def is_finetuned(file: KerasFile) -> bool:
-    """Whether a file is a fine-tuned model's: an encoder in a group of its own, and no masked-LM head."""
+    """Return whether a file is a fine-tuned model's: an encoder inside a separate group, and no masked-LM head."""
     return any(layer.name != layer.group for layer in file.layers) and not any(
         layer.name == "mlm" for layer in file.layers
     )
 
 
 def vocab_size(file: KerasFile) -> int:
-    """Entries of the vocabulary a file was made with; its token table has one row more. UsageError without a table."""
+    """Return a file's vocabulary size; its token table has one row more. UsageError without a table."""
     tables = [layer for layer in file.layers if layer.kind == "embedding"]
     first = min(tables, key=lambda layer: layer.number, default=None)
     if first is None or len(first.tensors[0].shape) != 2 or first.tensors[0].shape[0] < 2:
@@ -156,7 +156,7 @@ def vocab_size(file: KerasFile) -> int:
 
 
 def n_classes(file: KerasFile) -> int:
-    """Outputs of a fine-tuned file's last layer; UsageError when it has no such layer."""
+    """Return the outputs of a fine-tuned file's last layer; UsageError when it has no such layer."""
     last = file.layers[-1].tensors[-1]
     if file.layers[-1].kind != "dense" or len(last.shape) != 1:
         raise UsageError(f"{file.path}: its last tensor is {last.name} {list(last.shape)}, not a classifier's bias")
@@ -164,11 +164,11 @@ def n_classes(file: KerasFile) -> int:
 
 
 def check_pooling(file: KerasFile, pooling: str) -> None:
-    """UsageError when the file's layers, which Keras names by what they do, pool in another way than `pooling`."""
+    """UsageError when the file's pooling layers are not those of `pooling`."""
     kinds = {StoredLayer("", name, ()).kind for name in file.groups}
-    found = kinds & _POOLING_LAYERS["concat"]
-    if found and found != _POOLING_LAYERS[pooling]:
-        other = next((name for name, layers in _POOLING_LAYERS.items() if layers == found), "another way")
+    stored = kinds & _POOLING_LAYERS["concat"]
+    if stored and stored != _POOLING_LAYERS[pooling]:
+        other = next((name for name, layers in _POOLING_LAYERS.items() if layers == stored), "another way")
         raise UsageError(
             f"{file.path}: finetuning.collapse_mode is {pooling!r} in the configuration, but the file pools by "
             f"{other}; they do not belong together"
@@ -178,11 +178,11 @@ def check_pooling(file: KerasFile, pooling: str) -> None:
 def load_original(
     file: KerasFile, config: ModelConfig, head: HeadConfig | None = None, *, untrained_norm: bool = False
 ) -> dict[str, Tensor]:
-    """State dict of a `PretrainingModel`, with `head` a `ClassificationModel`, from an open file; fp32.
+    """Return the fp32 state dict of a `PretrainingModel`, with `head` a `ClassificationModel`, from an open file.
 
-    `untrained_norm`: the memory's queries went through the original's fresh batch normalisation; its factor is taken
-    into their weights. UsageError for the first tensor that is not the one `config` asks: which, its shape, the one
-    expected. All shapes are compared before any number is read.
+    `untrained_norm`: the memory's queries went through the original's fresh batch normalisation, whose factor is
+    multiplied into their weights. UsageError with name, shape and expected shape of the first tensor that does not fit
+    `config`; all shapes are compared before any number is read.
     """
     order = _in_order(file, config, head)
     readers = [tensor.read for layer, stored in order for tensor in _matched(file, layer, stored)]
@@ -197,7 +197,7 @@ def load_original(
 def assemble(
     config: ModelConfig, readers: list[Callable[[], Tensor]], head: HeadConfig | None = None
 ) -> dict[str, Tensor]:
-    """Tensors in the original's order and shapes, each fetched when its turn comes → our state dict."""
+    """Read tensors in the original's order and shapes, one at a time, and return the state dict here."""
     state = {
         name: torch.empty(tensor.shape, dtype=torch.float32)
         for name, tensor in empty_model(config, head).state_dict().items()
@@ -205,18 +205,18 @@ def assemble(
     parts = [part for layer in expected_layers(config, head) for part in layer.parts]
     for part, read in zip(parts, readers, strict=True):
         tensor, target = read(), state[part.target]
-        ours = tensor.T if part.turned else tensor
+        tensor = tensor.T if part.turned else tensor
         if part.row is not None:
-            target = target[part.row : part.row + ours.shape[0]]
-        target.copy_(ours)
+            target = target[part.row : part.row + tensor.shape[0]]
+        target.copy_(tensor)
     return state
 
 
 def _in_order(file: KerasFile, config: ModelConfig, head: HeadConfig | None) -> list[tuple[Layer, StoredLayer]]:
-    """The layers expected, each with the file's; UsageError naming the first that is missing or too many."""
+    """Pair the expected layers with the file's; UsageError naming the first that is missing or too many."""
     nested = any(layer.name != layer.group for layer in file.layers)
     rest = list(file.layers)
-    found: list[tuple[Layer, StoredLayer]] = []
+    pairs: list[tuple[Layer, StoredLayer]] = []
     for layer in expected_layers(config, head):
         candidates = [stored for stored in rest if stored.kind == layer.kind] if nested else rest[:1]
         if not candidates:
@@ -229,18 +229,18 @@ def _in_order(file: KerasFile, config: ModelConfig, head: HeadConfig | None) -> 
         if not nested:
             _matched(file, layer, chosen)  # the first that differs is the one to name, not the last that is missing
         rest.remove(chosen)
-        found.append((layer, chosen))
+        pairs.append((layer, chosen))
     if rest:
         first = rest[0].tensors[0]
         raise UsageError(
             f"{file.path}: holds {len(rest)} layers more than the configuration describes, the first is {first.name} "
             f"{list(first.shape)}; they do not belong together"
         )
-    return found
+    return pairs
 
 
 def _matched(file: KerasFile, layer: Layer, stored: StoredLayer) -> list:
-    """The tensors of `stored`, if they are those of `layer`."""
+    """Return the tensors of `stored`; UsageError unless they are those of `layer`."""
     for part, tensor in zip(layer.parts, stored.tensors, strict=False):
         if part.shape != tensor.shape:
             raise UsageError(
