@@ -32,12 +32,12 @@ def records(file: Path) -> list[Any]:
     """The file's protobuf records."""
     from wandb.proto import wandb_internal_pb2
 
-    found = []
+    parsed = []
     for payload in payloads(file.read_bytes()):
         record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         record.ParseFromString(payload)
-        found.append(record)
-    return found
+        parsed.append(record)
+    return parsed
 
 
 def series(file: Path) -> list[dict[str, Any]]:

@@ -68,18 +68,15 @@ def test_every_verb_has_help_with_an_example_and_is_a_module(script):
     assert f"example:\n  {script}" in done.stdout
 
 
-def test_the_core_imports_no_cluster_packages():
-    code = (
-        "import sys, twilbert, twilbert.inference.model, twilbert.recipe.loading, twilbert.evaluate\n"
-        "import twilbert.pretrain, twilbert.hub.folder, twilbert.data.tokenizer.tokenizer\n"
-        "print([m for m in ('ray', 'deepspeed', 'wandb', 'sentencepiece') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+CORE = "twilbert.inference.model, twilbert.recipe.loading, twilbert.evaluate, twilbert.pretrain, twilbert.hub.folder"
 
 
-def test_importing_the_package_is_light():
-    code = "import sys, twilbert; print([m for m in ('torch', 'numpy', 'pyarrow') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [(CORE, ["ray", "deepspeed", "wandb", "sentencepiece"]), ("twilbert", ["torch", "numpy", "pyarrow"])],
+)
+def test_an_import_does_not_load_what_it_does_not_need(modules, absent):
+    code = f"import sys, {modules}; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -30,7 +30,7 @@ CONTENTS = (
 
 
 def listed(storage_folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
-    """What twilbert-runs prints and says of a folder with a sound run in it."""
+    """The output and messages of twilbert-runs for a folder with a sound run."""
     assert main([str(storage_folder)]) == 0
     printed = capsys.readouterr()
     assert "sound" in printed.out
@@ -53,7 +53,7 @@ def test_whatever_one_record_holds_the_others_are_listed(victim, record, mutatio
     contents = [*CONTENTS, *(mutated(drawn, sound) for _ in range(mutations))]
     for number, content in enumerate(contents):
         (victim / record).write_bytes(content)
-        if record.startswith("model/"):  # read where the driver has said nothing
+        if record.startswith("model/"):  # read where there is no record of the driver
             (victim / "state.json").unlink(missing_ok=True)
         out, err = listed(victim.parent, capsys)
         assert "victim" in out or f"skipped: {victim / record}" in err, (record, content, err)
@@ -96,7 +96,7 @@ def test_whatever_lies_in_a_records_place_the_others_are_listed(victim, record, 
         shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
-def test_a_run_that_may_not_be_read_is_passed_over(victim, monkeypatch, capsys):
+def test_a_run_without_permission_to_read_is_skipped(victim, monkeypatch, capsys):
     real = storage.exists
 
     def refused(path: str) -> bool:

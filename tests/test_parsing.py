@@ -70,26 +70,7 @@ def test_plain_scalars_are_those_of_yaml_1_2_and_keys_are_text():
 
 def test_what_is_dumped_reads_back_equal():
     texts = ["1e5", "007", "NO", "~", "", "2020-01-01", "1_0", "5.", "=", "<<", "*a", "&a", "!x", "a: b", "a #b"]
-    texts += [
-        "x\ny",
-        "ñ",
-        "😀",
-        "%",
-        "@",
-        "|",
-        "?",
-        "'",
-        '"',
-        "{",
-        "0o17",
-        "+1",
-        ".inf",
-        "-.INF",
-        " a",
-        "\t",
-        "1E+3",
-        "[]",
-    ]
+    texts += ["x\ny", "0o17", "+1", ".inf", "-.INF", " a", "\t", "1E+3", "[]", *"ñ😀%@|?'\"{"]
     for value in [*texts, 1, 1.5, 1e-5, 1e22, 5e-324, True, None, 10**17, [], {}, [[]], [{}]]:
         assert parse_yaml(dump_yaml({"a": value, "b": [value]}), "x") == {"a": value, "b": [value]}
     shared = [1]
@@ -231,22 +212,7 @@ def test_a_task_file_is_taken_literally(tmp_path, monkeypatch):
 def test_a_recipe_with_a_few_bytes_changed_is_a_recipe_or_one_message(tmp_path):
     drawn = random.Random(15)
     shipped = Path(loading.locate("tiny.yaml")).read_bytes()
-    pieces = [
-        b"&a ",
-        b"*a",
-        b"[",
-        b"{",
-        b"!!set ",
-        b".inf",
-        b"9" * 30,
-        b"\0",
-        b"\xff",
-        b"- ",
-        b": ",
-        b"${x}",
-        b"\n",
-        b"'",
-    ]
+    pieces = [*b"&a |*a|[|{|!!set |.inf|\0|\xff|- |: |${x}|\n|'".split(b"|"), b"9" * 30]
     refused = 0
     for _ in range(150):
         content = bytearray(shipped)

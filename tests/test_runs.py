@@ -1,4 +1,4 @@
-"""twilbert-runs: what state a run is in, that no step stands twice, and a page that tells several runs apart."""
+"""twilbert-runs: states of runs, curves without duplicate steps, and a page that compares runs."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from twilbert.tracking import history, page, run_folder
 from twilbert.tracking.history import Pretraining
 from twilbert.tracking.run_folder import STATE_FILE, Heartbeat, Status
 
-LOST = 3600.0  # seconds without a sign of life after which nobody waits any more
+LOST = 3600.0  # seconds without a heartbeat after which a run counts as lost
 
 
 def rows(last: int, every: int = 10, ended: float = 5.0) -> list[dict[str, Any]]:
     """Metrics of a run up to step `last`, evaluated every 20; its losses end at `ended`."""
-    found: list[dict[str, Any]] = []
+    metrics: list[dict[str, Any]] = []
     for step in range(every, last + 1, every):
         loss = ended + 5 * (1 - step / last)
-        found.append({"step": step, "train/loss": loss + 0.6, "train/mlm_loss": loss, "speed/step_seconds": 2.0})
+        metrics.append({"step": step, "train/loss": loss + 0.6, "train/mlm_loss": loss, "speed/step_seconds": 2.0})
         if step % 20 == 0:
-            found.append({"step": step, "valid/loss": loss + 0.7, "valid/mlm_loss": loss, "valid/rop_accuracy": 0.5})
-    return found
+            metrics.append({"step": step, "valid/loss": loss + 0.7, "valid/mlm_loss": loss, "valid/rop_accuracy": 0.5})
+    return metrics
 
 
 def make_run(folder: Path, *overrides: str, metrics: list[dict[str, Any]], state: str = "", age: float = 0) -> Path:
-    """A run's folder without checkpoints; `state`: what its driver said last, `age` seconds ago."""
+    """A run's folder without checkpoints; `state`: the last record of its driver, `age` seconds old."""
     recipe = loading.build({}, ["training.max_steps=100", *overrides])
     identity = run_identity(recipe, {"data.corpus": "0123456789abcdef", "training.precision": "fp32"})
     storage.write_json_atomic(str(folder / "identity.json"), {"id": "01234567", "identity": identity})
@@ -63,7 +63,7 @@ def state_of(run: Path) -> str:
     return Pretraining.read(str(run)).state
 
 
-def test_what_the_driver_said_last_is_the_state_and_a_silent_driver_is_dead(tmp_path):
+def test_the_last_record_is_the_state_and_a_silent_driver_is_dead(tmp_path):
     for state in ("running", "finished", "stopped", "failed"):
         assert state_of(make_run(tmp_path / state, metrics=rows(40), state=state)) == state
     lost = Pretraining.read(str(make_run(tmp_path / "lost", metrics=rows(40), state="running", age=LOST)))
@@ -72,8 +72,8 @@ def test_what_the_driver_said_last_is_the_state_and_a_silent_driver_is_dead(tmp_
     assert state_of(make_run(tmp_path / "old", metrics=rows(40), state="finished", age=LOST)) == "finished"
 
 
-def test_the_state_of_a_folder_without_a_word_is_told_from_what_lies_there(tmp_path):
-    """Runs from before drivers gave signs, and such as are just being started."""
+def test_the_state_without_a_record_follows_from_the_files(tmp_path):
+    """Older runs, and runs that are just starting."""
     done = make_run(tmp_path / "done", metrics=rows(100), age=LOST)
     publish(done, 100)
     stopped = make_run(tmp_path / "stopped", metrics=rows(40), age=LOST)
@@ -84,8 +84,7 @@ def test_the_state_of_a_folder_without_a_word_is_told_from_what_lies_there(tmp_p
     (killed / ".ray").mkdir()
     starting = make_run(tmp_path / "starting", metrics=[], state="stopped")
     storage.write_json_atomic(str(starting / "owner.json"), {"token": "a newer driver's"})
-    found = {run.name: run.state for run in history.all_in(str(tmp_path))}
-    assert found == {
+    assert {run.name: run.state for run in history.all_in(str(tmp_path))} == {
         "done": "finished", "stopped": "stopped", "going": "running", "killed": "failed", "starting": "running"
     }  # fmt: skip
 
@@ -95,7 +94,7 @@ def claimed(folder: Path) -> run_folder.RunFolder:
     return run_folder.RunFolder(str(folder), folder.name, "01234567", {}, token="mine")
 
 
-def test_a_driver_gives_signs_until_its_end(tmp_path):
+def test_a_driver_sends_heartbeats_until_its_end(tmp_path):
     run = claimed(tmp_path / "run")
     sign = tmp_path / "run" / STATE_FILE
     with Heartbeat(run, every=0.01) as heartbeat:
@@ -117,7 +116,7 @@ def test_a_driver_gives_signs_until_its_end(tmp_path):
     assert state_of(tmp_path / "run") == "failed"
 
 
-def test_a_driver_that_has_lost_its_run_to_another_says_nothing_more(tmp_path):
+def test_a_driver_that_has_lost_its_run_to_another_writes_no_more(tmp_path):
     run = claimed(tmp_path / "run")
     with pytest.raises(TwilbertError, match="gives way"), Heartbeat(run):
         storage.write_json_atomic(str(tmp_path / "run" / "owner.json"), {"token": "a newer driver's"})
@@ -126,7 +125,7 @@ def test_a_driver_that_has_lost_its_run_to_another_says_nothing_more(tmp_path):
     assert not (tmp_path / "run" / STATE_FILE).exists()
 
 
-def test_a_sign_that_cannot_be_written_ends_no_training(tmp_path, capsys):
+def test_a_heartbeat_that_cannot_be_written_ends_no_training(tmp_path, capsys):
     run = claimed(tmp_path / "run")
     (tmp_path / "run" / STATE_FILE).mkdir()
     with Heartbeat(run) as heartbeat:
@@ -153,7 +152,7 @@ def test_rows_of_a_restart_replace_those_after_its_checkpoint(tmp_path):
     assert Pretraining.read(str(run)).metrics == curves
 
 
-def test_histograms_are_no_curves_and_a_missing_series_names_its_like(tmp_path):
+def test_histograms_are_no_curves_and_a_missing_series_names_similar_ones(tmp_path):
     metrics = [{"step": 1, "train/mlm_loss": 2.0, "optim/trust_ratios/heads": {"edges": [0, 1], "counts": [3]}}]
     run = Pretraining.read(str(make_run(tmp_path / "run", metrics=metrics)))
     assert run.metrics == {"train/mlm_loss": [(1, 2.0)]}
@@ -168,8 +167,8 @@ def test_damaged_lines_are_named_and_left_out(tmp_path, capsys):
     (damaged / "metrics.jsonl").write_text("".join([lines[0], "{broken\n", *others, *lines[1:]]))
     for command in ([str(tmp_path)], [str(damaged), "--out", str(tmp_path / "page.html")]):
         assert main(command) == 0
-        said = capsys.readouterr().err
-        assert f"{damaged}/metrics.jsonl: line 2 and 5 others damaged, skipped" in said
+        err = capsys.readouterr().err
+        assert f"{damaged}/metrics.jsonl: line 2 and 5 others damaged, skipped" in err
     assert [step for step, _ in Pretraining.read(str(damaged)).curve("train/loss")] == [10, 20, 30, 40]
 
 
@@ -210,9 +209,9 @@ def test_two_runs_are_compared_on_one_page_that_needs_nothing_else(two, capsys):
     assert main(["adam", "lamb", "--runs", str(two), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"page of 2 runs in {out}"
-    science_part, free_part = printed.split("setting that changes no result")
-    assert re.search(r"training\.optimizer +adam +lamb", science_part)
-    assert re.search(r"cluster\.num_workers +1 +2", free_part) and "num_workers" not in science_part
+    identity_part, free_part = printed.split("setting that changes no result")
+    assert re.search(r"training\.optimizer +adam +lamb", identity_part)
+    assert re.search(r"cluster\.num_workers +1 +2", free_part) and "num_workers" not in identity_part
     html = out.read_text()
     text = " ".join(parsed(html).texts)
     for part in ("adam · lamb", "training.learning_rate", "0.01", "MLM loss, held out", "finished at step 100"):
@@ -270,7 +269,7 @@ def test_a_watched_page_loads_itself_again_until_the_runs_end(two, monkeypatch, 
     assert len(pages) == 2, "of a finished run nothing is waited for"
 
 
-def test_what_is_no_run_is_told(two, tmp_path, capsys):
+def test_a_path_that_is_no_run_is_one_message(two, tmp_path, capsys):
     for folder, files in {
         "sweep": ["sweep.yaml"],
         "tuned": ["results.json", "report.html"],
@@ -282,7 +281,7 @@ def test_what_is_no_run_is_told(two, tmp_path, capsys):
         for file in files:
             (tmp_path / folder / file).write_text("{}")
     (tmp_path / "file.html").write_text("")
-    for name, said in {
+    for name, message in {
         "sweep": "a sweep of twilbert-tune",
         "tuned": "a fine-tuning",
         "model": "a model folder without its run",
@@ -293,7 +292,7 @@ def test_what_is_no_run_is_told(two, tmp_path, capsys):
     }.items():
         assert main([str(tmp_path / name), "--runs", str(two)]) == 2
         printed = capsys.readouterr().err
-        assert said in printed and "adam, lamb" in printed and "Traceback" not in printed
+        assert message in printed and "adam, lamb" in printed and "Traceback" not in printed
     assert main([str(two), str(two / "adam")]) == 2
     assert "a folder of runs; name those to compare: adam, lamb" in capsys.readouterr().err
     assert main(["adam", "adam", "--runs", str(two)]) == 2
@@ -311,5 +310,5 @@ def test_a_real_runs_series_all_have_their_place_on_the_page(trained):
     assert "Further" not in text, "a series that the page does not know"
     for part in ("Trust ratio, median", "pkm/layer_1_used", "Update norm", "Skipped steps", "finished at step 6"):
         assert part in text
-    held = json.loads(Path(trained.path, STATE_FILE).read_text())
-    assert held["state"] == "finished" and not {"host", "user", "pid"} & held.keys()
+    record = json.loads(Path(trained.path, STATE_FILE).read_text())
+    assert record["state"] == "finished" and not {"host", "user", "pid"} & record.keys()

@@ -1,4 +1,4 @@
-"""Tracking: metrics.jsonl and W&B tell the same, a resume forgets what was not saved, and nothing private is kept."""
+"""Tracking: metrics.jsonl and W&B hold the same rows, a resume drops unsaved ones, nothing private is logged."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from tests.model import small
 from tests.read_wandb import records, series
-from twilbert.tracking.metrics import Histogram, MetricsFile, Tracker, read_metrics
+from twilbert.model.heads import PretrainingModel
+from twilbert.optim.fragments import logical_names
+from twilbert.tracking.metrics import (
+    EDGES,
+    Histogram,
+    MetricsFile,
+    Tracker,
+    kind_of,
+    read_metrics,
+    trust_ratio_metrics,
+)
 from twilbert.tracking.wandb_runs import Wandb
 
 
@@ -80,6 +93,34 @@ def test_disabled_still_writes_metrics(tmp_path):
     tracker.close()
     assert read_metrics(str(tmp_path / "metrics.jsonl")) == [{"step": 1, "train/loss": 2.0}]
     assert [item.name for item in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_extremes_median_and_a_histogram_a_kind():
+    names = ["encoder.embeddings.token.weight", "a.attention.qkv.weight[q]", "a.attention.out.weight", "masked_lm.bias"]
+    ratios = torch.tensor([0.5, 2.0, 5000.0, 7.0], dtype=torch.float64)
+    metrics = trust_ratio_metrics(names, ratios, torch.tensor([True, True, True, False]))
+    assert metrics["optim/trust_ratio_min"] == 0.5
+    assert metrics["optim/trust_ratio_median"] == 2.0
+    assert metrics["optim/trust_ratio_max"] == 5000.0
+    assert "optim/trust_ratios/heads" not in metrics, "a bias is not adapted"
+    attention = metrics["optim/trust_ratios/attention"]
+    assert isinstance(attention, Histogram)
+    assert len(attention.edges) == len(attention.counts) + 1
+    assert sum(attention.counts) == 2
+    (two,) = (i for i in range(len(EDGES)) if EDGES[i] <= 2.0 < EDGES[i + 1])
+    assert attention.counts[two] == 1
+    assert attention.counts[-1] == 1, "the last bin holds what lies beyond it"
+
+
+def test_nothing_adapted_gives_nothing():
+    assert trust_ratio_metrics(["a"], torch.ones(1), torch.tensor([False])) == {}
+
+
+def test_every_matrix_of_a_model_has_a_kind():
+    model = PretrainingModel(small.config("memory"))
+    matrices = [part for name, p in model.named_parameters() if p.dim() > 1 for part in logical_names(name)]
+    kinds = {kind_of(name) for name in matrices}
+    assert kinds == {"embeddings", "attention", "feed_forward", "memory", "heads"}
 
 
 PRIVATE = {

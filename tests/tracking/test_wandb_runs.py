@@ -1,4 +1,4 @@
-"""W&B that is away, refuses, hangs or dies: the work that it tracks goes on, within bounds and with a word."""
+"""W&B that is unreachable, refuses, hangs or dies: the tracked work goes on, waits are bounded and reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_mode(mode, environment, expected, monkeypatch):
     assert resolve_mode(mode) == expected
 
 
-def test_a_home_that_cannot_be_written_is_told_with_the_remedy(tmp_path, monkeypatch):
+def test_a_home_that_cannot_be_written_is_reported_with_the_remedy(tmp_path, monkeypatch):
     lines: list[str] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "read-only"))
     monkeypatch.setattr(wandb_runs.os, "access", lambda path, mode: path != tmp_path)
@@ -61,7 +61,7 @@ def online(monkeypatch) -> Callable[[int], None]:
 
 
 class Tracked:
-    """A training of five steps, with what was said and how long beginning and end took."""
+    """A training of five steps, with its messages and the seconds of its start and end."""
 
     def __init__(self, folder: Path, during: Callable[[], object] = lambda: None) -> None:
         self.folder, self.lines = folder, []
