@@ -102,7 +102,7 @@ def test_a_checkpoints_card_has_the_scores_of_its_own_step(tmp_path: Path):
 
 def test_what_is_not_recorded_is_not_made_up(tmp_path: Path):
     assert main([make_pretrained(tmp_path), str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "README.md").read_text().count("Not recorded beside the model") == 3
+    assert (tmp_path / "out" / "README.md").read_text().count("Not recorded with the exported model") == 3
 
 
 def test_a_finetuned_models_card_has_its_results(tmp_path: Path):
