@@ -22,7 +22,7 @@ _LARGEST = {"n_encoders": 1_024, "n_heads": 1_024, "vocab_size": 2**24}
 _COMPARISONS = {"ge": ("≥", operator.ge), "gt": (">", operator.gt), "le": ("≤", operator.le), "lt": ("<", operator.lt)}
 
 
-def limits(declared: dataclasses.Field[Any]) -> dict[str, float]:
+def limits(declared: dataclasses.Field[Any]) -> dict[str, Any]:
     """Return the bounds of a number as pydantic names them (ge, gt, le, lt); empty for a field of another type."""
     if declared.type in ("int", "int | None"):
         return {"ge": 0 if declared.name == "rop_n_hidden" else 1, "le": _LARGEST.get(declared.name, 2**17)}
