@@ -6,8 +6,10 @@ import csv
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import h5py
@@ -128,6 +130,12 @@ def test_lines_of_text_and_standard_input(classifier, tmp_path):
     command = [sys.executable, "-m", "twilbert.predict", classifier, "-", "--precision", "fp32", "--out"]
     subprocess.run([*command, str(tmp_path / "pipe.tsv")], input="\n".join(TEXTS).encode(), check=True)
     assert (tmp_path / "pipe.tsv").read_text() == (tmp_path / "file.tsv").read_text()
+    os.mkfifo(tmp_path / "fifo")
+    writer = threading.Thread(target=(tmp_path / "fifo").write_text, args=["\n".join(TEXTS)])
+    writer.start()
+    run(classifier, str(tmp_path / "fifo"), "--format", "text", "--out", str(tmp_path / "fifo.tsv"))
+    writer.join()
+    assert (tmp_path / "fifo.tsv").read_text() == (tmp_path / "file.tsv").read_text()
 
 
 def test_several_files_in_order_and_a_folder(classifier, tmp_path):
@@ -160,13 +168,12 @@ def test_faulty_rows_stay_with_their_reason(classifier, tmp_path, capsys):
     run(classifier, str(tmp_path / "in.tsv"), "--out", str(tmp_path / "out.tsv"))
     rows = read_tsv(tmp_path / "out.tsv")
     assert len(rows) == len(body)
-    errors = ["", "no text", "not UTF-8", "3 columns, expected 2", "", "no text", ""]
+    errors = ["", "no text", "not UTF-8", "3 cells, expected 2", "1 cells, expected 2", "an empty line", ""]
     assert [row["error"] for row in rows] == errors
     assert [bool(row["predicted"]) for row in rows] == [not error for error in errors]
     assert rows[1]["id"] == "2" and rows[2]["text"] == "a\ufffdb"
-    assert (
-        "7 rows" in (said := capsys.readouterr().out) and "4 without, see column error (first: row 2: no text)" in said
-    )
+    last = capsys.readouterr().out
+    assert "7 rows" in last and "5 without, see column error (first: row 2: no text; in all: 1 × no text, " in last
 
 
 def test_faulty_json_lines_stay_too(classifier, tmp_path):
@@ -175,7 +182,7 @@ def test_faulty_json_lines_stay_too(classifier, tmp_path):
     run(classifier, str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl"))
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(rows) == len(lines) and rows[0]["error"] is None
-    wanted = ["not JSON", "not a JSON object", "text is no text", "no text", "not UTF-8", "not UTF-8", "an empty line"]
+    wanted = ["not JSON", "not a JSON object", "not a text", "no text", "not UTF-8", "not UTF-8", "an empty line"]
     for row, reason in zip(rows[1:], wanted, strict=True):
         assert row["error"].startswith(reason) and row["predicted"] is None
     assert rows[1]["line"] == "{"
@@ -226,8 +233,19 @@ def test_embeddings_as_parquet_and_hdf5(pretrained, tmp_path, pooling):
 
 def test_a_text_on_the_command_line(classifier, capsys):
     run(classifier, "--text", "hola que", "--text", "no")
-    said = capsys.readouterr().out
-    assert "hola que" in said and "p_NEU" in said and "2 texts" in said
+    out = capsys.readouterr().out
+    assert "hola que" in out and "p_NEU" in out and "2 texts" in out and "error" not in out
+    run(classifier, "--text", "hola que", "--text", " ")
+    assert "no text" in capsys.readouterr().out
+
+
+def test_what_is_not_utf8_on_the_command_line_is_one_message(classifier, tmp_path, capsys):
+    os.close(os.open(os.fsencode(tmp_path) + b"/espa\xf1a.tsv", os.O_CREAT))
+    for given in ("caf\udce9 con leche", f"{tmp_path}/espa\udcf1a.tsv"):
+        with pytest.raises(SystemExit) as ended:
+            main([classifier, "--text", given])
+        assert ended.value.code == 2 and "\ufffd" in (err := capsys.readouterr().err) and "not UTF-8; rename" in err
+    assert "is, or holds, a file name that is not UTF-8" in fails(capsys, classifier, str(tmp_path), "--out", "x.tsv")
 
 
 def test_what_is_wrong_is_said_before_any_work(classifier, tmp_path, capsys):
@@ -275,7 +293,7 @@ def test_a_pretrained_model_gives_no_labels(pretrained, tmp_path, capsys):
 
 
 def test_a_truncated_input_leaves_no_output(classifier, tmp_path, capsys):
-    packed = gzip.compress(("text\n" + "\n".join(f"w{i % 40} w{i % 7} {i}" for i in range(60_000))).encode())
+    packed = gzip.compress(("text\n" + "\n".join(f"w{i % 40} w{i % 7} {i}" for i in range(200_000))).encode())
     (tmp_path / "in.tsv.gz").write_bytes(packed[: len(packed) // 2])
     assert main([classifier, str(tmp_path / "in.tsv.gz"), "--out", str(tmp_path / "out.tsv")]) == 1
     assert "cut short or damaged" in capsys.readouterr().err

@@ -37,6 +37,8 @@ def test_wrong_input_is_one_message_and_exit_2(tmp_path: Path, capsys: pytest.Ca
         (other, "--columns", "orig_text=madre"): "--columns orig_text=madre: no such column; columns found: 'parent'",
         (other, "--columns", "text=parent"): "--columns text=…: expected one of orig_id",
         (other, "--columns", "parent"): "--columns parent: expected e.g. orig_text=parent",
+        (other, "--columns", "orig_text=parent", "reply_text=Parent"): "reply_text=Parent repeats one; name each",
+        (other, "--columns", "orig_text=parent", "orig_text=child"): "orig_text=child repeats one; name each",
         (file("image.tsv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),): "image.tsv: a binary file",
         (file("cut.parquet", whole.read_bytes()[:-20]),): "cut.parquet: not a readable Parquet file",
         (str(floats),): "column 'orig_id' is double, expected text (floats have lost digits",
@@ -56,7 +58,7 @@ def test_what_is_found_late_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     with pytest.raises(TwilbertError, match=r"cut\.tsv\.gz: cannot be read to its end .*cut short or damaged"):
         make(tmp_path, tmp_path / "cut.tsv.gz")
     (tmp_path / "short.tsv").write_text("1\ta\t2\tb\n")
-    with pytest.raises(TwilbertError, match="nothing to keep: of 1 lines read 0 were refused, dropped: 1 too_short"):
+    with pytest.raises(TwilbertError, match="nothing to keep: of 1 lines read 0 were refused, dropped: 1 × too_short"):
         make(tmp_path, tmp_path / "short.tsv")
 
     def full(*_: object, **__: object) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -63,6 +64,9 @@ def run(
 ) -> int:
     """Parse `argv`, call `handler`, print the line it returns; user errors become one message and an exit code."""
     _open_standard_streams()
+    for given in sys.argv[1:] if argv is None else argv:
+        if "\ufffd" in (shown := os.fsencode(given).decode(errors="replace")) and "\ufffd" not in given:
+            parser.error(f"{shown}: not UTF-8; rename the file, or set the terminal to UTF-8")
     args = parser.parse_intermixed_args(argv)  # overrides may come before and after flags
     try:
         with signals.handled(signals.interrupt):
@@ -103,6 +107,8 @@ def _open_standard_streams() -> None:
             os.close(nowhere)
     for number in closed:
         setattr(sys, _STREAMS[number], Path(os.devnull).open("w" if number else "r"))  # noqa: SIM115 - to the end
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8
 
 
 def say(line: str) -> None:

@@ -1,6 +1,6 @@
 """twilbert-predict: labels, probabilities or embeddings of the texts of files, every column of the input kept.
 
-    files ─ inspect ─▶ bulk.py: read ▸ clean ▸ batch ▸ model ─▶ tables, in order ─▶ OUT
+    files ─ inspect ─▶ inference/batch.py: read ▸ clean ▸ batch ▸ model ─▶ tables, in order ─▶ OUT
 
 Input rows are output rows, in the same order: one without a usable text is kept, with the reason in the column `error`.
 """
@@ -11,16 +11,18 @@ import argparse
 import contextlib
 import importlib.util
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from twilbert import cli, outputs, storage
 from twilbert.cluster.joining import address_at_hand
-from twilbert.data.tables import files as raw_files
-from twilbert.data.tables.inputs import FORMATS, JSON_LINE, STANDARD_INPUT, TableFile, inspect, name_of
-from twilbert.data.tables.rows import Chunk
+from twilbert.data.tables import texts
+from twilbert.data.tables.blocks import commonest
+from twilbert.data.tables.files import FORMATS, STANDARD_INPUT, Source, sources
+from twilbert.data.tables.layout import TableFile
 from twilbert.data.tables.writers import TABLES, VECTORS, open_writer
 from twilbert.errors import UsageError
 from twilbert.hub.folder import ModelFolder, find_model
@@ -33,10 +35,10 @@ _SAY_SECONDS = 10.0
 
 @dataclass
 class Summary:
-    """What was done: `rows` in and out, `faulty` of them without a result, the first fault."""
+    """What was done: `rows` in and out, why some of them have no result, and the first of these."""
 
     rows: int = 0
-    faulty: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
     first_fault: str = ""
 
 
@@ -63,18 +65,19 @@ def predict(
     for a wrong model, column or format; TwilbertError where an input cannot be read to its end. `trust_remote_code`:
     as for `twilbert.load`.
     """
-    paths = list(inputs) if STANDARD_INPUT in inputs else raw_files.find(inputs)
     job = batch.Job(find_model(model), device, precision, embeddings, prefix, trust_remote_code)
-    reads = ["/dev/stdin" if path == STANDARD_INPUT else path for path in paths]
+    reads = ["/dev/stdin" if name == STANDARD_INPUT else name for name in inputs]
     kind = _out_format(out, embeddings, overwrite, [job.model, *reads])
     _check_model(job)
-    files = _inspected(paths, form, text_column, pair_column)
-    _check_columns(files[0], job)
-    on_ray = address_at_hand(address) is not None or _many(files)
-    if on_ray and STANDARD_INPUT in paths:
-        raise UsageError("standard input cannot be read by a cluster; write it to a file, or leave --address out")
-    tables = batch.on_ray(files, job, address) if on_ray else batch.here(files, job)
-    return _write(tables, out, kind)
+    with sources(inputs) as listed:
+        outputs.check_files({"--out": out}, "predict", overwrite=overwrite, inputs=[s.name for s in listed])
+        files = _inspected(listed, form, text_column, pair_column)
+        _check_columns(files[0], job)
+        on_ray = address_at_hand(address) is not None or _many(files)
+        if on_ray and any(source.path != source.name for source in listed):
+            raise UsageError("a pipe cannot be read by a cluster; write it to a file, or leave --address out")
+        tables = batch.on_ray(files, job, address) if on_ray else batch.here(files, job)
+        return _write(tables, out, kind)
 
 
 def _out_format(out: str, embeddings: str | None, overwrite: bool, reads: Sequence[str]) -> str:
@@ -94,26 +97,27 @@ def _check_model(job: batch.Job) -> None:
         folder.require_labels()
 
 
-def _inspected(paths: list[str], form: str | None, text: str | None, pair: str | None) -> list[TableFile]:
-    files = [inspect(path, form, text, pair) for path in paths]
+def _inspected(listed: list[Source], form: str | None, text: str | None, pair: str | None) -> list[TableFile]:
+    files = [texts.inspect(source, form, text, pair) for source in listed]
+    first = files[0]
     for file in files[1:]:
-        if file.columns != files[0].columns or (file.format == "jsonl") != (files[0].format == "jsonl"):
+        if _listed(file) != _listed(first):
             raise UsageError(
-                f"{file.path}: its columns ({_listed(file)}) are not those of {files[0].path} ({_listed(files[0])}); "
+                f"{file.name}: its columns ({_listed(file)}) are not those of {first.name} ({_listed(first)}); "
                 "give files of one kind at a time"
             )
     return files
 
 
 def _listed(file: TableFile) -> str:
-    return "JSON lines" if JSON_LINE in file.columns else ", ".join(file.columns)
+    return "JSON" if file.format in ("json", "jsonl") else ", ".join(file.names)
 
 
 def _check_columns(file: TableFile, job: batch.Job) -> None:
-    clash = [name for name in ("predicted", "embedding", "error") if job.prefix + name in file.columns]
+    clash = [name for name in ("predicted", "embedding", "error") if job.prefix + name in file.names]
     if clash:
         raise UsageError(
-            f"{name_of(file.path)}: already has a column {job.prefix + clash[0]!r}; choose other names with --prefix"
+            f"{file.name}: already has a column {job.prefix + clash[0]!r}; choose other names with --prefix"
         )
 
 
@@ -138,10 +142,11 @@ def _write(tables: Iterator[pa.Table], out: str, kind: str) -> Summary:
 def _count(summary: Summary, table: pa.Table) -> None:
     errors = table.column(table.num_columns - 1)
     if errors.null_count < len(errors):
-        found = [(number, reason) for number, reason in enumerate(errors.to_pylist(), start=1) if reason is not None]
-        if not summary.faulty:
-            summary.first_fault = f"row {summary.rows + found[0][0]:,}: {found[0][1]}"
-        summary.faulty += len(found)
+        reasons = {number: reason for number, reason in enumerate(errors.to_pylist(), start=1) if reason is not None}
+        if not summary.faults:
+            number, reason = next(iter(reasons.items()))
+            summary.first_fault = f"row {summary.rows + number:,}: {reason}"
+        summary.faults.update(reasons.values())
     summary.rows += len(errors)
 
 
@@ -178,7 +183,7 @@ def _command(args: argparse.Namespace) -> str:
     if bool(args.text) == bool(args.input):
         raise UsageError("give INPUT or --text, one of them; INPUT - is standard input")
     if args.text:
-        return _said(args)
+        return _predict_arguments(args)
     if args.out is None:
         raise UsageError("--out FILE is missing: where the results are to be written")
     done = predict(
@@ -197,12 +202,15 @@ def _command(args: argparse.Namespace) -> str:
         trust_remote_code=args.trust_remote_code,
     )
     what = f"{args.embeddings} embeddings" if args.embeddings else "labels"
-    faults = f"; {done.faulty:,} without, see column error (first: {done.first_fault})" if done.faulty else ""
+    faults = ""
+    if done.faults:
+        count, reasons = done.faults.total(), commonest(done.faults)
+        faults = f"; {count:,} without, see column error (first: {done.first_fault}; in all: {reasons})"
     return f"{what} of {done.rows:,} rows in {storage.absolute(args.out)}{faults}"
 
 
-def _said(args: argparse.Namespace) -> str:
-    """The texts of the command line: a table, and --out where given."""
+def _predict_arguments(args: argparse.Namespace) -> str:
+    """Predict the texts of the command line: print a table, and write --out where given."""
     job = batch.Job(
         find_model(args.model), args.device, args.precision, args.embeddings, args.prefix,
         args.trust_remote_code,
@@ -212,17 +220,22 @@ def _said(args: argparse.Namespace) -> str:
         raise UsageError("--embeddings needs --out FILE (.parquet or .h5)")
     kind = _out_format(args.out, args.embeddings, args.overwrite, [job.model]) if args.out else ""
     model = job.load()
-    texts = pa.table({"text": pa.array(args.text, pa.large_string())})
-    table = batch.results(model, Chunk(texts, list(args.text), None, [None] * len(args.text)), job)
+    given = pa.table({"text": pa.array(args.text, pa.large_string())})
+    table = batch.results(model, texts.checked(given, args.text, None, {}), job)
     if not args.embeddings:
-        rows = table.drop_columns([f"{job.prefix}error"])
-        cells = [[f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows.to_pylist()]
+        has_faults = table.column(table.num_columns - 1).null_count < len(table)
+        rows = table if has_faults else table.drop_columns([f"{job.prefix}error"])
+        cells = [[_shown(value) for value in row.values()] for row in rows.to_pylist()]
         cli.table(rows.column_names, cells)
-    texts = "1 text" if len(args.text) == 1 else f"{len(args.text)} texts"
+    count = "1 text" if len(args.text) == 1 else f"{len(args.text)} texts"
     if args.out is None:
-        return f"{texts}, model {job.model}, {batch.precision_line(model, job)}"
+        return f"{count}, model {job.model}, {batch.precision_line(model, job)}"
     _write(iter([table]), args.out, kind)
-    return f"{texts} in {storage.absolute(args.out)}"
+    return f"{count} in {storage.absolute(args.out)}"
+
+
+def _shown(value: object) -> object:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else value
 
 
 def main(argv: list[str] | None = None) -> int:

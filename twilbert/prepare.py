@@ -1,8 +1,8 @@
 """Raw (tweet, reply) pairs → a corpus: clean, drop, de-duplicate, hold out a validation share.
 
-    raw files ─ find ▸ inspect ▸ cut ─▶ pieces ─ clean ▸ spill by hash of ORIG_ID ─▶ partitions   (Ray Data)
-    partitions ─ first of each (ORIG_ID, REPLY_ID) ─▶ train shards, candidates for valid          (Ray Data)
-    candidates ─ without what train shares ─▶ valid shards; rejects.jsonl; corpus.json            (here)
+    input files ─ inspect ▸ cut ─▶ pieces ─ clean ▸ spill by hash of ORIG_ID ─▶ partitions           (Ray Data)
+    partitions ─ first of equal ids and texts ─▶ train shards, candidates for valid                  (Ray Data)
+    candidates ─ without what train shares ─▶ valid shards; rejects.jsonl; corpus.json               (this process)
 
 Partitions depend on the input alone and rows keep the input's order inside them, so the shards are the same bytes
 however many processes made them. No process ever holds more than a piece or a partition.
@@ -32,7 +32,9 @@ from twilbert.data.corpus import corpus as corpora
 from twilbert.data.corpus import dedup
 from twilbert.data.corpus import spill as raw_spill
 from twilbert.data.corpus.corpus import FORMAT, INDEX_FILE, Shard, corpus_id
-from twilbert.data.tables import files as raw_files
+from twilbert.data.tables import blocks, pairs
+from twilbert.data.tables.files import Source, sources
+from twilbert.data.tables.layout import DELIMITERS, TableFile
 from twilbert.errors import TwilbertError, UsageError
 
 PARTITION_BYTES = 32 * 2**20  # of input: about 150,000 pairs, a few hundred MB while it is de-duplicated
@@ -54,93 +56,88 @@ def prepare(
     piece_bytes: int | None = None,
     runner: Runner | None = None,
 ) -> dict[str, Any]:
-    """Make a corpus at `out` (path or URI) from files, folders and globs; returns what corpus.json holds.
+    """Write a corpus to `out` (path or URI) from files, folders, globs and pipes; return what corpus.json holds.
 
     `columns` maps orig_id, orig_text, reply_id, reply_text to the input's names, or to positions from 1. `num_cpus`
     counts a local Ray's CPUs, `piece_bytes` the input a task reads: neither changes a byte of the shards. `runner`
     replaces Ray Data (`run_here`: in this process). Where Ray has several nodes, all must see the inputs and `out`,
     beside which the partitions are spilled. Nothing is left at `out` when it fails. UsageError for input known
-    to be wrong at the start, TwilbertError for what is found later (damaged files, no space, nothing left to keep).
+    to be wrong at the start, TwilbertError for what shows later (damaged files, no space, nothing left to keep).
     """
     if not 0 <= valid_share < 1:
         raise UsageError(f"--valid-share {valid_share:g}: expected a share from 0 to below 1")
     if in_ray_job() and storage.is_local(out) and not Path(out).is_absolute():
         raise UsageError(f"--out {out}: a Ray job's folder is thrown away; give an absolute path or a URI")
-    target = storage.absolute(out)
-    files = _inspect(inputs, columns or {})
-    size = sum(file.text_bytes for file in files)
-    partitions = max(1, min(_MAX_PARTITIONS, -(-size // PARTITION_BYTES)))
-    threshold = raw_spill.valid_threshold(valid_share)
-    reads = [*inputs, *(file.path for file in files)]
-    before = corpora.files_before(target)
-    with outputs.new_folder(target, "prepare", overwrite=overwrite, inputs=reads, before=before) as work:
-        spill = storage.join(work, "spill")
-        storage.make_dir(spill)
-        if runner is not None:
-            made = _make(files, target, work, spill, partitions, threshold, piece_bytes or _PIECE_BYTES[1], runner)
-        else:
-            with ensure_ray(num_cpus):
-                made = _make(
-                    files, target, work, spill, partitions, threshold, piece_bytes or _piece_bytes(size), run_on_ray
-                )
-        storage.delete(spill)
-        options = {"columns": columns or {}, "valid_share": valid_share, "partitions": partitions}
-        info = {"format": FORMAT, "id": made.pop("id"), "cleaning": CLEANING, "options": options, **made}
-        checksums.write_json(storage.join(work, INDEX_FILE), info)
+    columns, target = columns or {}, storage.absolute(out)
+    unknown = [name for name in columns if name not in pairs.COLUMNS]
+    if unknown:
+        raise UsageError(f"--columns {unknown[0]}=…: expected one of {', '.join(pairs.COLUMNS)}")
+    with sources(inputs) as listed:
+        files = [file for source in listed if (file := _inspect(source, columns)) is not None]
+        if not files:
+            raise UsageError(f"{' '.join(inputs)}: empty; expected lines of ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT")
+        size = sum(file.text_bytes for file in files)
+        partitions = max(1, min(_MAX_PARTITIONS, -(-size // PARTITION_BYTES)))
+        reads = [*inputs, *(file.name for file in files)]
+        before = corpora.files_before(target)
+        with outputs.new_folder(target, "prepare", overwrite=overwrite, inputs=reads, before=before) as work:
+            make = functools.partial(_write_corpus, files, target, work, partitions, valid_share)
+            if runner is not None:
+                entries = make(piece_bytes or _PIECE_BYTES[1], runner)
+            else:
+                with ensure_ray(num_cpus):
+                    entries = make(piece_bytes or _piece_bytes(size), run_on_ray)
+            options = {"columns": columns, "valid_share": valid_share, "partitions": partitions}
+            info = {"format": FORMAT, "id": entries.pop("id"), "cleaning": CLEANING, "options": options, **entries}
+            checksums.write_json(storage.join(work, INDEX_FILE), info)
     return info
 
 
-def _inspect(inputs: Sequence[str], columns: dict[str, str]) -> list[raw_files.RawFile]:
-    """Look at every input file; UsageError when one is wrong or none holds anything."""
-    unknown = [name for name in columns if name not in raw_files.COLUMNS]
-    if unknown:
-        raise UsageError(f"--columns {unknown[0]}=…: expected one of {', '.join(raw_files.COLUMNS)}")
-    files = []
-    for path in raw_files.find(inputs):
-        file = raw_files.inspect(path, columns)
-        if file is None:
-            cli.say(f"{path}: empty, passed over")
-            continue
-        files.append(file)
-        if file.makes_ids:
-            cli.say(f"{path}: no ids, they are made from the texts (equal texts, equal ids)")
-        elif file.columns[3] is None:
-            cli.say(f"{path}: no column of replies, single tweets")
-    if not files:
-        raise UsageError(f"{' '.join(inputs)}: empty; expected lines of ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT")
-    return files
+def _inspect(source: Source, columns: dict[str, str]) -> TableFile | None:
+    """The layout of an input file, what is unusual in it printed; None when it holds nothing."""
+    file = pairs.inspect(source, columns)
+    if file is None:
+        cli.say(f"{source.name}: empty, skipped")
+        return None
+    notes = []
+    if file.format in ("tsv", "csv") and file.delimiter != ("," if file.format == "csv" else "\t"):
+        notes.append(f"columns are separated by a {DELIMITERS.get(file.delimiter, repr(file.delimiter))}")
+    if file.encoding != "utf-8":
+        notes.append(file.encoding.upper())
+    if pairs.makes_ids(file):
+        notes.append("no ids, they are made from the texts (equal texts, equal ids)")
+    elif not pairs.has_replies(file):
+        notes.append("no column of replies, single tweets")
+    if notes:
+        cli.say(f"{source.name}: {'; '.join(notes)}")
+    return file
 
 
 def _piece_bytes(size: int) -> int:
-    """Input a task reads: enough pieces to keep every CPU busy to the end, none so large that memory feels it."""
+    """Bytes of input that a task reads: enough pieces to keep every CPU busy to the end, each small in memory."""
     import ray
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return max(_PIECE_BYTES[0], min(_PIECE_BYTES[1], -(-size // (4 * cpus))))
 
 
-def _make(
-    files: list[raw_files.RawFile],
-    target: str,
-    work: str,
-    spill: str,
-    partitions: int,
-    threshold: int,
-    piece_bytes: int,
-    run: Runner,
+def _write_corpus(
+    files: list[TableFile], target: str, work: str, partitions: int, valid_share: float, piece_bytes: int, run: Runner
 ) -> dict[str, Any]:
-    """Write shards and rejects under `work`; returns corpus.json's entries about them."""
-    pieces = [piece for file in files for piece in raw_files.cut(file, piece_bytes)]
+    """Write shards and rejects under `work`; return corpus.json's entries about them."""
+    threshold, spill = raw_spill.valid_threshold(valid_share), storage.join(work, "spill")
+    storage.make_dir(spill)
+    pieces = [piece for file in files for piece in blocks.cut(file, piece_bytes)]
     first = functools.partial(_spill_one, target, pieces, spill, partitions, threshold)
     cleaned = sorted(_watched("read and cleaned", run(first, len(pieces)), len(pieces)), key=lambda r: r.piece)
-    kept = sum(result.kept for result in cleaned)
+    lines_read, rejected = (sum(getattr(r, name) for r in cleaned) for name in ("records", "rejected"))
     dropped: Counter[str] = sum((result.dropped for result in cleaned), Counter())
-    counted = {"records": sum(r.records for r in cleaned), "rejected": sum(r.rejected for r in cleaned)}
-    if not kept:
-        why = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()))
+    reasons: Counter[str] = sum((result.reasons for result in cleaned), Counter())
+    if not any(result.kept for result in cleaned):
         raise TwilbertError(
-            f"nothing to keep: of {counted['records']:,} lines read {counted['rejected']:,} were refused"
-            + (f", dropped: {why}" if why else "")
+            f"nothing to keep: of {lines_read:,} lines read {rejected:,} were refused"
+            + (f" ({blocks.commonest(reasons)})" if reasons else "")
+            + (f", dropped: {blocks.commonest(dropped)}" if dropped else "")
             + "; is this the right file, and UTF-8?"
         )
     dedup.write_hashes(
@@ -151,28 +148,34 @@ def _make(
     spills = [name for result in cleaned for name in result.spills]
     second = functools.partial(_merge_one, target, spill, work, spills, threshold)
     merged = sorted(_watched("merged", run(second, partitions), partitions), key=lambda r: r.partition)
-    valid, shared = dedup.write_valid(spill, work, merged)
+    valid, valid_singles, shared = dedup.write_valid(spill, work, merged)
     dropped.update({"repeated": sum(result.repeated for result in merged), **shared})
     _write_rejects(pieces, cleaned, spill, storage.join(work, "rejects.jsonl"))
+    storage.delete(spill)
     train = [result.train for result in merged if result.train]
-    splits = {"train": _split(train), "valid": _split(valid)}
+    splits = {
+        "train": _split(train, sum(result.single_tweets for result in merged)),
+        "valid": _split(valid, valid_singles),
+    }
     return {
         "id": corpus_id([*train, *valid]),
-        "lines_read": counted["records"],
+        "lines_read": lines_read,
         "kept": splits["train"]["rows"] + splits["valid"]["rows"],
-        "rejected": counted["rejected"],
+        "rejected": rejected,
+        "rejected_because": dict(reasons.most_common()),
         "dropped": {reason: dropped[reason] for reason in sorted(dropped) if dropped[reason]},
         "splits": splits,
-        "inputs": [file.path for file in files],
+        "inputs": [file.name for file in files],
     }
 
 
-def _split(shards: list[Shard]) -> dict[str, Any]:
-    return {"rows": sum(shard.rows for shard in shards), "shards": [vars(shard) for shard in shards]}
+def _split(shards: list[Shard], single_tweets: int) -> dict[str, Any]:
+    rows = sum(shard.rows for shard in shards)
+    return {"rows": rows, "single_tweets": single_tweets, "shards": [vars(shard) for shard in shards]}
 
 
 def _spill_one(
-    target: str, pieces: list[raw_files.Piece], spill: str, partitions: int, threshold: int, index: int
+    target: str, pieces: list[blocks.Piece], spill: str, partitions: int, threshold: int, index: int
 ) -> raw_spill.PieceResult:
     with storage.explained_write(target):
         return raw_spill.spill_piece(pieces[index], index, spill, partitions, threshold)
@@ -185,7 +188,7 @@ def _merge_one(
         return dedup.merge_partition(spill, work, spills, partition, threshold)
 
 
-def _write_rejects(pieces: list[raw_files.Piece], cleaned: list[raw_spill.PieceResult], spill: str, path: str) -> None:
+def _write_rejects(pieces: list[blocks.Piece], cleaned: list[raw_spill.PieceResult], spill: str, path: str) -> None:
     """All refused lines in the order of the input, numbered from 1 within their file (a header is line 1)."""
     system, inner = storage.filesystem(path)
     with storage.explained_write(path), system.open_output_stream(inner) as sink:
@@ -195,7 +198,7 @@ def _write_rejects(pieces: list[raw_files.Piece], cleaned: list[raw_spill.PieceR
                 file, before = piece.file, piece.file.header_lines
             for name in result.rejects:
                 for line, reason in json.loads(storage.read_bytes(storage.join(spill, name))):
-                    row = {"file": piece.file.path, "line": before + line + 1, "reason": reason}
+                    row = {"file": piece.file.name, "line": before + line + 1, "reason": reason}
                     sink.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
             before += result.lines
 
@@ -233,12 +236,16 @@ def _watched(what: str, results: Iterable[R], count: int) -> Iterator[R]:
         yield result
 
 
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
-    columns = {}
-    for pair in pairs:
+def _columns(given: Sequence[str]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for pair in given:
         name, equals, column = pair.partition("=")
         if not equals or not column:
             raise UsageError(f"--columns {pair}: expected e.g. orig_text=parent (put the input files before --columns)")
+        if name in columns or column.casefold() in map(str.casefold, columns.values()):
+            raise UsageError(
+                f"--columns {' '.join(given)}: {pair} repeats one; name each of the four and each column once"
+            )
         columns[name] = column
     return columns
 
@@ -260,24 +267,30 @@ def _handle(args: argparse.Namespace) -> str:
     for reason, count in info["dropped"].items():
         cli.say(f"dropped {count:,} {reason}")
     if info["rejected"]:
-        cli.say(f"refused {info['rejected']:,} lines, listed in {storage.join(out, 'rejects.jsonl')}")
+        reasons = blocks.commonest(Counter(info["rejected_because"]))
+        cli.say(f"refused {info['rejected']:,} lines, listed in {storage.join(out, 'rejects.jsonl')}: {reasons}")
     return (
-        f"wrote {out}: {splits['train']['rows']:,} pairs to train on and {splits['valid']['rows']:,} to validate; of "
+        f"wrote {out}: {_counted(splits['train'])} to train on and {_counted(splits['valid'])} to validate; of "
         f"{info['lines_read']:,} lines read {sum(info['dropped'].values()):,} were dropped and {info['rejected']:,} "
         f"refused ({seconds:.0f} s)"
     )
+
+
+def _counted(split: dict[str, Any]) -> str:
+    singles = f" and {split['single_tweets']:,} single tweets" if split["single_tweets"] else ""
+    return f"{split['rows'] - split['single_tweets']:,} pairs{singles}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command `twilbert-prepare`."""
     parser = cli.parser(
         "prepare",
-        "Clean, drop, de-duplicate and split raw (tweet, reply) pairs. Input: TSV (never quoted), CSV, JSON lines or "
-        "Parquet;\ngzip or zstd; files, folders, globs. Columns ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT; a missing "
+        "Clean, drop, de-duplicate and split raw (tweet, reply) pairs. Input: TSV (never quoted), CSV, JSON, Parquet;\n"
+        "gzip or zstd; files, folders, globs, pipes. Columns ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT; a missing "
         "reply is a single tweet.",
         "twilbert-prepare raw/*.tsv.gz --out corpus --columns orig_text=parent reply_text=child",
     )
-    parser.add_argument("raw", nargs="+", metavar="RAW", help="file, folder, glob or URI")
+    parser.add_argument("raw", nargs="+", metavar="RAW", help="file, folder, glob, URI, pipe or - (standard input)")
     parser.add_argument("--out", required=True, metavar="CORPUS", help="folder or URI to write")
     parser.add_argument(
         "--columns",

@@ -57,11 +57,11 @@ BROKEN = {
     ),
     "tabs inside a text": (
         "train", [*SOUND, ("8", "a\tb", "N")], HEADER, {},
-        "1 of 9 rows do not have the 3 cells of the header (line 10 has 4)",
+        "1 of 9 rows cannot be read (line 10: 4 cells, expected 3)",
     ),
     "stray quotes": (
         "train", ["1,a,P", '2,"b" c,N'], "ID,TEXT,CLASS", COMMAS,
-        'train.tsv, line 3: a stray quote or a cell over 131,072 characters',
+        "1 of 2 rows cannot be read (line 3: a stray quote",
     ),
 }  # fmt: skip
 

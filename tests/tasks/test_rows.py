@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.make_tasks import FOUR_ROWS, write_rows, write_task
@@ -36,17 +40,18 @@ def test_rows_are_the_files_own(folder: Path):
 def test_train_and_dev_never_open_the_test_file(folder: Path, monkeypatch: pytest.MonkeyPatch):
     opened: list[str] = []
 
-    def recorded(path: str, read=storage.read_bytes) -> bytes:
+    def recorded(path: str, filesystem=storage.filesystem):
         opened.append(Path(path).name)
-        return read(path)
+        return filesystem(path)
 
-    monkeypatch.setattr(storage, "read_bytes", recorded)
+    monkeypatch.setattr(storage, "filesystem", recorded)
     drawn = {"files": {"train": "train.tsv", "test": "test.tsv"}, "split": {"dev": 0.3}}
     for settings in ({}, drawn):
         task = load_task(write_task(folder, **settings))
+        opened.clear()
         read_split(task, "train")
         read_split(task, "dev")
-    assert set(opened) == {"train.tsv", "dev.tsv"}
+        assert set(opened) == {"train.tsv"} | ({"dev.tsv"} if not settings else set())
     assert read_test(task) is not None and opened[-1] == "test.tsv"
     # Nor do they need it: not there, or not readable, makes no difference.
     (folder / "test.tsv").unlink()
@@ -128,6 +133,29 @@ def test_layouts_of_two_texts_multi_label_regression_and_csv(tmp_path: Path):
     assert read_split(load_task(write_task(tmp_path, **csv)), "train").texts == ['a, "b"\nc', "d"]
 
 
+def test_files_of_other_formats_and_encodings(tmp_path: Path):
+    rows = [("1", "qué bien", "P"), ("2", "qué mal", "N")]
+    table = "ID\tTEXT\tCLASS\n" + "".join("\t".join(row) + "\n" for row in rows)
+    records = [{"ID": int(i), "TEXT": text, "CLASS": label} for i, text, label in rows]
+    for name, data in {
+        "t.tsv": table.replace("\n", "\r").encode(),
+        "u.tsv": table.encode("utf-16"),
+        "t.tsv.gz": gzip.compress(table.encode()),
+        "t.jsonl": "\n".join(map(json.dumps, records)).encode(),
+        "t.json": json.dumps(records, indent=1).encode(),
+        "t.parquet": b"",
+    }.items():
+        if name == "t.parquet":
+            pq.write_table(pa.Table.from_pylist(records), tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(data)
+        read = read_split(load_task(write_task(tmp_path, files={"train": name, "dev": name})), "train")
+        assert (read.texts, read.ids, read.labels.tolist()) == (["qué bien", "qué mal"], ["1", "2"], [1, 0]), name
+    (tmp_path / "t.xlsx").write_bytes(b"PK\x03\x04 workbook")
+    with pytest.raises(UsageError, match=r"t\.xlsx: a zip archive or Excel workbook, which is not read"):
+        read_split(load_task(write_task(tmp_path, files={"train": "t.xlsx", "dev": "t.xlsx"})), "train")
+
+
 # Bad input
 
 
@@ -159,7 +187,7 @@ def test_what_is_right_is_kept(folder: Path):
         ([("1,a,P",)], "ID,TEXT,CLASS", 'separated by a comma, not by a tab; set delimiter: ","'),
         ([("1;a;P",)], "ID;TEXT;CLASS", 'separated by a semicolon, not by a tab; set delimiter: ";"'),
         ([], None, "a header and no rows"),
-        ([("1", "a", "P"), ("2", "a\tb", "N")], None, "1 of 2 rows do not have the 3 cells of the header (line 3 has"),
+        ([("1", "a", "P"), ("2", "a\tb", "N")], None, "1 of 2 rows cannot be read (line 3: 4 cells, expected 3)"),
         ([("1", "a", "P"), ("2", "b", "P")], None, "every row has the same label (P); nothing to learn"),
         ([("1", "a", "P", "x"), ("2", "b", "N", "y")], "ID\tTEXT\tCLASS\tTEXT", "TEXT stands twice in the header"),
     ],
@@ -178,8 +206,11 @@ def test_faults_of_all_files_are_told_at_once(folder: Path):
     (folder / "dev.tsv").write_bytes(b"ID\tTEXT\tCLASS\n1\tse\xf1al\tP\n")
     write_rows(folder, "test.tsv", [("1", "secreto", "Q")])
     faults = validate(load_task(write_task(folder))).faults
-    assert [fault.split(":")[0].rpartition("/")[2] for fault in faults] == ["train.tsv", "dev.tsv, line 2", "test.tsv"]
-    assert "empty; expected a header with ID, TEXT, CLASS" in faults[0] and "not UTF-8" in faults[1]
+    assert [fault.split(":")[0].rpartition("/")[2] for fault in faults] == ["train.tsv", "dev.tsv", "test.tsv"]
+    assert (
+        "empty; expected a header with ID, TEXT, CLASS" in faults[0]
+        and "(line 2: not UTF-8); save the file" in faults[1]
+    )
     assert "secreto" not in str(faults)
 
 
@@ -187,11 +218,11 @@ def test_stray_quotes_in_csv(folder: Path):
     settings = {"delimiter": ",", "quoting": "csv", "files": {"train": "train.csv", "dev": "train.csv"}}
     (folder / "train.csv").write_text('ID,TEXT,CLASS\n1,a,P\n2,"b" c,N\n')
     faults = validate(load_task(write_task(folder, **settings))).faults
-    assert len(faults) == 1 and "train.csv, line 3: a stray quote" in faults[0] and "set quoting: none" in faults[0]
+    assert len(faults) == 1 and "(line 3: a stray quote" in faults[0] and "set quoting: none" in faults[0]
     plain = load_task(write_task(folder, **settings | {"quoting": "none"}))
     assert read_split(plain, "train").texts == ["a", '"b" c']
     (folder / "train.csv").write_text('ID,TEXT,CLASS\n1,"a,P\n2,b,N\n')  # never closed
-    assert "train.csv, line 2: a stray quote" in validate(load_task(write_task(folder, **settings))).faults[0]
+    assert "(line 2: a stray quote" in validate(load_task(write_task(folder, **settings))).faults[0]
     # A quoted header read without quoting: the quotes are not part of the wrong guess.
     (folder / "train.csv").write_text('"ID","TEXT","CLASS"\n"1","a","P"\n')
     assert "separated by a comma" in validate(load_task(write_task(folder, files=settings["files"]))).faults[0]

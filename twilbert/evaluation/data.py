@@ -22,8 +22,9 @@ from twilbert.data.stream.build import pack
 from twilbert.data.stream.masking import MaskingSettings
 from twilbert.data.stream.micro_batch import COUNTS, UNKNOWN, MicroBatch
 from twilbert.data.stream.stream import EVALUATION_EPOCH
-from twilbert.data.tables import files, readers
-from twilbert.data.tables.lines import holds_pairs, text_lines
+from twilbert.data.tables import blocks, pairs
+from twilbert.data.tables.files import sources
+from twilbert.data.tables.texts import holds_pairs, text_lines
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import UsageError
 
@@ -44,13 +45,15 @@ def read_pairs(source: str, split: str = "valid") -> Iterator[Texts]:
             for table in read_shard(corpus.shard_path(shard), shard, ("orig_text", "reply_text")):
                 yield table.column("orig_text").to_pylist(), table.column("reply_text").to_pylist()
         return
-    for path in files.find([source]):
-        file = files.inspect(path)
-        if file is None:
-            raise UsageError(f"{path}: empty; expected tweets and replies as TSV, CSV, JSON lines or Parquet")
-        for piece in files.cut(file, _PIECE_BYTES):
-            for block in readers.read_blocks(piece):
-                yield [clean(t) for t in block.orig_texts], [r if r is None else clean(r) for r in block.reply_texts]
+    with sources([source]) as listed:
+        for one in listed:
+            file = pairs.inspect(one)
+            if file is None:
+                raise UsageError(f"{one.name}: empty; expected tweets and replies as TSV, CSV, JSON lines or Parquet")
+            for piece in blocks.cut(file, _PIECE_BYTES):
+                for block in pairs.read(piece):
+                    replies = [reply if reply is None else clean(reply) for reply in block.reply_texts]
+                    yield [clean(tweet) for tweet in block.orig_texts], replies
 
 
 def encode_pairs(texts: Iterator[Texts], tokenizer: Tokenizer, max_len: int, folder: str) -> encoded.EncodedCorpus:

@@ -19,8 +19,8 @@ from twilbert import cli
 from twilbert.cluster.joining import wait_for_room
 from twilbert.cluster.ray_errors import user_errors
 from twilbert.cluster.ray_session import DATA_CPUS, ensure_ray
-from twilbert.data.tables.inputs import TableFile
-from twilbert.data.tables.rows import Chunk, read
+from twilbert.data.tables.layout import TableFile
+from twilbert.data.tables.texts import Chunk, read
 from twilbert.devices import usable_cores
 from twilbert.errors import UsageError
 from twilbert.inference import model as inference
@@ -63,7 +63,7 @@ def results(model: inference.Model, chunk: Chunk, job: Job) -> pa.Table:
         columns = {"embedding": _vectors(model.vectors(texts, pairs, job.embeddings), model, job.embeddings)}
     else:
         columns = _labels(model, model.scores(texts, pairs))
-    table = chunk.kept
+    table = chunk.table
     for name, column in columns.items():
         if job.prefix + name in table.column_names:
             raise UsageError(f"the input already has a column {job.prefix + name!r}; choose other names with --prefix")

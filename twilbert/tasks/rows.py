@@ -6,22 +6,24 @@ Texts are not cleaned here: who feeds a model does that, with the task's `remove
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from twilbert import storage
-from twilbert.errors import UsageError
+from twilbert.data.tables import blocks, layout
+from twilbert.data.tables.cells import STRAY_QUOTE
+from twilbert.data.tables.files import Source, format_of
+from twilbert.data.tables.layout import DELIMITERS, TableFile
+from twilbert.errors import TwilbertError, UsageError
 from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.tasks.task import Task, registered
 
 SplitName = Literal["train", "dev", "test"]
-_SHOWN = 5  # faulty lines told one by one
-DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar", " ": "space"}
+_SHOWN = 5  # faulty lines named one by one
 
 
 @dataclass(frozen=True)
@@ -118,74 +120,84 @@ def _drawn(task: Task, rows: Rows) -> np.ndarray:
 
 
 def read_table(task: Task, split: SplitName) -> Table:
-    """A split's file as cells; UsageError for a file that is missing, not text, empty, or of another layout."""
+    """A split's file as cells; UsageError for a file that is missing, not text, empty, or of another layout.
+
+    A delimited file has the task's delimiter and quoting; JSON lines and Parquet are recognised.
+    """
     path = task.path(split)
     assert path is not None
     if not is_file(path):
         raise UsageError(missing_message(task))
-    data = storage.read_bytes(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UsageError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    records = _records_csv(task, path, text) if task.quoting == "csv" else _records_plain(task, text)
-    if not records:
-        raise UsageError(f"{path}: empty; expected a header with {_named(task.needed_columns(split))}, then rows")
-    (_, header), *rows = records
-    absent = [name for name in task.needed_columns(split) if name not in header]
+    needed = task.needed_columns(split)
+    form, quoted = format_of(path), task.quoting == "csv"
+    file = layout.inspect(
+        Source(path, path), needed, form if form in ("jsonl", "parquet") else "csv" if quoted else "tsv",
+        delimiter=task.delimiter, quoted=quoted, always_header=True,
+    )  # fmt: skip
+    if file is None:
+        raise UsageError(f"{path}: empty; expected a header with {_named(needed)}, then rows")
+    absent = [name for name in needed if name not in file.names]
     if absent:
-        raise UsageError(_absent_message(task, path, header, absent))
-    twice = sorted({name for name in header if header.count(name) > 1})
+        raise UsageError(_absent_message(task, file, absent))
+    twice = sorted({name for name in file.names if file.names.count(name) > 1})
     if twice:
         raise UsageError(f"{path}: {_named(twice)} stands twice in the header; rename one")
-    if not rows:
-        raise UsageError(f"{path}: a header and no rows; expected at least one row")
-    uneven = [(line, len(cells)) for line, cells in rows if len(cells) != len(header)]
-    if uneven:
-        told = ", ".join(f"line {line} has {n}" for line, n in uneven[:_SHOWN])
-        raise UsageError(
-            f"{path}: {len(uneven):,} of {len(rows):,} rows do not have the {len(header)} cells of the header ({told}"
-            f"{', …' if len(uneven) > _SHOWN else ''}); a text may not hold a {_name(task.delimiter)} or a line end"
-            + ("" if task.quoting == "csv" else ", unless cells are quoted: then set quoting: csv")
-        )
-    columns = zip(*(cells for _, cells in rows), strict=True)
-    return Table(dict(zip(header, map(list, columns), strict=True)), [line for line, _ in rows])
+    return _read_cells(task, file.reading(file.names))
 
 
-def _records_plain(task: Task, text: str) -> list[tuple[int, list[str]]]:
-    """(line, cells); only "\\n" ends a line, since texts hold other separators; blank lines are passed over."""
-    lines = (line.removesuffix("\r") for line in text.split("\n"))
-    return [(number, line.split(task.delimiter)) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _records_csv(task: Task, path: str, text: str) -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=task.delimiter, strict=True)
-    records, line = [], 1
+def _read_cells(task: Task, file: TableFile) -> Table:
+    """All cells of a file as text; UsageError that names the lines that cannot be read."""
+    columns: dict[str, list[str]] = {name: [] for name in file.names}
+    lines: list[int] = []
+    faults: list[tuple[int, str]] = []
+    first = file.header_lines + 1
     try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                records.append((line, cells))
-            line = reader.line_num + 1
-    except csv.Error as error:
+        for block in blocks.read(file):
+            empty = {row for row, fault in block.faults.items() if fault == blocks.EMPTY_LINE}
+            faults += [(first + block.numbers[row], block.faults[row]) for row in sorted(block.faults.keys() - empty)]
+            lines += [first + line for row, line in enumerate(block.numbers) if row not in empty]
+            for name, cells in columns.items():
+                cells += [_as_text(cell) for row, cell in enumerate(block.column(name)) if row not in empty]
+            first += block.lines
+    except TwilbertError as error:  # known before anything is trained
+        raise UsageError(str(error)) from error
+    if not lines:
+        raise UsageError(f"{file.name}: a header and no rows; expected at least one row")
+    if faults:
+        shown = "; ".join(f"line {line}: {fault}" for line, fault in faults[:_SHOWN])
         raise UsageError(
-            f"{path}, line {line}: a stray quote or a cell over {csv.field_size_limit():,} characters ({error}); "
-            'double quotes inside quoted cells (""), or set quoting: none where quotes are text'
-        ) from error
-    return records
+            f"{file.name}: {len(faults):,} of {len(lines):,} rows cannot be read ({shown}"
+            f"{'; …' if len(faults) > _SHOWN else ''}); {_remedy(task, {fault for _, fault in faults})}"
+        )
+    return Table(columns, lines)
 
 
-def _absent_message(task: Task, path: str, header: list[str], absent: list[str]) -> str:
+def _remedy(task: Task, faults: set[str]) -> str:
+    if blocks.NOT_UTF8 in faults:
+        return "save the file as UTF-8"
+    if STRAY_QUOTE in faults:
+        return "correct them, or set quoting: none where quotes are text"
+    unless = "" if task.quoting == "csv" else ", unless cells are quoted: then set quoting: csv"
+    return f"a text may not hold a {_name(task.delimiter)} or a line end{unless}"
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _absent_message(task: Task, file: TableFile, absent: list[str]) -> str:
     """A missing column: the wrong delimiter, where another would give the columns, else the header as it is."""
-    line = task.delimiter.join(header)
+    line = task.delimiter.join(file.names)
     for mark, name in DELIMITERS.items():
         if mark != task.delimiter and set(absent) <= {cell.strip('"') for cell in line.split(mark)}:
             return (
-                f"{path}: columns are separated by a {name}, not by a {_name(task.delimiter)}; "
+                f"{file.name}: columns are separated by a {name}, not by a {_name(task.delimiter)}; "
                 f'set delimiter: "{mark if mark != chr(9) else chr(92) + "t"}" in the task file'
             )
     return (
-        f"{path}: no column {_named(absent)} in the header; found {_named(header[:12])}; "
+        f"{file.name}: no column {_named(absent)} in the header; found {_named(list(file.names[:12]))}; "
         "correct the header, or name the columns in the task file (columns:)"
     )
 

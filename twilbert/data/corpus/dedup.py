@@ -1,8 +1,8 @@
 """Second and third pass of `prepare`: partitions → de-duplicated train shards, and a valid split that leaks nothing.
 
-A conversation lies whole in one partition, so repeated (ORIG_ID, REPLY_ID) are found there; the first one in the
-order of the input stays. What train and valid share is found by comparing every train row with the valid rows'
-hashes, which all partitions know from the first pass.
+A conversation lies whole in one partition, so rows of the same ids and texts are found there; the first one in the
+order of the input stays (equal ids with other texts are ids that have lost digits, not repeats). What train and valid
+share is found by comparing every train row with the valid rows' hashes, which the first pass stored.
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ class PartitionResult:
 
     partition: int
     repeated: int = 0
+    single_tweets: int = 0  # of train
     train: Shard | None = None
     valid: str | None = None  # the file of candidates
     shared_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     shared_texts: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
-def first_of_each(orig_id: pa.ChunkedArray, reply_id: pa.ChunkedArray) -> np.ndarray:
-    """Ascending positions of the first row of each (orig_id, reply_id); a null reply_id is a value of its own."""
-    tweet = _codes(orig_id)
-    reply = _codes(reply_id)
-    key = tweet * (int(reply.max(initial=0)) + 1) + reply
+def first_of_each(rows: pa.Table) -> np.ndarray:
+    """Ascending positions of the first row of each ids and texts; a null reply_id is a value like others."""
+    key = np.zeros(rows.num_rows, np.int64)
+    for column in ("orig_id", "reply_id", "texts_hash"):
+        codes = _codes(rows[column])
+        key = np.unique(key * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
     return np.sort(np.unique(key, return_index=True)[1])
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """A whole number for each distinct string; null is one of them."""
+    """A whole number for each distinct value; null is one of them."""
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
@@ -52,12 +54,13 @@ def merge_partition(folder: str, out: str, spills: list[str], partition: int, th
     """De-duplicate one partition: write its train shard under `out`, its candidates for valid under `folder`."""
     result = PartitionResult(partition)
     rows = read_partition(folder, spills, partition)
-    kept = first_of_each(rows["orig_id"], rows["reply_id"])
+    kept = first_of_each(rows)
     result.repeated = rows.num_rows - len(kept)
     held_out = in_valid(rows["orig_hash"].to_numpy()[kept], threshold)
     train = rows.take(pa.array(kept[~held_out]))
     valid = rows.take(pa.array(kept[held_out]))
     del rows
+    result.single_tweets = train["reply_id"].null_count
     if train.num_rows:
         known_ids, known_texts = read_hashes(storage.join(folder, "valid.npz"))
         ids = np.concatenate([train["orig_hash"].to_numpy(), train["reply_hash"].to_numpy()])
@@ -85,13 +88,17 @@ def read_hashes(path: str) -> tuple[np.ndarray, np.ndarray]:
         return arrays["ids"], arrays["texts"]
 
 
-def write_valid(folder: str, out: str, results: list[PartitionResult]) -> tuple[list[Shard], dict[str, int]]:
-    """Write valid without the rows that share an id or both texts with train; returns shards, rows dropped."""
+def write_valid(folder: str, out: str, results: list[PartitionResult]) -> tuple[list[Shard], int, dict[str, int]]:
+    """Write valid without the rows that share an id or both texts with train; returns shards, how many of the rows
+    are single tweets, and the rows dropped.
+    """
     ids = np.unique(np.concatenate([np.empty(0, np.uint64), *(r.shared_ids for r in results)]))
     texts = np.unique(np.concatenate([np.empty(0, np.uint64), *(r.shared_texts for r in results)]))
     dropped = {"shares_id_with_train": 0, "shares_texts_with_train": 0}
+    single_tweets = 0
 
     def unshared() -> Iterator[pa.Table]:
+        nonlocal single_tweets
         for result in results:
             if result.valid is None:
                 continue
@@ -102,10 +109,12 @@ def write_valid(folder: str, out: str, results: list[PartitionResult]) -> tuple[
             by_text = np.isin(rows["texts_hash"].to_numpy(), texts) & ~by_id
             dropped["shares_id_with_train"] += int(by_id.sum())
             dropped["shares_texts_with_train"] += int(by_text.sum())
-            yield rows.filter(pa.array(~(by_id | by_text)))
+            rows = rows.filter(pa.array(~(by_id | by_text)))
+            single_tweets += rows["reply_id"].null_count
+            yield rows
 
     shards = list(write_shards(unshared(), out, "valid"))
-    return shards, dropped
+    return shards, single_tweets, dropped
 
 
 def write_shards(tables: Iterable[pa.Table], out: str, split: str, first: int = 0) -> Iterator[Shard]:

@@ -19,8 +19,8 @@ import pyarrow as pa
 from twilbert import storage
 from twilbert.data.cleaning import clean, drop_reason
 from twilbert.data.corpus.corpus import SCHEMA
-from twilbert.data.tables.files import Piece
-from twilbert.data.tables.readers import BLOCK_BYTES, Block, read_blocks
+from twilbert.data.tables import pairs
+from twilbert.data.tables.blocks import Piece
 
 # Hashes travel with the rows: 64 bits of BLAKE2b of the ids and of both texts (0 where there is no reply).
 SPILL_SCHEMA = pa.schema(
@@ -38,6 +38,7 @@ class PieceResult:
     records: int = 0
     kept: int = 0
     rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # of rejected lines
     dropped: Counter[str] = field(default_factory=Counter)
     spills: list[str] = field(default_factory=list)
     rejects: list[str] = field(default_factory=list)  # files that list the refused lines
@@ -68,12 +69,13 @@ def spill_piece(piece: Piece, index: int, folder: str, partitions: int, threshol
     held_bytes = 0
     valid_ids: list[np.ndarray] = []
     valid_texts: list[np.ndarray] = []
-    for block in read_blocks(piece, BLOCK_BYTES):
+    for block in pairs.read(piece):
         if block.rejects:
             _append_rejects(result, block, folder)
         result.lines += block.lines
         result.records += block.records
         result.rejected += len(block.rejects)
+        result.reasons.update(reason for _, reason in block.rejects)
         if block.blank:
             result.dropped["blank_line"] += block.blank
         table = _cleaned(block, result.dropped)
@@ -96,7 +98,7 @@ def spill_piece(piece: Piece, index: int, folder: str, partitions: int, threshol
     return result
 
 
-def _cleaned(block: Block, dropped: Counter[str]) -> pa.Table:
+def _cleaned(block: pairs.Pairs, dropped: Counter[str]) -> pa.Table:
     """The rows of a block that are worth keeping, cleaned and hashed; counts the others in `dropped`."""
     orig_ids: list[str] = []
     tweets: list[str] = []
@@ -162,7 +164,7 @@ def read_partition(folder: str, spills: list[str], partition: int) -> pa.Table:
     return pa.Table.from_batches(batches, schema=SPILL_SCHEMA)
 
 
-def _append_rejects(result: PieceResult, block: Block, folder: str) -> None:
+def _append_rejects(result: PieceResult, block: pairs.Pairs, folder: str) -> None:
     """Note refused lines, numbered within the piece, in a file of their own: there may be very many."""
     name = f"rejects-{result.piece:06d}-{len(result.rejects):05d}.json"
     storage.write_bytes_atomic(storage.join(folder, name), json.dumps(sorted(block.rejects)).encode())

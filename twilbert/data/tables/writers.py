@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twilbert.data.tables.inputs import JSON_LINE
+from twilbert.data.tables.blocks import JSON_LINE
 from twilbert.errors import TwilbertError, UsageError
 
 T = TypeVar("T")

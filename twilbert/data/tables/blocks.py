@@ -1,0 +1,355 @@
+"""The reader of tables: pieces of a file → blocks of rows in bounded memory, each row or the reason why it is none.
+
+TableFile ─ cut ─▶ Piece ─ bytes ▸ whole lines ▸ cells ─▶ Block (columns by name, faults by row)
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pyarrow as pa
+
+from twilbert.data.tables import cells
+from twilbert.data.tables.files import open_parquet, open_stream
+from twilbert.data.tables.layout import LONGEST_LINE, TableFile, raw_chunks
+from twilbert.errors import TwilbertError
+
+BLOCK_BYTES = 2**20
+EMPTY_LINE, NOT_UTF8, NUL = "an empty line", "not UTF-8", "a NUL byte"
+JSON_LINE = "\0json"
+"""Name of the one column of a table of JSON records: their text."""
+_PARQUET_ROWS = 32_768
+_SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive records: those that start in bytes [start, stop) of a text, or Parquet row groups [start, stop)."""
+
+    file: TableFile
+    start: int
+    stop: int
+
+
+@dataclass
+class Block:
+    """Consecutive rows. `numbers`: the line (Parquet: row) of each, from 0 within the piece; `faults`: why a row, by
+    its place among the rows, cannot be used; `lines`: how many lines the block is.
+    """
+
+    numbers: Sequence[int]
+    faults: dict[int, str]
+    lines: int
+
+    def records(self, names: Sequence[str | None]) -> Iterable[Sequence[Any]]:
+        """Of each row the values of some columns as they are stored, None where there is none."""
+        raise NotImplementedError
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column as they are stored, None where there is none."""
+        return [value for (value,) in self.records([name])]
+
+    def table(self) -> pa.Table:
+        """All columns, those of faulty rows as far as they can be stored."""
+        raise NotImplementedError
+
+
+def cut(file: TableFile, piece_bytes: int) -> list[Piece]:
+    """Pieces of about `piece_bytes`; a file whose lines cannot be found from any byte on is one."""
+    if file.format == "parquet":
+        return _cut_parquet(file, piece_bytes)
+    if not file.is_divisible:
+        return [Piece(file, file.data_start, file.size)]
+    starts = range(file.data_start, max(file.size, file.data_start + 1), piece_bytes)
+    return [Piece(file, start, min(start + piece_bytes, file.size)) for start in starts]
+
+
+def _cut_parquet(file: TableFile, piece_bytes: int) -> list[Piece]:
+    with open_parquet(file.source.path) as opened:
+        footer: Any = opened.metadata
+        pieces, start, size = [], 0, 0
+        for group in range(footer.num_row_groups):
+            size += footer.row_group(group).total_byte_size
+            if size >= piece_bytes or group == footer.num_row_groups - 1:
+                pieces.append(Piece(file, start, group + 1))
+                start, size = group + 1, 0
+    return pieces
+
+
+def read(file: TableFile) -> Iterator[Block]:
+    """All rows of a file in order; TwilbertError when it cannot be read to its end."""
+    for piece in cut(file, 2**62):
+        yield from read_piece(piece)
+
+
+def read_piece(piece: Piece, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The rows of a piece in order; TwilbertError when the file cannot be read to its end."""
+    try:
+        yield from _READERS.get(piece.file.format, _cell_blocks)(piece, block_bytes)
+    except (OSError, EOFError, pa.ArrowInvalid) as error:
+        raise TwilbertError(
+            f"{piece.file.name}: cannot be read to its end ({error}); it is cut short or damaged: restore it"
+        ) from error
+
+
+def commonest(reasons: Counter[str]) -> str:
+    """The most frequent reasons and their counts, most frequent first."""
+    shown = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(_SHOWN_REASONS))
+    return shown + (f", {len(reasons) - _SHOWN_REASONS} other reasons" if len(reasons) > _SHOWN_REASONS else "")
+
+
+# Text
+
+
+def _line_blocks(piece: Piece, block_bytes: int) -> Iterator[tuple[list[str], bool]]:
+    """Lines without their ends, and whether some hold a NUL or bytes that are no UTF-8, which become surrogates."""
+    for data in _whole_lines(piece, block_bytes):
+        data = data.removesuffix(b"\n")
+        try:
+            text, is_suspect = data.decode(), b"\0" in data
+        except UnicodeDecodeError:
+            text, is_suspect = data.decode(errors="surrogateescape"), True
+        if "\r" in text:
+            text = text.replace("\r\n", "\n").removesuffix("\r")
+        yield text.split("\n"), is_suspect
+
+
+def _whole_lines(piece: Piece, block_bytes: int) -> Iterator[bytes]:
+    """Whole lines of a piece, about `block_bytes` at a time; the last may lack its line break."""
+    file = piece.file
+    start, left = piece.start, 2**62
+    if file.is_divisible:
+        start = start if start == file.data_start else _next_line(file, start)
+        left = (file.size if piece.stop >= file.size else _next_line(file, piece.stop)) - start
+    if left <= 0:
+        return
+    carry: list[bytes] = []
+    carried = 0
+    for chunk in raw_chunks(file, start, block_bytes):
+        chunk, left = chunk[:left], left - len(chunk)
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield b"".join([*carry, chunk[:end]])
+            carry, carried = [], 0
+        carry.append(chunk[end:])
+        carried += len(chunk) - end
+        if carried > LONGEST_LINE:
+            raise TwilbertError(f"{file.name}: no line break in {LONGEST_LINE >> 20} MB; expected a file of lines")
+        if left <= 0:
+            break
+    if carried:
+        yield b"".join(carry)
+
+
+def _next_line(file: TableFile, position: int) -> int:
+    """Where the first line that starts at or after `position` starts (the file's end if none does)."""
+    at = position - 1
+    with open_stream(file.source.path, None, at) as stream:
+        while chunk := stream.read(64 * 1024):
+            end = chunk.find(b"\n")
+            if end >= 0:
+                return at + end + 1
+            at += len(chunk)
+    return at
+
+
+@dataclass
+class _CellBlock(Block):
+    names: tuple[str, ...] = ()
+    rows: list[list[str]] = field(default_factory=list)
+
+    def records(self, names: Sequence[str | None]) -> Iterable[Sequence[Any]]:
+        if tuple(names) == self.names:
+            return self.rows
+        at = [None if name is None else self.names.index(name) for name in names]
+        return ([None if i is None else row[i] for i in at] for row in self.rows)
+
+    def table(self) -> pa.Table:
+        return pa.table({name: _stored(self.column(name)) for name in self.names})
+
+
+def _cell_blocks(piece: Piece, block_bytes: int) -> Iterator[Block]:
+    file, first, is_suspect = piece.file, 0, False
+    carry: list[str] = []
+    blocks = _line_blocks(piece, block_bytes)
+    following = next(blocks, None)
+    while following is not None:
+        lines, has_suspects = following
+        following = next(blocks, None)
+        is_suspect |= has_suspects  # of a block before, too: a record may begin there
+        lines = carry + lines if carry else lines
+        split = cells.split_lines(
+            lines, file.delimiter, file.quoted, width=len(file.names), numeric=file.numeric, at_end=following is None
+        )
+        carry = lines[split.lines :]
+        numbers = range(first, first + len(split.rows)) if not file.quoted else [first + n for n in split.numbers]
+        yield _checked(file, split.rows, numbers, split.faults, split.lines, is_suspect)
+        first += split.lines
+
+
+def _checked(
+    file: TableFile, rows: list[list[str]], numbers: Sequence[int], faults: dict[int, str], lines: int, is_suspect: bool
+) -> Block:
+    """The rows, each with as many cells as there are columns; those that had others are faults."""
+    width, keeps_empty = len(file.names), file.format == "text"
+    for i, row in enumerate(rows):
+        if len(row) != width:
+            if not any(row) or (len(row) == 1 and row[0].isspace()):
+                faults[i] = EMPTY_LINE
+            else:
+                faults.setdefault(i, f"{len(row)} cells, expected {width}")
+            spare = [file.delimiter.join(row[width - 1 :])] if len(row) >= width else [""] * (width - len(row))
+            rows[i] = row[: width - 1] + spare if len(row) >= width else row + spare
+        elif width == 1 and not keeps_empty and (not row[0] or row[0].isspace()):
+            faults[i] = EMPTY_LINE
+    if is_suspect:
+        for i, row in enumerate(rows):
+            fault = text_fault("".join(row))
+            if fault:
+                faults[i] = fault
+    return _CellBlock(numbers, faults, lines, file.names, rows)
+
+
+def text_fault(text: str) -> str | None:
+    """Why a string cannot be stored as text, or None."""
+    if "\0" in text:
+        return NUL
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return NOT_UTF8
+    return None
+
+
+def _stored(values: Sequence[str]) -> pa.Array:
+    """Strings as they can be stored: what was no UTF-8 becomes U+FFFD."""
+    return pa.array([v if v.isascii() else _storable(v) for v in values], pa.large_string())
+
+
+def _storable(value: str) -> str:
+    try:
+        return value.encode(errors="surrogateescape").decode(errors="replace")
+    except UnicodeEncodeError:  # half a character that was spelt out
+        return value.encode(errors="replace").decode()
+
+
+# JSON
+
+
+@dataclass
+class _JsonBlock(Block):
+    values: list[dict[str, Any]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def records(self, names: Sequence[str | None]) -> Iterable[Sequence[Any]]:
+        return ([None if name is None else value.get(name) for name in names] for value in self.values)
+
+    def table(self) -> pa.Table:
+        return pa.table({JSON_LINE: _stored(self.texts)})
+
+
+def _json_lines(piece: Piece, block_bytes: int) -> Iterator[Block]:
+    first = 0
+    for lines, _ in _line_blocks(piece, block_bytes):
+        block = _JsonBlock(range(first, first + len(lines)), {}, len(lines), [{}] * len(lines), lines)
+        for i, line in enumerate(lines):
+            block.values[i], fault = _json_record(line)
+            if fault:
+                block.faults[i] = fault
+        first += len(lines)
+        yield block
+
+
+def _json_record(line: str) -> tuple[dict[str, Any], str | None]:
+    if not line or line.isspace():
+        return {}, EMPTY_LINE
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}, text_fault(line) or "not JSON"
+    if not line.isascii() and (fault := text_fault(line)):
+        return {}, fault
+    return (value, None) if isinstance(value, dict) else ({}, "not a JSON object")
+
+
+def _json_values(piece: Piece, block_bytes: int) -> Iterator[Block]:
+    """The objects of an array, or objects that span lines."""
+    chunks = ("\n".join(lines) + "\n" for lines, _ in _line_blocks(piece, block_bytes))
+    block, size = _JsonBlock([], {}, 0), 0
+    for value, text, line in cells.json_values(piece.file.name, chunks):
+        if not isinstance(value, dict):
+            block.faults[len(block.values)] = "not a JSON object"
+        elif not text.isascii() and (fault := text_fault(text)):
+            block.faults[len(block.values)] = fault
+        cast(list, block.numbers).append(line)
+        block.values.append(value if isinstance(value, dict) else {})
+        block.texts.append(text.replace("\n", " "))
+        size += len(text)
+        if size > block_bytes:
+            yield block
+            block, size = _JsonBlock([], {}, 0), 0
+    yield block
+
+
+# Parquet
+
+
+@dataclass
+class _ParquetBlock(Block):
+    batch: pa.Table = field(default_factory=lambda: pa.table({}))
+
+    def records(self, names: Sequence[str | None]) -> Iterable[Sequence[Any]]:
+        missing = [None] * len(self.batch)
+        return zip(*(missing if name is None else self._values(name) for name in names), strict=True)
+
+    def _values(self, name: str) -> list[Any]:
+        column = self.batch.column(name)
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            return [value if value is None else value.decode(errors="surrogateescape") for value in column.to_pylist()]
+        return column.to_pylist()
+
+    def table(self) -> pa.Table:
+        return self.batch
+
+
+def _parquet_batches(piece: Piece, _: int) -> Iterator[Block]:
+    first = 0
+    file, groups = piece.file, list(range(piece.start, piece.stop))
+    with open_parquet(file.source.path) as opened:
+        for batch in opened.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=list(file.names)):
+            table, faults = _readable(pa.Table.from_batches([batch]), [name for name in file.columns if name])
+            yield _ParquetBlock(range(first, first + len(table)), faults, len(table), table)
+            first += len(table)
+
+
+def _readable(table: pa.Table, read: Sequence[str]) -> tuple[pa.Table, dict[int, str]]:
+    """The table with text that is no UTF-8 replaced, and the rows where that was in a column of `read`."""
+    faults: dict[int, str] = {}
+    for at, name in enumerate(table.column_names):
+        column: Any = table.column(at)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+            table = table.set_column(at, name, column)
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            continue
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            stored = column.cast(pa.large_binary()).to_pylist()
+            texts = [None if value is None else value.decode(errors="replace") for value in stored]
+            if name in read:
+                broken = [v is not None and v.decode(errors="ignore").encode() != v for v in stored]
+                faults |= {row: NOT_UTF8 for row, is_broken in enumerate(broken) if is_broken}
+            table = table.set_column(at, name, pa.array(texts, column.type))
+    return table, faults
+
+
+_READERS: dict[str, Callable[[Piece, int], Iterator[Block]]] = {
+    "jsonl": _json_lines,
+    "json": _json_values,
+    "parquet": _parquet_batches,
+}
