@@ -99,7 +99,7 @@ def test_ray_makes_the_same_corpus_and_its_errors_are_messages(
     assert verb.main([str(raw), "--out", str(tmp_path / "command"), "--valid-share", "0.1"]) == 0
     assert f"{sum(here['dropped'].values())} were dropped" in capsys.readouterr().out.splitlines()[-1]
     assert json.loads((tmp_path / "command" / "corpus.json").read_text())["id"] == here["id"]
-    packed = gzip.compress(raw.read_bytes())
+    packed = gzip.compress(raw.read_bytes() * 4)  # damaged beyond what is looked at before any work
     (tmp_path / "cut.tsv.gz").write_bytes(packed[: len(packed) * 3 // 4])
     code, err = fails(capsys, tmp_path, str(tmp_path / "cut.tsv.gz"))
     assert code == 1

@@ -83,6 +83,7 @@ def _column(file: TableFile, wanted: str | None) -> str:
 def read(file: TableFile, rows: int) -> Iterator[Chunk]:
     """All rows of a file in order, at most `rows` in a chunk; TwilbertError when it cannot be read to its end."""
     text, pair = file.columns
+    assert text is not None
     for block in blocks.read(file):
         chunk = checked(block.table(), block.column(text), None if pair is None else block.column(pair), block.faults)
         for start in range(0, len(chunk.texts), rows):
