@@ -63,9 +63,9 @@ def test_the_context_free_predictor_follows_bayes():
         masked_labels = np.array([5, 5, 6])  # 5 kept; 6 shown in place of 5; 6 under [MASK]
 
     list(reference.counted([Batch()]))
-    kept = u[0] * (0.1 + 0.1 / 3) / (0.1 * u[0] + 0.1 / 3)
+    unchanged = u[0] * (0.1 + 0.1 / 3) / (0.1 * u[0] + 0.1 / 3)
     replaced = u[0] * (0.1 / 3) / (0.1 * u[1] + 0.1 / 3)
-    expected = -(math.log(kept) + math.log(replaced) + math.log(u[1])) / 3
+    expected = -(math.log(unchanged) + math.log(replaced) + math.log(u[1])) / 3
     assert reference.losses()["context_free_loss"] == pytest.approx(expected)
     assert reference.losses()["unigram_loss_at_mask"] == pytest.approx(-math.log(u[1]))
 
@@ -78,12 +78,12 @@ def test_raw_pairs_and_their_corpus_score_alike(world, tmp_path):
         for i, (t, r) in enumerate(zip(tweets, replies, strict=True))
     ]
     (tmp_path / "raw.tsv").write_text("ORIG_ID\tORIG_TEXT\tREPLY_ID\tREPLY_TEXT\n" + "".join(rows))
-    kept, raw = (
+    unchanged, raw = (
         evaluate_pairs(str(folder / "model"), data, train=str(folder / "corpus"))
         for data in (str(folder / "corpus"), str(tmp_path / "raw.tsv"))
     )
     for key in ("n_masked", "n_rop", "mlm_loss", "unigram_loss_at_mask", "context_free_loss"):
-        assert raw[key] == pytest.approx(kept[key]), key
+        assert raw[key] == pytest.approx(unchanged[key]), key
 
 
 def test_the_command_prints_a_table_and_writes_json(world, tmp_path, capsys):

@@ -212,9 +212,9 @@ def test_push_needs_a_token_and_never_shows_it(
     assert "# bert" in (out / "README.md").read_text().splitlines()
     monkeypatch.setattr(_Hub, "refuses", True)
     assert main([model, str(out), "--push", "me/bert", "--overwrite"]) == 1
-    said = capsys.readouterr()
-    assert "can be pushed again" in said.err
-    assert "hf_secret" not in said.out + said.err
+    printed = capsys.readouterr()
+    assert "can be pushed again" in printed.err
+    assert "hf_secret" not in printed.out + printed.err
     assert all(b"hf_secret" not in path.read_bytes() for path in out.iterdir())
 
 

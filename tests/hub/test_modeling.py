@@ -80,9 +80,9 @@ def _class(folder: Path, name: str, code: str) -> Any:
     """The model class of this name: twilbert's, or the one in the folder's own file."""
     if code == "ours":
         return getattr(modeling, name)
-    found = dynamic_module_utils.get_class_from_dynamic_module(f"modeling_twilbert.{name}", str(folder))
-    assert found.__module__.startswith("transformers_modules.")
-    return found
+    dynamic_class = dynamic_module_utils.get_class_from_dynamic_module(f"modeling_twilbert.{name}", str(folder))
+    assert dynamic_class.__module__.startswith("transformers_modules.")
+    return dynamic_class
 
 
 @pytest.mark.parametrize("code", ["ours", "the folder's"])
@@ -100,11 +100,11 @@ def test_a_pretrained_folder_gives_our_outputs(kind: str, code: str, tmp_path: P
     assert len(theirs.hidden_states) == 4
     assert torch.equal(theirs.hidden_states[-1], theirs.last_hidden_state)
     words = _class(tmp_path / "m", "TWilBertForMaskedLM", code).from_pretrained(str(tmp_path / "m")).eval()
-    said = words(**batch, labels=batch["input_ids"].where(real, -100))
-    assert (said.logits - model.masked_lm(hidden))[real].abs().max() < 1e-5
-    assert (said.reply_order_logits - model.reply_order(hidden[:, 0])).abs().max() < 1e-5
+    output = words(**batch, labels=batch["input_ids"].where(real, -100))
+    assert (output.logits - model.masked_lm(hidden))[real].abs().max() < 1e-5
+    assert (output.reply_order_logits - model.reply_order(hidden[:, 0])).abs().max() < 1e-5
     nll = -model.masked_lm(hidden).log_softmax(-1).gather(-1, batch["input_ids"][..., None])[..., 0][real]
-    assert said.loss == pytest.approx(nll.mean().item(), rel=1e-5)
+    assert output.loss == pytest.approx(nll.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("code", ["ours", "the folder's"])
@@ -190,9 +190,9 @@ def test_flags_make_it_multi_label(tmp_path: Path):
     save_model_folder(str(tmp_path / "m"), model.config, model.state_dict())
     start = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "m"), num_labels=3)
     flags = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]])
-    said = start.eval()(**_batch(), labels=flags)
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(said.logits, flags)
-    assert said.loss.item() == pytest.approx(expected.item())
+    output = start.eval()(**_batch(), labels=flags)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, flags)
+    assert output.loss.item() == pytest.approx(expected.item())
     assert (start.config.problem_type, start.config.head["problem"]) == (MULTI, MULTI)
 
 
@@ -203,11 +203,11 @@ def test_tokens_get_labels_from_a_finetuned_encoder(tmp_path: Path):
         str(tmp_path / "m"), num_labels=5, ignore_mismatched_sizes=True
     )
     batch = _batch()
-    said = start.eval()(**batch, labels=torch.ones(3, 15).long().where(batch["attention_mask"].bool(), -100))
-    assert said.logits.shape == (3, 15, 5)
+    output = start.eval()(**batch, labels=torch.ones(3, 15).long().where(batch["attention_mask"].bool(), -100))
+    assert output.logits.shape == (3, 15, 5)
     real = batch["attention_mask"].bool()
-    expected = -said.logits.log_softmax(-1)[..., 1][real].mean()
-    assert said.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = -output.logits.log_softmax(-1)[..., 1][real].mean()
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert "head" not in start.config.to_diff_dict()
 
 
@@ -215,9 +215,9 @@ def test_bf16_keeps_the_query_norms_statistics(tmp_path: Path):
     model = _draw(PretrainingModel(config("memory")))
     save_model_folder(str(tmp_path / "m"), model.config, model.state_dict())
     half = AutoModel.from_pretrained(str(tmp_path / "m"), dtype=torch.bfloat16)
-    kept = {name: tensor for name, tensor in half.state_dict().items() if tensor.dtype == torch.float32}
-    assert sorted(name.rsplit(".", 1)[1] for name in kept) == ["running_mean", "running_var"]
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in kept.items())
+    in_fp32 = {name: tensor for name, tensor in half.state_dict().items() if tensor.dtype == torch.float32}
+    assert sorted(name.rsplit(".", 1)[1] for name in in_fp32) == ["running_mean", "running_var"]
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in in_fp32.items())
 
 
 def test_wishes_it_cannot_fulfil_are_refused():
@@ -234,14 +234,14 @@ def test_wishes_it_cannot_fulfil_are_refused():
 def test_pipelines_fill_masks_and_embed_as_we_do(tmp_path: Path):
     folder = make_pretrained(tmp_path)
     text = "hola user que [MASK] no w3!"
-    said = pipeline("fill-mask", folder)(text, top_k=3)
-    assert [one["token_str"].replace(" ", "") for one in said] == [
+    output = pipeline("fill-mask", folder)(text, top_k=3)
+    assert [one["token_str"].replace(" ", "") for one in output] == [
         word.removeprefix("##") for word, _ in twilbert.load(folder).fill_mask(text, top=3)[0]
     ]
-    assert [one["token"] for one in said] == [
+    assert [one["token"] for one in output] == [
         VOCABULARY.index(word) for word, _ in twilbert.load(folder).fill_mask(text, top=3)[0]
     ]
-    assert [one["score"] for one in said] == pytest.approx(
+    assert [one["score"] for one in output] == pytest.approx(
         [share for _, share in twilbert.load(folder).fill_mask(text, top=3)[0]], abs=1e-5
     )
     vectors = pipeline("feature-extraction", folder)("hola que tal")
@@ -253,11 +253,11 @@ def test_pipelines_fill_masks_and_embed_as_we_do(tmp_path: Path):
 def test_the_pipeline_labels_as_we_do(head: str, tmp_path: Path):
     folder = make_classifier(tmp_path, HEADS[head])
     text = "hola w7 que no !"
-    (made,) = pipeline("text-classification", folder, top_k=None)([text])
-    said = {one["label"]: one["score"] for one in made}
+    (answers,) = pipeline("text-classification", folder, top_k=None)([text])
+    output = {one["label"]: one["score"] for one in answers}
     ours = twilbert.load(folder, precision="fp32").predict(text)
     expected = ours.probabilities or {"score": ours.label}
-    assert said == pytest.approx(expected, abs=1e-5)
+    assert output == pytest.approx(expected, abs=1e-5)
 
 
 def test_masked_words_model_is_an_auto_model(tmp_path: Path):

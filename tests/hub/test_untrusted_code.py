@@ -124,7 +124,7 @@ FORMS = (own_head, head_beside, custom_code, custom_tokenizer, pickled, other_mo
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, Path]:
+def folders(tmp_path_factory) -> dict[str, Path]:
     """Every form's folder, and a task."""
     folders = {form.__name__: tmp_path_factory.mktemp(form.__name__) for form in FORMS}
     os.environ["MARKER"] = str(tmp_path_factory.mktemp("marker") / "marker")  # a payload is made with it
@@ -135,12 +135,12 @@ def made(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def opened(made, tmp_path, monkeypatch, request) -> tuple[str, Path]:
+def opened(folders, tmp_path, monkeypatch, request) -> tuple[str, Path]:
     """A form's model in the working directory, and the file that its code writes when it runs."""
     form = getattr(request, "param", own_head)
     monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    shutil.copytree(made[form.__name__], tmp_path / "here")
+    shutil.copytree(folders[form.__name__], tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(str(tmp_path / "here"))
     for name in ("own", "own.evil"):
@@ -184,7 +184,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("opened", FORMS, indirect=True, ids=[form.__name__ for form in FORMS])
-def test_no_code_of_a_folder_runs(opened, way, made, request, monkeypatch, capsys):
+def test_no_code_of_a_folder_runs(opened, way, folders, request, monkeypatch, capsys):
     model, marker = opened
     form = request.node.callspec.id.rpartition("-")[0]
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # `yes |`
@@ -193,15 +193,15 @@ def test_no_code_of_a_folder_runs(opened, way, made, request, monkeypatch, capsy
     if form == "other_modeling" and way == "load":
         assert twilbert.load(model).embed("hola").shape == (16,)  # nothing looks at its copy of our code
     elif form == "other_modeling" or (form == "custom_tokenizer" and way in ("finetune", "tune")):
-        assert WAYS[way](model, str(made["task"])) in (0, 2)  # sound without it: transformers knows BERT's
+        assert WAYS[way](model, str(folders["task"])) in (0, 2)  # sound without it: transformers knows BERT's
     else:
-        assert WAYS[way](model, str(made["task"])) == 2
+        assert WAYS[way](model, str(folders["task"])) == 2
         assert way == "Auto classes" or capsys.readouterr().err.count("error: ") == 1
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("opened", [own_head, head_beside], indirect=True)
-def test_a_head_of_ones_own_is_loaded_where_the_user_says_so(opened, made, capsys):
+def test_a_head_of_ones_own_is_loaded_where_the_user_says_so(opened, folders, capsys):
     model, marker = opened
     assert predict.main([model, "in.txt", "--out", "out.tsv", "--trust-remote-code"]) == 0
     assert marker.exists()
@@ -212,9 +212,9 @@ def test_a_head_of_ones_own_is_loaded_where_the_user_says_so(opened, made, capsy
     assert not marker.exists()
 
 
-def test_a_recipe_names_the_head_that_its_model_has(opened, made, capsys):
+def test_a_recipe_names_the_head_that_its_model_has(opened, folders, capsys):
     model, _ = opened
-    task = str(made["task"])
+    task = str(folders["task"])
     given = ["--task", task, "--model", model, "--dry-run"]
     assert finetune.main([*given, "head.own=own.evil:Head"]) == 0
     assert finetune.main([*given, "--trust-remote-code"]) == 0
@@ -233,9 +233,9 @@ def test_auto_classes_load_a_head_of_ones_own_when_told_to_trust(opened, capsys)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("opened", [custom_code], indirect=True)
-def test_an_encoder_of_its_own_code_is_fine_tuned_where_the_user_says_so(opened, made, capsys):
+def test_an_encoder_of_its_own_code_is_fine_tuned_where_the_user_says_so(opened, folders, capsys):
     model, marker = opened
-    given = ["--task", str(made["task"]), "--model", model, "--trust-remote-code"]
+    given = ["--task", str(folders["task"]), "--model", model, "--trust-remote-code"]
     quick = ["training.epochs=1", "tracking.mode=disabled", "training.device=cpu"]
     assert finetune.main([*given, *quick, "--out", "out"]) == 0
     assert marker.exists()

@@ -65,8 +65,8 @@ def test_probabilities():
         (REGRESSION, ("score",), logits[:, :1].float()),
     ):
         model = ClassificationModel(config("plain"), HeadConfig(labels, problem))
-        found = model.probabilities(logits[:, : len(labels)])
-        assert found.dtype == torch.float32 and torch.equal(found, expected)
+        computed = model.probabilities(logits[:, : len(labels)])
+        assert computed.dtype == torch.float32 and torch.equal(computed, expected)
 
 
 def test_dropout_is_for_training_alone():

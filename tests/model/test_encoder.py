@@ -40,16 +40,16 @@ def test_what_stands_at_padding_changes_nothing_in_training_either():
 
 
 def test_no_mask_where_a_batch_has_no_padding(monkeypatch: pytest.MonkeyPatch):
-    seen = []
+    without_bias = []
     plain = encoder_module._attend_matmul
     monkeypatch.setattr(
-        encoder_module, "_attend_matmul", lambda qkv, bias: (seen.append(bias is None), plain(qkv, bias))[1]
+        encoder_module, "_attend_matmul", lambda qkv, bias: (without_bias.append(bias is None), plain(qkv, bias))[1]
     )
     encoder = Encoder(SMALL)
     for lengths in ([7, 7], [7, 6]):
         data = batch(lengths)
         encoder(data["input_ids"], data["segment_ids"], data["lengths"])
-    assert seen == [True] * 3 + [False] * 3
+    assert without_bias == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -98,10 +98,10 @@ def test_input_dropout_drops_whole_channels_of_a_sample():
     data = batch([20] * 200)
     with torch.no_grad():
         dropped = embeddings(data["input_ids"], data["segment_ids"])
-        kept = embeddings.eval()(data["input_ids"], data["segment_ids"])
+        whole = embeddings.eval()(data["input_ids"], data["segment_ids"])
     gone_BH = (dropped == 0).all(1)
     assert torch.equal((dropped == 0).any(1), gone_BH)
-    torch.testing.assert_close(dropped, (kept / 0.75).where(~gone_BH[:, None], 0.0))
+    torch.testing.assert_close(dropped, (whole / 0.75).where(~gone_BH[:, None], 0.0))
     assert abs(gone_BH.float().mean() - 0.25) < 0.02
     assert not (gone_BH == gone_BH[0]).all()
 

@@ -145,11 +145,11 @@ def test_query_norm_counts_real_tokens_alone():
     torch.manual_seed(0)
     model = PretrainingModel(config("memory")).train()
     data = batch([19, 12, 5])
-    seen = []
+    rows = []
     (memory,) = memories(model)
-    memory.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape[0]))
+    memory.register_forward_pre_hook(lambda _, arguments: rows.append(arguments[0].shape[0]))
     model(**data)
-    assert seen == [19 + 12 + 5]
+    assert rows == [19 + 12 + 5]
 
 
 def test_usage_says_how_evenly_values_are_read():

@@ -46,15 +46,15 @@ def test_packed_is_what_is_computed_with_padding(
 
 def test_only_real_tokens_reach_the_linear_maps(monkeypatch: pytest.MonkeyPatch):
     network = Encoder(config("plain")).double().train()
-    seen = []
+    shapes = []
     block = next(iter(network.blocks.values()))
-    block.attention.qkv.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    block.attention.qkv.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
     _run(network, torch.tensor(LENGTHS))
     network.eval()
     _run(network, torch.tensor(LENGTHS))
     width = network.config.hidden_size
     assert sum(LENGTHS) == 67
-    assert seen == [(128, width), (len(LENGTHS), POSITIONS, width)]  # 67 rounded up to 64s; with padding when judged
+    assert shapes == [(128, width), (len(LENGTHS), POSITIONS, width)]  # 67 rounded up to 64s; with padding in eval mode
 
 
 @pytest.mark.parametrize(("lengths", "packs"), [((18, 18, 18), True), ((19, 19, 19), False), ((0, 0), False)])

@@ -45,8 +45,8 @@ def test_values_and_gradients_are_the_originals(case: str):
 
 
 def test_the_golden_cases_cover_every_loss_and_there_is_a_gradient_for_most():
-    seen = {OURS.get(name, name) for name in (case.split("|")[1] for case in CASES)}
-    assert set(APPROXIMATING) - {"mse"} <= seen
+    names = {OURS.get(name, name) for name in (case.split("|")[1] for case in CASES)}
+    assert set(APPROXIMATING) - {"mse"} <= names
     assert len(CASES) == 83 and sum(f"{case}|grad" in GOLDEN.files for case in CASES) == 78
 
 
@@ -93,8 +93,8 @@ def test_every_loss_can_be_learned_with_or_says_what_to_use(name: str, problem: 
 
 def test_metric_losses_of_sure_and_right_answers_are_minus_the_metric():
     targets = torch.tensor([0, 0, 0, 1, 1, 2])
-    said = torch.tensor([0, 0, 1, 1, 1, 0])
-    logits = 60.0 * F.one_hot(said, 3)
+    predicted = torch.tensor([0, 0, 1, 1, 1, 0])
+    logits = 60.0 * F.one_hot(predicted, 3)
     # label 0: 2 right, 3 said, 3 true; label 1: 2 right, 3 said, 2 true; label 2: never said
     f1 = [2 / 3, 4 / 5, 0.0]
     for name, expected in {
@@ -110,8 +110,8 @@ def test_metric_losses_of_sure_and_right_answers_are_minus_the_metric():
         assert build(name, SINGLE)(logits, targets).item() == pytest.approx(-expected, abs=1e-5), name
     # Sets of labels: 1 of 1, 1 of 2, none of 2, and both empty, which the metric too counts as 1.
     flags = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
-    said = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]])
-    sure = 120.0 * said - 60.0
+    predicted = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]])
+    sure = 120.0 * predicted - 60.0
     assert build("jaccard", MULTI)(sure, flags).item() == pytest.approx(-(1 + 0.5 + 0 + 1) / 4, abs=1e-5)
 
 
@@ -168,14 +168,14 @@ def test_auto_weights():
 def test_wrong_settings_are_all_told_at_once():
     with pytest.raises(UsageError) as error:
         build("macro_f1", REGRESSION, [1.0, 2.0], label_smoothing=1.5)
-    told = str(error.value)
+    message = str(error.value)
     for part in (
         "does not fit regression; use mse, rmse",
         "class_weights: macro_f1",
         "label_smoothing: macro_f1 has none",
         "1.5 is no share",
     ):
-        assert part in told
+        assert part in message
     with pytest.raises(UsageError, match="'focal' is not known; use cross_entropy"):
         build("focal", SINGLE)
     with pytest.raises(UsageError, match="beta: cross_entropy has none"):

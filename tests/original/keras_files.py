@@ -106,10 +106,10 @@ def write_finetuned(
 
 
 def _named(layers: Iterable[Layer], first: int) -> Iterable[tuple[str, Layer]]:
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for layer in layers:
-        seen[layer.kind] += 1
-        yield (layer.kind if layer.kind in ("rop", "mlm") else f"{layer.kind}_{first - 1 + seen[layer.kind]}"), layer
+        counts[layer.kind] += 1
+        yield (layer.kind if layer.kind in ("rop", "mlm") else f"{layer.kind}_{first - 1 + counts[layer.kind]}"), layer
 
 
 def _write(group: h5py.Group, layers: list[tuple[str, Layer]], arrays: Iterable[np.ndarray]) -> None:

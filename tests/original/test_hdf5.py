@@ -244,9 +244,9 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     *answers, memory = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert memory["grown"] < 2**20, "over 1 GB"  # kB
     messages = done.stderr.split("----\n")
-    found = [(answer["code"], message) for answer, message in zip(answers, messages, strict=False)]
+    outcomes = [(answer["code"], message) for answer, message in zip(answers, messages, strict=False)]
     assert not list(folder.glob("**/*.model")), "something was written"
-    return dict(zip(HOSTILE, found, strict=True))
+    return dict(zip(HOSTILE, outcomes, strict=True))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
