@@ -227,14 +227,8 @@ def text_fault(text: str) -> str | None:
 
 def _stored(values: Sequence[str]) -> pa.Array:
     """Strings as they can be stored: what was no UTF-8 becomes U+FFFD."""
-    return pa.array([v if v.isascii() else _storable(v) for v in values], pa.large_string())
-
-
-def _storable(value: str) -> str:
-    try:
-        return value.encode(errors="surrogateescape").decode(errors="replace")
-    except UnicodeEncodeError:  # half a character that was spelt out
-        return value.encode(errors="replace").decode()
+    stored = (v if v.isascii() else v.encode(errors="surrogateescape").decode(errors="replace") for v in values)
+    return pa.array(list(stored), pa.large_string())
 
 
 # JSON

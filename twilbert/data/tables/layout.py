@@ -185,15 +185,11 @@ def _encoding(file: TableFile, head: bytes) -> str:
         raise UsageError(f"{file.name}: UTF-32 text; save it as UTF-8")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16-le" if head.startswith(codecs.BOM_UTF16_LE) else "utf-16-be"
-    # Without a mark: of two bytes of a Latin letter, a digit or a space one is zero, always the same one.
-    head = head[: len(head) // 2 * 2]
-    first, second = head[::2].count(0), head[1::2].count(0)
-    encoding = "utf-16-le" if second > first else "utf-16-be"
-    if 10 * max(first, second) < 3 * len(head) // 2 or 10 * min(first, second) > max(first, second) or not head:
-        return "utf-8"
-    text = head.decode(encoding, errors="replace")
-    controls = sum(char < " " and char not in "\t\r\n" for char in text)
-    return "utf-8" if 100 * controls > len(text) else encoding
+    for encoding in ("utf-16-le", "utf-16-be") if b"\0" in head else ():  # without a mark: one gives Latin letters
+        text = head.decode(encoding, errors="ignore")
+        if 2 * sum(" " <= char < "\u0250" or char in "\t\r\n" for char in text) > len(text) and "\0" not in text:
+            return encoding
+    return "utf-8"
 
 
 def _is_binary(head: bytes) -> bool:
