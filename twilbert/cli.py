@@ -66,7 +66,11 @@ def run(
     _open_standard_streams()
     for given in sys.argv[1:] if argv is None else argv:
         if "\ufffd" in (shown := os.fsencode(given).decode(errors="replace")) and "\ufffd" not in given:
-            parser.error(f"{shown}: not UTF-8; rename the file, or set the terminal to UTF-8")
+            print(
+                f"{parser.prog}: error: {shown}: not UTF-8; rename the file, or set the terminal to UTF-8",
+                file=sys.stderr,
+            )
+            return UsageError.exit_code
     args = parser.parse_intermixed_args(argv)  # overrides may come before and after flags
     try:
         with signals.handled(signals.interrupt):

@@ -204,8 +204,8 @@ def _command(args: argparse.Namespace) -> str:
     what = f"{args.embeddings} embeddings" if args.embeddings else "labels"
     faults = ""
     if done.faults:
-        count, reasons = done.faults.total(), commonest(done.faults)
-        faults = f"; {count:,} without, see column error (first: {done.first_fault}; in all: {reasons})"
+        reasons = f"; in all: {commonest(done.faults)}" if len(done.faults) > 1 else ""
+        faults = f"; {done.faults.total():,} without, see column error (first: {done.first_fault}{reasons})"
     return f"{what} of {done.rows:,} rows in {storage.absolute(args.out)}{faults}"
 
 

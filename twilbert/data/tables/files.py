@@ -102,7 +102,9 @@ def _named(name: str) -> list[str]:
                 raise UsageError(f"{name}: no file matches")
             return files
     except UnicodeError as error:
-        raise UsageError(f"{os.fsencode(name)!r}: is, or holds, a file name that is not UTF-8; rename it") from error
+        raise UsageError(
+            f"{os.fsencode(name).decode(errors='replace')}: is, or holds, a file name that is not UTF-8; rename it"
+        ) from error
     raise UsageError(f"{name}: no such file or folder")
 
 
