@@ -68,7 +68,7 @@ def make_encoded(
             "valid": [shard("valid", 0, valid)],
         },
     )
-    return EncodedCorpus.open_folder(str(folder))
+    return EncodedCorpus.open(str(folder))
 
 
 def make_corpus(

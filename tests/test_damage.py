@@ -122,7 +122,7 @@ def test_another_shard_in_the_place_of_one_is_refused_under_the_old_run(world, r
 def test_a_bit_that_flips_after_the_start_is_met_by_the_page_it_lies_in(world):
     """As on a node that reads a copy of its own, of which the start has seen nothing."""
     (folder,) = (world / "corpus" / "encoded").iterdir()
-    corpus = EncodedCorpus.open_folder(str(folder))
+    corpus = EncodedCorpus.open(str(folder))
     train = corpus.split("train")
     file = folder / train.shards[0].file
     for group in train.row_groups:

@@ -254,7 +254,7 @@ def test_lengths_and_vocabulary_come_from_the_corpus_where_it_is(monkeypatch: py
     monkeypatch.setattr(verb, "_data", lambda recipe: (encoded, encoded.vocab_size, []))
     estimate = verb.plan(loading.load("tiny.yaml"), devices=1, kind="cpu", flops=5e11)
     assert estimate["parameters"]["masked_lm"] == 192 * 200 + 200
-    assert estimate["disk"]["corpus_rows"] == sum(split.rows for split in encoded.splits)
+    assert estimate["disk"]["corpus_rows"] == sum(split.rows for split in encoded.splits.values())
     assert not any("median" in sentence or "entries" in sentence for sentence in estimate["assumptions"])
 
 

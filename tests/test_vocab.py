@@ -1,4 +1,4 @@
-"""twilbert-vocab: deterministic, the first five ids fixed, impossible sizes refused with the possible ones."""
+"""twilbert-vocab is deterministic, and refuses impossible sizes with the possible ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import pytest
 
 from tests.make_encoded import make_corpus, make_texts
-from twilbert import vocab as verb
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.vocab import main, vocab
@@ -27,7 +26,7 @@ def files_of(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_folder_holds_a_tokenizer_of_the_size_asked_for(corpus, tmp_path):
+def test_the_folder_holds_a_tokenizer_of_this_size_and_damage_is_refused(corpus, tmp_path):
     settings = vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
     tokenizer = Tokenizer.load(str(tmp_path / "t"))
     assert tokenizer.vocab_size == SIZE
@@ -39,10 +38,7 @@ def test_the_folder_holds_a_tokenizer_of_the_size_asked_for(corpus, tmp_path):
     }  # fmt: skip
     assert tokenizer.settings == settings == json.loads((tmp_path / "t" / "twilbert_tokenizer.json").read_text())
     assert settings["corpus"] == corpus.id and settings["sentences"] == 1500 + 1200
-
-
-def test_one_flipped_bit_in_the_tokenizer_is_refused(corpus, tmp_path):
-    vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
+    assert settings["compared_with_sentencepiece"] == {"texts": 2700, "different": 0}
     file = tmp_path / "t" / "tokenizer.json"
     file.write_bytes(file.read_bytes().replace(b"user", b"usdr"))
     with pytest.raises(UsageError, match=r"tokenizer\.json: damaged or edited: its SHA-256 .*tokenizer_sha256"):
@@ -54,11 +50,6 @@ def test_the_same_corpus_gives_the_same_bytes(corpus, tmp_path, model_type):
     for name in ("a", "b"):
         vocab(corpus.path, str(tmp_path / name), vocab_size=SIZE, model_type=model_type)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-
-
-def test_bpe_is_compared_with_sentencepiece_text_by_text(corpus, tmp_path):
-    settings = vocab(corpus.path, str(tmp_path / "t"), vocab_size=SIZE)
-    assert settings["compared_with_sentencepiece"] == {"texts": 2700, "different": 0}
 
 
 def test_a_conversion_that_differs_writes_nothing(corpus, tmp_path, monkeypatch):
@@ -83,26 +74,20 @@ def test_a_large_corpus_is_sampled_and_the_sample_is_always_the_same(corpus, tmp
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
-def test_more_entries_than_16_bits_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="--vocab-size 65536: at most 65535"):
-        vocab(str(tmp_path), str(tmp_path / "t"), vocab_size=65_536)
-
-
-@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_too_large_for_the_data_names_the_largest_which_works(corpus, tmp_path, model_type):
-    with pytest.raises(UsageError, match="too large") as caught:
-        vocab(corpus.path, str(tmp_path / "t"), vocab_size=60_000, model_type=model_type)
-    named = re.search(r"use --vocab-size (\d+) or less", str(caught.value))
-    assert named is not None
-    assert vocab(corpus.path, str(tmp_path / "t"), vocab_size=int(named[1]), model_type=model_type)["vocab_size"]
-
-
-def test_too_small_for_the_characters_names_the_smallest_which_works(corpus, tmp_path):
-    with pytest.raises(UsageError, match="too small") as caught:
-        vocab(corpus.path, str(tmp_path / "t"), vocab_size=100)
-    named = re.search(r"use --vocab-size (\d+) or more", str(caught.value))
-    assert named is not None
-    assert vocab(corpus.path, str(tmp_path / "t"), vocab_size=int(named[1]))["vocab_size"]
+@pytest.mark.parametrize(
+    ("size", "model_type", "fault", "bound"),
+    [
+        (60_000, "bpe", "too large", "less"),
+        (60_000, "unigram", "too large", "less"),
+        (100, "bpe", "too small for the special tokens", "more"),
+    ],
+)
+def test_an_impossible_size_names_the_nearest_possible_one(corpus, tmp_path, size, model_type, fault, bound):
+    with pytest.raises(UsageError, match=fault) as caught:
+        vocab(corpus.path, str(tmp_path / "t"), vocab_size=size, model_type=model_type)
+    possible = re.search(rf"use --vocab-size (\d+) or {bound}", str(caught.value))
+    assert possible is not None
+    assert vocab(corpus.path, str(tmp_path / "t"), vocab_size=int(possible[1]), model_type=model_type)["vocab_size"]
 
 
 def test_a_train_split_without_text_is_refused(tmp_path):
@@ -111,7 +96,7 @@ def test_a_train_split_without_text_is_refused(tmp_path):
         vocab(empty.path, str(tmp_path / "t"), vocab_size=SIZE)
 
 
-def test_a_folder_that_holds_something_is_kept_unless_told_otherwise(corpus, tmp_path):
+def test_a_folder_is_replaced_only_where_asked_and_only_its_own_files(corpus, tmp_path):
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "mine").write_text("x")
     with pytest.raises(UsageError, match="already holds something"):
@@ -124,7 +109,7 @@ def test_a_folder_that_holds_something_is_kept_unless_told_otherwise(corpus, tmp
     assert Tokenizer.load(str(tmp_path / "t")).vocab_size == SIZE + 1
 
 
-def test_a_shard_cut_short_is_named_without_a_traceback_or_a_trace(tmp_path, capsys):
+def test_a_truncated_shard_is_named_without_a_traceback_and_nothing_is_left(tmp_path, capsys):
     corpus = make_corpus(tmp_path / "c", [(text, None) for text in make_texts(200)])
     shard = tmp_path / "c" / "train" / "00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-50])
@@ -150,7 +135,3 @@ def test_the_last_line_says_what_was_written_where(corpus, tmp_path, capsys):
     assert main([corpus.path, "--out", str(tmp_path / "t"), "--vocab-size", str(SIZE)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"tokenizer of {SIZE} entries (bpe, 2,700 texts) in {tmp_path / 't'}"
-
-
-def test_defaults_are_a_cased_bpe_of_30000():
-    assert (verb.DEFAULT_VOCAB_SIZE, verb.TYPES[0]) == (30_000, "bpe")

@@ -66,7 +66,7 @@ def device_of(options: Options) -> torch.device:
 
 def recipe_of(size: str, dtype: str, options: Options) -> Recipe:
     """The shipped recipe of that size over the corpus at hand."""
-    encoded = EncodedCorpus.open_folder(options["encoded"])
+    encoded = EncodedCorpus.open(options["encoded"])
     length, batch = f"corpus.max_len={encoded.max_len}", f"training.global_batch_size={options['batch']}"
     warm = ["training.warmup_steps=100", "training.max_steps=10000"]
     return loading.load(f"{size}.yaml", [length, batch, *warm, f"training.precision={dtype}"])
@@ -74,7 +74,7 @@ def recipe_of(size: str, dtype: str, options: Options) -> Recipe:
 
 def config_of(recipe: Recipe, options: Options) -> ModelConfig:
     """The model's sizes with the corpus's vocabulary."""
-    return ModelConfig.from_dict(recipe.architecture(EncodedCorpus.open_folder(options["encoded"]).vocab_size))
+    return ModelConfig.from_dict(recipe.architecture(EncodedCorpus.open(options["encoded"]).vocab_size))
 
 
 def representative(costs: list[tuple[int, int]], n: int) -> list[int]:
@@ -92,7 +92,7 @@ def representative(costs: list[tuple[int, int]], n: int) -> list[int]:
 
 def stream_plan(options: Options) -> StreamPlan:
     """Steps of `batch` samples in micro-batches of `tokens` padded ones or somewhat more."""
-    encoded = EncodedCorpus.open_folder(options["encoded"])
+    encoded = EncodedCorpus.open(options["encoded"])
     at_most = accumulation_for(encoded, "train", options["batch"], 1, options["tokens"])
     return StreamPlan(encoded, 0, options["batch"], 1, max(options["accumulation"], at_most - 1))
 

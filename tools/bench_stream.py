@@ -55,7 +55,7 @@ def fabricate(folder: Path, n_row_groups: int = 16, rows_each: int = 8192) -> En
     shard = write_shard(str(folder / file), (make_table(texts(), texts()) for _ in range(n_row_groups)))
     shards = {"train": [{"file": file, **shard}]}
     write_index(str(folder), tokenizer="0" * 64, vocab_size=30_000, max_len=128, corpus="fabricated", shards=shards)
-    return EncodedCorpus.open_folder(str(folder))
+    return EncodedCorpus.open(str(folder))
 
 
 def consume(stream: Any) -> Counter:
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--json", help="where to write the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        encoded = EncodedCorpus.open_folder(args.encoded) if args.encoded else fabricate(Path(folder))
+        encoded = EncodedCorpus.open(args.encoded) if args.encoded else fabricate(Path(folder))
         figures = measure(encoded, args)
     report(figures)
     if args.json:

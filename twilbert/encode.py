@@ -1,7 +1,7 @@
-"""twilbert-encode: the token ids of a corpus, once, beside it.
+"""twilbert-encode: write a corpus' token ids into CORPUS/encoded/<fingerprint>/, once.
 
-Writes CORPUS/encoded/<fingerprint>/, which mirrors the corpus' shards and row groups (see data/encoded.py); the
-fingerprint stands for tokenizer, --max-len and corpus, so that several encodings live side by side.
+The folder mirrors the corpus' shards and row groups (data/encoded/format.py); the fingerprint stands for tokenizer,
+--max-len and corpus, so that several encodings exist side by side.
 """
 
 from __future__ import annotations
@@ -21,23 +21,21 @@ DEFAULT_MAX_LEN = 128
 
 
 def encode(corpus_path: str, tokenizer_path: str, max_len: int = DEFAULT_MAX_LEN) -> EncodedCorpus:
-    """Encode a corpus with a tokenizer, each text cut at `max_len` tokens; at once when that is already there.
+    """Encode a corpus with a tokenizer, each text truncated to `max_len` tokens, or open the encoding that exists.
 
     UsageError for a corpus or tokenizer that is not one; TwilbertError naming a damaged shard or a full disk.
     """
     corpus, tokenizer = Corpus.open(corpus_path), Tokenizer.load(tokenizer_path)
     try:
-        found = encoding.find(corpus, tokenizer, max_len)
-        if found is not None:
-            checksums.check_files(found.listed)
+        encoded = encoding.find(corpus, tokenizer, max_len)
+        if encoded is not None:
+            checksums.check_files(encoded.listed)
+            cli.say(f"{corpus.path} is already encoded with this tokenizer and --max-len {max_len}")
+            return encoded
     except UsageError:
         raise
     except TwilbertError as error:
         cli.say(f"{error}: encoding again")
-        found = None
-    if found is not None:
-        cli.say(f"{corpus.path} is already encoded with this tokenizer and --max-len {max_len}")
-        return found
     shards = sum(len(corpus.shards(split)) for split in corpus.splits)
     rows = sum(split.rows for split in corpus.splits.values())
     cli.say(f"encoding {rows:,} rows in {shards} shards, at most {max_len} tokens a text")
@@ -54,7 +52,7 @@ def encode(corpus_path: str, tokenizer_path: str, max_len: int = DEFAULT_MAX_LEN
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Console script; the exit code."""
+    """Run the command `twilbert-encode`; return its exit code."""
     parser = cli.parser(
         "encode",
         "Turn the texts of a corpus into token ids, once. pretrain runs this when it is missing.",
@@ -63,18 +61,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("corpus", metavar="CORPUS", help="folder that twilbert-prepare wrote")
     parser.add_argument("--tokenizer", required=True, help="folder that twilbert-vocab wrote, or a model's folder")
     parser.add_argument(
-        "--max-len", type=int, default=DEFAULT_MAX_LEN, help="cut each text at this many tokens (default: %(default)s)"
+        "--max-len",
+        type=int,
+        default=DEFAULT_MAX_LEN,
+        help="truncate each text to this many tokens (default: %(default)s)",
     )
     return cli.run(parser, _handle, argv)
 
 
 def _handle(args: argparse.Namespace) -> str:
-    made = encode(args.corpus, args.tokenizer, args.max_len)
+    encoded = encode(args.corpus, args.tokenizer, args.max_len)
     cli.table(
         ("split", "rows", "pairs", "singles", "tokens", "tokens a row"),
-        [(s.name, s.rows, s.pairs, s.singles, s.tokens, round(s.tokens / max(1, s.rows), 1)) for s in made.splits],
+        [
+            (n, s.rows, s.pairs, s.singles, s.tokens, round(s.tokens / max(1, s.rows), 1))
+            for n, s in encoded.splits.items()
+        ],
     )
-    return f"encoded corpus (vocabulary {made.vocab_size}, max_len {made.max_len}) in {made.path}"
+    return f"encoded corpus (vocabulary {encoded.vocab_size}, max_len {encoded.max_len}) in {encoded.path}"
 
 
 if __name__ == "__main__":

@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from twilbert import cli, outputs, storage
 from twilbert.cluster.ray_errors import user_errors
 from twilbert.cluster.ray_session import ensure_ray, in_ray_job
@@ -140,11 +138,7 @@ def _write_corpus(
             + (f", dropped: {blocks.commonest(dropped)}" if dropped else "")
             + "; is this the right file, and UTF-8?"
         )
-    dedup.write_hashes(
-        storage.join(spill, "valid.npz"),
-        np.unique(np.concatenate([r.valid_ids for r in cleaned])),
-        np.unique(np.concatenate([r.valid_texts for r in cleaned])),
-    )
+    dedup.write_hashes(spill, [r.valid_ids for r in cleaned], [r.valid_texts for r in cleaned])
     spills = [name for result in cleaned for name in result.spills]
     second = functools.partial(_merge_one, target, spill, work, spills, threshold)
     merged = sorted(_watched("merged", run(second, partitions), partitions), key=lambda r: r.partition)

@@ -1,15 +1,16 @@
-"""twilbert-vocab: a SentencePiece vocabulary trained on a corpus' train split, as a `tokenizers` tokenizer.
+"""twilbert-vocab: train a SentencePiece vocabulary on a corpus' train split and write it as a `tokenizers` tokenizer.
 
     corpus texts ─ sample ▸ normalise ─▶ sentencepiece ─ convert ▸ compare ids ─▶ tokenizer folder
 
-Deterministic: the same corpus and flags give the same bytes. Characters rarer than the coverage, and any never seen,
-become their UTF-8 bytes (256 of the entries), so that every emoji, joined ones too, survives and [UNK] never appears.
+Deterministic: the same corpus and flags give the same bytes. Rare and unknown characters become their UTF-8 bytes (256
+of the entries), so that [UNK] never appears and every emoji survives, joined ones too.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.metadata
 import io
 import re
 from collections.abc import Iterator
@@ -28,11 +29,10 @@ from twilbert.errors import TwilbertError, UsageError
 SETTINGS_FORMAT = 1
 TYPES = ("bpe", "unigram")
 DEFAULT_VOCAB_SIZE = 30_000
-# Five million sentences take some 2 GB while training; more would hardly change 30,000 pieces.
-DEFAULT_MAX_SENTENCES = 5_000_000
+DEFAULT_MAX_SENTENCES = 5_000_000  # some 2 GB in training; more would hardly change 30,000 pieces
 DEFAULT_COVERAGE = 0.99995
-CHECKED_TEXTS = 50_000  # of the training texts: encoded by sentencepiece and by the converted tokenizer
-_THREADS = 2  # fixed: unigram's sums depend on how many threads share them
+CHECKED_TEXTS = 50_000  # training texts that both sentencepiece and the converted tokenizer encode
+_THREADS = 2  # fixed: the sums of unigram depend on it
 _MODEL_FILE = "spm.model"
 _FILES = (runtime.SETTINGS_FILE, runtime.TOKENIZER_FILE, runtime.CONFIG_FILE, _MODEL_FILE)
 _SAMPLE_KEY, _CHECK_KEY = np.array([0x5EED_0001, 0x5EED_0002], np.uint64)
@@ -50,11 +50,11 @@ def vocab(
     character_coverage: float = DEFAULT_COVERAGE,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train a tokenizer on both texts of the train split and write its folder `out`; returns its settings.
+    """Train a tokenizer on both texts of the train split, write its folder `out` and return its settings.
 
-    More than `max_sentences` texts are sampled by a hash of the row's number. UsageError for sizes that cannot be
-    (the message names the largest, or the smallest); TwilbertError where the converted tokenizer and sentencepiece
-    do not agree: nothing is written then.
+    More than `max_sentences` texts are sampled by a hash of the row's number. UsageError for impossible sizes (the
+    message names the largest, or the smallest); TwilbertError, and nothing is written, where the converted tokenizer
+    and sentencepiece differ.
     """
     _check_flags(vocab_size, model_type, max_sentences, character_coverage)
     corpus = Corpus.open(corpus_path)
@@ -82,18 +82,17 @@ def vocab(
         "character_coverage": character_coverage,
         "byte_fallback": True,
         "whole_words": ["url", "user"],
-        "cleaning": corpus.info.get("cleaning", {}),
+        "cleaning": corpus.cleaning,
         "corpus": corpus.id,
         "max_sentences": max_sentences,
         "sentences": sample.sentences,
         "compared_with_sentencepiece": {"texts": len(sample.checked), "different": len(different)},
-        "sentencepiece": _sentencepiece_version(),
+        "sentencepiece": importlib.metadata.version("sentencepiece"),
         runtime.SUM: hashlib.sha256(content).hexdigest(),
     }
     with outputs.new_folder(out, "vocab", **replacing) as folder:
-        files = {runtime.TOKENIZER_FILE: content, _MODEL_FILE: model}
-        for name, data in files.items():
-            storage.write_bytes_atomic(storage.join(folder, name), data)
+        storage.write_bytes_atomic(storage.join(folder, runtime.TOKENIZER_FILE), content)
+        storage.write_bytes_atomic(storage.join(folder, _MODEL_FILE), model)
         storage.write_json_atomic(storage.join(folder, runtime.CONFIG_FILE), tokenizer_json.TOKENIZER_CONFIG)
         storage.write_json_atomic(storage.join(folder, runtime.SETTINGS_FILE), settings)
     return settings
@@ -101,9 +100,9 @@ def vocab(
 
 @dataclass
 class _Sample:
-    """The training texts, normalised, read in order with one row group in memory; keeps a few to compare.
+    """The normalised training texts in order, one row group in memory; stores some texts to compare.
 
-    A fault or an interruption while reading is kept in `fault`: sentencepiece would wrap it in an error of its own.
+    A fault or an interruption while reading is stored in `fault`, as sentencepiece would wrap it.
     """
 
     corpus: Corpus
@@ -142,7 +141,7 @@ class _Sample:
 
 
 def train(sample: _Sample, vocab_size: int, model_type: str, character_coverage: float) -> bytes:
-    """A SentencePiece model (its bytes) trained on `sample`; UsageError when the data cannot fill `vocab_size`."""
+    """Train a SentencePiece model and return its bytes; UsageError when the data cannot fill `vocab_size`."""
     try:
         import sentencepiece
     except ImportError as error:
@@ -170,16 +169,14 @@ def train(sample: _Sample, vocab_size: int, model_type: str, character_coverage:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        if sample.fault is not None:
-            raise sample.fault from None
-        raise _explained(error, sample, vocab_size) from error
+        raise (sample.fault or _explained(error, sample, vocab_size)) from error
     if sample.fault is not None:
         raise sample.fault
     return model.getvalue()
 
 
 def compare(model: bytes, tokenizer: runtime.Tokenizer, texts: list[str], normalised: list[str]) -> list[int]:
-    """The numbers of the `texts` to which sentencepiece, given them normalised, gives other ids than `tokenizer`."""
+    """Return the numbers of the texts whose ids differ between sentencepiece and `tokenizer`."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -190,23 +187,19 @@ def compare(model: bytes, tokenizer: runtime.Tokenizer, texts: list[str], normal
 
 
 def _check_flags(vocab_size: int, model_type: str, max_sentences: int, character_coverage: float) -> None:
-    faults = []
-    if vocab_size > runtime.MAX_VOCAB_SIZE:
-        faults.append(f"--vocab-size {vocab_size}: at most {runtime.MAX_VOCAB_SIZE}, since ids are stored in 16 bits")
-    if vocab_size < 1:
-        faults.append(f"--vocab-size {vocab_size}: must be positive")
-    if model_type not in TYPES:
-        faults.append(f"--type {model_type}: must be one of {', '.join(TYPES)}")
-    if max_sentences < 1:
-        faults.append(f"--max-sentences {max_sentences}: must be at least 1")
-    if not 0.98 <= character_coverage <= 1:
-        faults.append(f"--character-coverage {character_coverage}: must be between 0.98 and 1")
-    if faults:
+    largest = runtime.MAX_VOCAB_SIZE  # ids are stored in 16 bits
+    bounds = {
+        f"--vocab-size {vocab_size}: must be from 1 to at most {largest}": 1 <= vocab_size <= largest,
+        f"--type {model_type}: must be one of {', '.join(TYPES)}": model_type in TYPES,
+        f"--max-sentences {max_sentences}: must be at least 1": max_sentences >= 1,
+        f"--character-coverage {character_coverage}: must be from 0.98 to 1": 0.98 <= character_coverage <= 1,
+    }
+    if faults := [fault for fault, fits in bounds.items() if not fits]:
         raise UsageError("; ".join(faults))
 
 
 def _explained(error: Exception, sample: _Sample, vocab_size: int) -> TwilbertError:
-    """Sentencepiece's own faults in the user's words."""
+    """Sentencepiece's fault with the flag and the value that would work."""
     where = sample.corpus.path
     if not sample.sentences:
         return UsageError(f"{where}: its train split holds no text; run twilbert-prepare on more data")
@@ -223,14 +216,8 @@ def _explained(error: Exception, sample: _Sample, vocab_size: int) -> TwilbertEr
     return TwilbertError(f"sentencepiece could not train on {where}: {error}")
 
 
-def _sentencepiece_version() -> str:
-    import sentencepiece
-
-    return sentencepiece.__version__
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Console script; the exit code."""
+    """Run the command `twilbert-vocab`; return its exit code."""
     parser = cli.parser(
         "vocab",
         "Train a tokenizer on a corpus (SentencePiece, written as tokenizer.json).",
@@ -244,9 +231,9 @@ def main(argv: list[str] | None = None) -> int:
         default=DEFAULT_VOCAB_SIZE,
         help="entries in all: 5 special tokens, url, user, 256 bytes, the learned pieces (default: %(default)s)",
     )
-    parser.add_argument("--type", default="bpe", help="bpe or unigram (default: %(default)s)")
+    parser.add_argument("--type", dest="model_type", default="bpe", help="bpe or unigram (default: %(default)s)")
     parser.add_argument("--lowercase", action="store_true", help="lower-case all text (default: cased)")
-    parser.add_argument("--strip-accents", action="store_true", help="á to a, ñ to n (default: accents kept)")
+    parser.add_argument("--strip-accents", action="store_true", help="á to a, ñ to n (default: with accents)")
     parser.add_argument(
         "--max-sentences",
         type=int,
@@ -264,20 +251,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _handle(args: argparse.Namespace) -> str:
-    settings = vocab(
-        args.corpus,
-        args.out,
-        vocab_size=args.vocab_size,
-        model_type=args.type,
-        lowercase=args.lowercase,
-        strip_accents=args.strip_accents,
-        max_sentences=args.max_sentences,
-        character_coverage=args.character_coverage,
-        overwrite=args.overwrite,
-    )
+    options = vars(args)
+    corpus, out = options.pop("corpus"), options.pop("out")
+    settings = vocab(corpus, out, **options)
     return (
         f"tokenizer of {settings['vocab_size']:,} entries ({settings['type']}, {settings['sentences']:,} texts) "
-        f"in {storage.absolute(args.out)}"
+        f"in {storage.absolute(out)}"
     )
 
 

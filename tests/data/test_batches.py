@@ -17,34 +17,34 @@ TOKENIZER = Tokenizer(
 
 
 def test_pairs_get_special_tokens_and_segments():
-    made = encode(TOKENIZER, [WORDS[0], ""], [f"{WORDS[1]} {WORDS[2]}", WORDS[3]], max_len=5)
-    ids = [made.ids[a:b].tolist() for a, b in zip(made.offsets[:-1], made.offsets[1:], strict=True)]
+    sequences = encode(TOKENIZER, [WORDS[0], ""], [f"{WORDS[1]} {WORDS[2]}", WORDS[3]], max_len=5)
+    ids = [sequences.ids[a:b].tolist() for a, b in zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)]
     a, b, c, d = (TOKENIZER.encode(word) for word in WORDS[:4])
     assert ids == [[CLS, *a, SEP, *b, *c, SEP], [CLS, SEP, *d, SEP]]
-    (batch,) = batches(made, 1000)
+    (batch,) = batches(sequences, 1000)
     order = batch.rows.argsort()
     assert batch.segment_ids[order][0].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + len(c) + 1)
     assert batch.input_ids[order][1, int(batch.lengths[order][1]) :].tolist().count(PAD) > 0
 
 
-def test_each_text_is_cleaned_and_cut():
-    made = encode(TOKENIZER, ["RT " + " ".join(WORDS[:9])], max_len=4, remove_rt=True)
+def test_each_text_is_cleaned_and_truncated():
+    sequences = encode(TOKENIZER, ["RT " + " ".join(WORDS[:9])], max_len=4, remove_rt=True)
     expected = TOKENIZER.encode(" ".join(WORDS[:9]))[:4]
-    assert made.ids.tolist() == [CLS, *expected, SEP]
+    assert sequences.ids.tolist() == [CLS, *expected, SEP]
 
 
 def test_batches_hold_every_sequence_once_within_the_budget():
     texts = make_texts(400)
-    made = encode(TOKENIZER, texts, max_len=12)
-    seen, shapes = [], set()
-    for batch in batches(made, 128):
+    sequences = encode(TOKENIZER, texts, max_len=12)
+    numbers, shapes = [], set()
+    for batch in batches(sequences, 128):
         assert batch.input_ids.size <= 128
         shapes.add(batch.input_ids.shape)
         for row, ids, length in zip(batch.rows, batch.input_ids, batch.lengths, strict=True):
-            assert ids[:length].tolist() == made.ids[made.offsets[row] : made.offsets[row + 1]].tolist()
+            assert ids[:length].tolist() == sequences.ids[sequences.offsets[row] : sequences.offsets[row + 1]].tolist()
             assert not ids[length:].any()
-            seen.append(int(row))
-    assert sorted(set(seen)) == list(range(400)) and len(np.unique(made.lengths)) > 3
+            numbers.append(int(row))
+    assert sorted(set(numbers)) == list(range(400)) and len(np.unique(sequences.lengths)) > 3
     assert len(shapes) <= 4  # lengths up to 8, up to 14, and what was left
 
 

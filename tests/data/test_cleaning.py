@@ -34,24 +34,7 @@ def test_cleaning(raw: str, cleaned: str):
 
 
 def test_cleaning_twice_changes_nothing():
-    pieces = [
-        "@",
-        "ana",
-        "https://",
-        "t.co/x",
-        "…",
-        " ",
-        "\t",
-        "&amp;",
-        "<",
-        "&lt;",
-        "é",
-        "👏🏻",
-        "user",
-        "url",
-        "#",
-        ".",
-    ]
+    pieces = [*"@…<é#. \t", "ana", "https://", "t.co/x", "&amp;", "&lt;", "👏🏻", "user", "url"]
     rng = random.Random(0)
     for _ in range(2_000):
         once = clean("".join(rng.choices(pieces, k=rng.randint(0, 12))))

@@ -161,7 +161,7 @@ class Run:
 
 def play(rank: int, world: int, encoded_path: str, places: list[Place], steps: int) -> list[dict[str, Any]]:
     """This rank's records of runs from the start at `places`, all of this world size."""
-    encoded, records = EncodedCorpus.open_folder(encoded_path), []
+    encoded, records = EncodedCorpus.open(encoded_path), []
     for place in places:
         run = Run(rank, place, encoded)
         run.steps(0, steps)
@@ -173,7 +173,7 @@ def play_checkpoints(
     rank: int, world: int, encoded_path: str, root: str, cuts: tuple[int, int], saves: list[Place], pairs: list[Any]
 ) -> dict[Any, dict[str, Any]]:
     """Runs that save at step cuts[0] and go on to cuts[1]; then runs that resume there: (source, place) in `pairs`."""
-    encoded, records = EncodedCorpus.open_folder(encoded_path), {}
+    encoded, records = EncodedCorpus.open(encoded_path), {}
     middle, end = cuts
     for place in saves:
         run = Run(rank, place, encoded)

@@ -68,7 +68,7 @@ def assert_exact(run: Whole, place: Place) -> Fed:
 
 def test_runs_go_where_the_reference_goes_by_itself(runs, encoded):
     """The reference computes its own gradients, of whole batches; without memory no tensor's is zero."""
-    own = own_run(Place("fp32", 0, 1, 1, pkm=False), EncodedCorpus.open_folder(encoded), STEPS)
+    own = own_run(Place("fp32", 0, 1, 1, pkm=False), EncodedCorpus.open(encoded), STEPS)
     assert own.zero_gradient == []
     for place in OWN:
         errors = reference.relative_errors(runs[place].ended, own.weights)
@@ -76,7 +76,7 @@ def test_runs_go_where_the_reference_goes_by_itself(runs, encoded):
 
 
 def test_the_only_tensor_without_a_true_gradient_is_the_bias_before_the_query_norm(encoded):
-    own = own_run(Place("fp32", 0, 1, 1), EncodedCorpus.open_folder(encoded), 2)
+    own = own_run(Place("fp32", 0, 1, 1), EncodedCorpus.open(encoded), 2)
     assert own.zero_gradient == ["encoder.blocks.1.memory.query.bias"]
 
 
@@ -122,7 +122,7 @@ def test_lamb_is_exact_at_every_stage_and_precision(encoded, world, accumulation
     """With own gradients only without a memory: where its scores tie to fp32's rounding, a run reads other values."""
     places = [Place(*kind, world, accumulation) for kind in KINDS]
     without = [Place("fp32", stage, world, accumulation, pkm=False) for stage in range(4)]
-    own = own_run(without[0], EncodedCorpus.open_folder(encoded), MANY_STEPS)
+    own = own_run(without[0], EncodedCorpus.open(encoded), MANY_STEPS)
     weights = ratio = own_weights = 0.0
     for place, run in play_all(encoded, world, [*places, *without]):
         fed = assert_exact(run, place)

@@ -73,7 +73,7 @@ def prepared(size: Size, folder: Path) -> tuple[Recipe, str, EncodedCorpus]:
 def peak_of_training(rank: int, world: int, recipe: Recipe, precision: str, folder: str) -> int:
     """The resident peak in bytes of this process, in which nothing else was done."""
     torch.set_num_threads(2)
-    encoded = EncodedCorpus.open_folder(folder)
+    encoded = EncodedCorpus.open(folder)
     training = recipe.training
     accumulation = accumulation_for(encoded, "train", training.global_batch_size, 1, training.micro_batch_tokens)
     engine, optimizer = make_engine(recipe, model_of(recipe, encoded), precision, accumulation, 1)

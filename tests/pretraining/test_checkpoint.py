@@ -94,7 +94,7 @@ class _Run:
 
 def play(rank: int, world: int, root: str, encoded_path: str, writes: bool, reads: bool) -> dict[Any, Any]:
     """Write at every place of this world size and go on; read what others wrote, and go on."""
-    encoded = EncodedCorpus.open_folder(encoded_path)
+    encoded = EncodedCorpus.open(encoded_path)
     results: dict[Any, Any] = {}
     for place in SOURCES if writes else []:
         if place[2] == world:

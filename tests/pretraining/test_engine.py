@@ -16,7 +16,7 @@ CUTS = {1: [(1, 1), (0, 3)], 2: [(1, 2), (2, 1), (3, 2)]}  # world size -> (ZeRO
 
 def test_losses_do_not_depend_on_workers_stage_accumulation_or_clipping(tmp_path):
     folder = encoded_folder(tmp_path)
-    encoded = EncodedCorpus.open_folder(folder)
+    encoded = EncodedCorpus.open(folder)
     norms = (0.0, 0.5)
     expected = {norm: plain_losses(small_recipe(max_grad_norm=norm), encoded, STEPS) for norm in norms}
     assert abs(expected[0.0][-1] - expected[0.0][0]) > 0.1  # the weights move, so that agreement means something
@@ -34,7 +34,7 @@ def test_losses_do_not_depend_on_workers_stage_accumulation_or_clipping(tmp_path
 
 
 def test_clipping_changes_the_run(tmp_path):
-    encoded = EncodedCorpus.open_folder(encoded_folder(tmp_path))
+    encoded = EncodedCorpus.open(encoded_folder(tmp_path))
     free, clipped = (plain_losses(small_recipe(max_grad_norm=norm), encoded, 6) for norm in (0.0, 0.05))
     assert free != pytest.approx(clipped, rel=1e-3)
 

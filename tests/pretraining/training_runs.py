@@ -120,7 +120,7 @@ def engine_losses(
     rank: int, world_size: int, cuts: list[tuple[Recipe, int]], folder: str, steps: int
 ) -> list[tuple[list[float], list[list[int]]]]:
     """For each (recipe, accumulation): each step's loss over all workers, this worker's sample ids."""
-    encoded = EncodedCorpus.open_folder(folder)
+    encoded = EncodedCorpus.open(folder)
     return [_engine_run(rank, world_size, recipe, encoded, accumulation, steps) for recipe, accumulation in cuts]
 
 

@@ -1,8 +1,8 @@
-"""Texts as the model's input, for inference: cleaned, encoded, with special tokens, in batches of like lengths.
+"""Turn texts into the model's input for inference: clean, encode, add special tokens, batch by length.
 
-    texts (pairs) ─ clean ▸ encode ▸ cut ─▶ Sequences: [CLS] a [SEP] (b [SEP]) ─ sort by length ▸ pad ─▶ Batch …
+    texts (pairs) ─ clean ▸ encode ▸ truncate ─▶ Sequences: [CLS] a [SEP] (b [SEP]) ─ sort by length ▸ pad ─▶ Batch …
 
-Order is kept by number: every batch says which sequences it holds. Vectorised numpy; no Python for each token.
+Vectorised numpy; no Python for each token.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some of the sequences, padded at the end; `rows` says which."""
+    """Some of the sequences, padded at the end."""
 
     rows: np.ndarray
     """int64 [B], numbers of the sequences; one may come twice."""
@@ -58,17 +58,16 @@ def encode(
     max_len: int,
     remove_rt: bool = False,
 ) -> Sequences:
-    """The sequences of `texts`, or of texts and their `pairs`; each text cleaned and cut at `max_len` tokens."""
+    """Encode `texts`, or texts and their `pairs`; each text is cleaned and truncated to `max_len` tokens."""
     firsts = [clean(text, remove_rt) for text in texts]
-    return encode_clean(
-        tokenizer, firsts, None if pairs is None else [clean(text, remove_rt) for text in pairs], max_len=max_len
-    )
+    seconds = None if pairs is None else [clean(text, remove_rt) for text in pairs]
+    return encode_clean(tokenizer, firsts, seconds, max_len=max_len)
 
 
 def encode_clean(
     tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_len: int
 ) -> Sequences:
-    """`encode` for texts that have been cleaned already."""
+    """Encode texts that have been cleaned already; else as `encode`."""
     first, first_offsets = tokenizer.encode_batch(texts, max_len)
     n_first = np.diff(first_offsets)
     parts, counts, seconds = [first], [n_first], n_first + 2
@@ -96,12 +95,11 @@ def _with_special_tokens(parts: list[np.ndarray], counts: list[np.ndarray], seco
 
 
 def batches(sequences: Sequences, max_tokens: int) -> Iterator[Batch]:
-    """All sequences in batches of at most `max_tokens` padded tokens (or one sequence), the longest first.
+    """Yield all sequences in batches of at most `max_tokens` padded tokens (or one sequence), the longest first.
 
-    Batches have few different shapes, since matrix libraries keep something for every shape they meet (bf16 on a CPU:
-    some 500 MB in all): T is a multiple of 8, its B as many as fit, and what is left of a length goes with the longer
-    ones. The last ones left may be repeated to fill the shape up. The longest come first so that a batch that does not
-    fit in memory is met at once.
+    Batches have few different shapes, since matrix libraries cache something for each (bf16 on a CPU: some 500 MB in
+    all): T is a multiple of 8, B as many as fit, and the rest of a length joins the longer ones. The last batch may
+    repeat a sequence to fill its shape. A batch too large for the memory fails at once, as the longest come first.
     """
     lengths = sequences.lengths
     if not len(lengths):
@@ -123,7 +121,7 @@ def batches(sequences: Sequences, max_tokens: int) -> Iterator[Batch]:
 
 
 def padded(sequences: Sequences, rows: np.ndarray, length: int) -> Batch:
-    """The sequences numbered `rows` as one batch of T = `length`, which must hold the longest."""
+    """Pad the sequences numbered `rows` to one batch of T = `length`, at least the longest."""
     lengths = sequences.lengths[rows]
     flat, _ = gather(sequences.ids, sequences.offsets[rows], lengths)
     position = np.arange(length)

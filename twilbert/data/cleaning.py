@@ -1,7 +1,6 @@
-"""What is done to a text before anything else sees it, and which pairs are too poor to learn from.
+"""Clean texts and drop poor pairs, by the original TWilBERT's rules.
 
-The rules are the original TWilBERT's. Python's `re` is used on purpose: Arrow's regular expressions know ASCII letters
-only, and would turn @José into "useré".
+Python's `re` instead of Arrow's regular expressions, whose word characters are ASCII: @José would become "useré".
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _RETWEET = re.compile(r"\bRT\b")
 _PLACEHOLDERS = frozenset({"user", "url"})
 MIN_WORDS = 3  # a pair is kept when at least one side has this many
 
-# Goes into corpus.json and tokenizer folders: what was done, readable without this file.
+# The rules as documentation in corpus.json and tokenizer folders.
 CLEANING: dict[str, str] = {
     "entities": "HTML entities unescaped once",
     "url": "https?://\\S+ -> url",
@@ -26,12 +25,11 @@ CLEANING: dict[str, str] = {
 
 
 def clean(text: str, remove_rt: bool = False) -> str:
-    """`text` with entities unescaped, links as `url`, mentions as `user`, no `…`, single spaces; "" if nothing is left.
+    """Unescape entities, replace links by `url` and mentions by `user`, remove `…`, collapse white space.
 
-    With `remove_rt`, as in fine-tuning, the word RT goes too; the original also cut it out of words (PARTE, PA E).
-
-    Cleaning twice changes nothing, but for entities that were escaped more than once (`&amp;lt;`): each pass undoes one
-    level. Entities come first, so that `&#64;ana` and links that hold `&amp;` are seen as what they are.
+    `remove_rt`, as in fine-tuning, removes the word RT too (the original also removed it inside words: PARTE, PA E).
+    Cleaning is idempotent, except for entities escaped more than once (`&amp;lt;`). Entities come first, so that
+    `&#64;ana` is a mention and `&amp;` part of a link.
     """
     if "&" in text:
         text = html.unescape(text)
@@ -47,19 +45,19 @@ def clean(text: str, remove_rt: bool = False) -> str:
 
 
 def clean_as_original(text: str) -> str:
-    """`text` as the original's evaluation applications cleaned it, to compare with figures they printed.
+    """Clean `text` as the original's evaluation applications did, to compare with the figures they printed.
 
-    Entities come last, so that escaped links and mentions stay, and RT is cut out of words too (DEPORTIVOS, DEPO IVOS).
+    Entities come last, so that escaped links and mentions stay, and RT is removed inside words too (DEPORTIVOS).
     """
     text = _MENTION.sub("user", _URL.sub("url", text)).replace("…", " ").replace("RT", " ").strip()
     return " ".join(html.unescape(text).split())
 
 
 def drop_reason(tweet: str, reply: str | None) -> str | None:
-    """Why a cleaned pair (or, with no `reply`, a single tweet) is not worth keeping; None when it is.
+    """Return why a cleaned pair (or, without `reply`, a single tweet) is dropped; None when it is kept.
 
-    `empty_tweet`: the tweet has no text. `only_mentions_and_links`: neither side has a word but `user` and `url`.
-    `too_short`: neither side has three words.
+    `empty_tweet`: the tweet has no text. `only_mentions_and_links`: both sides are `user` and `url` alone. `too_short`:
+    neither side has three words.
     """
     if not tweet:
         return "empty_tweet"

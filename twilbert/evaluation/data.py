@@ -72,7 +72,7 @@ def encode_pairs(texts: Iterator[Texts], tokenizer: Tokenizer, max_len: int, fol
         folder, corpus="scratch", shards={"valid": [entry]}, tokenizer=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size, max_len=max_len,
     )  # fmt: skip
-    return encoded.EncodedCorpus.open_folder(folder)
+    return encoded.EncodedCorpus.open(folder)
 
 
 def usable(texts: Texts) -> Iterator[tuple[str, str | None]]:

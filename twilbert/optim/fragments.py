@@ -1,7 +1,7 @@
-"""What Adam, AdamW and LAMB share as client optimisers of DeepSpeed: exact per tensor on flat shards.
+"""The base of Adam, AdamW and LAMB as client optimisers of DeepSpeed: exact per tensor on flat shards.
 
-An optimiser sees flat tensors that DeepSpeed cut without regard to parameters. `bind` tells it which fragments they
-hold. Work goes in pieces that stay in the processor's cache; the update is kept in the gradient buffer.
+DeepSpeed hands over flat tensors that it cut without regard to parameters; `bind` describes the fragments in them. Work
+goes in pieces that fit the processor's cache; the gradient buffer holds the update.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-pass
-
 
 @dataclass(frozen=True)
 class Fragment:
@@ -25,26 +23,26 @@ class Fragment:
     start: int
     length: int
     flat: torch.Tensor
-    """The tensor that the client optimiser updates; its identity is the optimiser state's key."""
+    """The tensor that the client optimiser updates, the key of the optimiser's state."""
     offset: int
 
     @property
     def values(self) -> torch.Tensor:
         """A view [length] of the fp32 weights."""
-        return flat_view(self.flat).narrow(0, self.offset, self.length)
+        return self.of(self.flat)
 
     def of(self, like_flat: torch.Tensor) -> torch.Tensor:
-        """A view [length] of the same elements in a tensor shaped like `flat` (a gradient or a moment)."""
+        """Return a view [length] of the same elements in a tensor shaped like `flat` (a gradient or a moment)."""
         return flat_view(like_flat).narrow(0, self.offset, self.length)
 
 
 def flat_view(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` as a 1-D view that shares its memory."""
+    """Return `tensor` as a 1-D view."""
     return tensor.detach().view(-1)
 
 
 def numel(shape: tuple[int, ...]) -> int:
-    """Elements of a tensor of that shape."""
+    """Return the elements of a tensor of that shape."""
     return math.prod(shape)
 
 
@@ -62,12 +60,12 @@ class Piece:
 
 
 class FragmentOptimizer(torch.optim.Optimizer):
-    """Moments, decay and bookkeeping that Adam, AdamW and LAMB share.
+    """Moments, decay and bookkeeping of Adam, AdamW and LAMB.
 
     Set `learning_rate` and `update` (the number of the coming update, from 1) before each step; the state of a flat
-    tensor is exp_avg and exp_avg_sq of its shape, fp32. `taken` becomes true, on every rank alike, when a step changes
-    the weights: set it to false before. With `skip` set a step does nothing. `update_square` is the sum of squares of
-    what the latest step subtracted from this rank's weights.
+    tensor is exp_avg and exp_avg_sq of its shape, fp32. A step that changes the weights sets `taken`, on every rank
+    alike; one with `skip` set does nothing. `update_square` is the sum of squares that the latest step subtracted from
+    this rank's weights.
     """
 
     def __init__(
@@ -88,24 +86,25 @@ class FragmentOptimizer(torch.optim.Optimizer):
         self.update = 0
         self.taken = False
         self.skip = False
-        self.gradient_norm = 0.0  # of the latest step, kept where no shard hides a part of it
+        self.gradient_norm = 0.0  # of the latest step, where nothing is sharded
         self.update_square = torch.zeros((), dtype=torch.float64)
         self.tensor_names: list[str] = []
         self.sharded = False
         self._pieces: dict[int, list[Piece]] = {}
 
     def bind(self, fragments: list[Fragment], parameters: dict[str, tuple[int, ...]], *, sharded: bool = False) -> None:
-        """Say what the flat tensors hold. `parameters`: name -> shape of every parameter, the same on all ranks.
+        """Describe the flat tensors. `parameters`: name -> shape of every parameter, the same on all ranks.
 
         A matrix whose name ends in "qkv.weight" is three logical tensors: queries, keys and values stacked in rows.
-        `sharded`: the fragments are this rank's share of the parameters (ZeRO), not all of them.
+        `sharded`: the fragments are this rank's share of the parameters (ZeRO).
         """
         self._pieces.clear()
         self.sharded = sharded
         self.tensor_names = [part for name in parameters for part in logical_names(name)]
         index = {name: i for i, name in enumerate(self.tensor_names)}
-        shapes = [parameters[_parameter(name)] for name in self.tensor_names]
-        self.adapted = torch.tensor([self._special(shape) for shape in shapes])
+        self.adapted = torch.tensor(
+            [self._is_adapted(parameters[name]) for name in parameters for _ in logical_names(name)]
+        )
         for fragment in fragments:
             pieces = self._pieces.setdefault(id(fragment.flat), [])
             names = logical_names(fragment.name)
@@ -116,16 +115,16 @@ class FragmentOptimizer(torch.optim.Optimizer):
                 part = begin // size
                 stop = min(end, (part + 1) * size, begin + chunk)
                 at = fragment.offset + begin - fragment.start
-                pieces.append(Piece(index[names[part]], at, stop - begin, self._special(fragment.shape)))
+                pieces.append(Piece(index[names[part]], at, stop - begin, self._is_adapted(fragment.shape)))
                 begin = stop
         for flat in {id(fragment.flat): fragment.flat for fragment in fragments}.values():
             self.moments(flat)
 
-    def _special(self, shape: tuple[int, ...]) -> bool:
+    def _is_adapted(self, shape: tuple[int, ...]) -> bool:
         return len(shape) > 1 or not self.exclude_1d
 
     def moments(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first and second moment of a flat tensor, of its shape, fp32; zeros at first."""
+        """Return the first and second moment of a flat tensor, of its shape, fp32; zeros at first."""
         state = self.state[flat]
         if not state:
             state["exp_avg"] = torch.zeros_like(flat, dtype=torch.float32)
@@ -136,8 +135,8 @@ class FragmentOptimizer(torch.optim.Optimizer):
     def step(self, closure=None):
         """Update every flat tensor that has a gradient; RuntimeError for one that `bind` did not describe.
 
-        A gradient that is not finite leaves weights and moments as they are. Under ZeRO that was DeepSpeed's to find,
-        from the global norm, before this is called; unsharded, every rank holds all gradients and finds the same here.
+        A gradient that is not finite leaves weights and moments unchanged. Under ZeRO DeepSpeed checks the global norm
+        before this call; unsharded, every rank has all gradients and checks them here.
         """
         assert closure is None
         for group in self.param_groups:
@@ -149,7 +148,7 @@ class FragmentOptimizer(torch.optim.Optimizer):
             for flat in shards:
                 if id(flat) not in self._pieces:
                     raise RuntimeError(
-                        f"a shard of {flat.numel()} elements holds unknown tensors: bind() was not told of it"
+                        f"a shard of {flat.numel()} elements holds unknown tensors, which bind() did not describe"
                     )
             self.update_square = self._zeros(shards)
             if shards and not self.sharded:
@@ -160,10 +159,10 @@ class FragmentOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def _apply(self, shards: list[torch.Tensor]) -> bool:
-        """Update `shards`, every one of which has a gradient and is known; whether the weights were changed."""
+        """Update `shards`, which all have a gradient and are bound; return whether the weights changed."""
 
     def _views(self, flat: torch.Tensor):
-        """(piece, weights, gradient, first moment, second moment) of each piece, views of its elements."""
+        """Yield (piece, weights, gradient, first moment, second moment) of each piece, views of its elements."""
         assert flat.grad is not None
         buffers = [flat_view(t) for t in (flat, flat.grad, *self.moments(flat))]
         for piece in self._pieces[id(flat)]:
@@ -179,16 +178,12 @@ class FragmentOptimizer(torch.optim.Optimizer):
 
 
 def square_sum(x: torch.Tensor) -> torch.Tensor:
-    """Sum of squares of an fp32 vector, a scalar accurate to about 1e-7: pieces on a CPU are short enough for fp32."""
+    """Return the sum of squares of an fp32 vector to about 1e-7: pieces on a CPU are short enough for fp32."""
     if x.device.type == "cpu":
         return torch.dot(x, x)
     return torch.linalg.vector_norm(x, dtype=torch.float64).square()
 
 
 def logical_names(name: str) -> list[str]:
-    """A parameter's logical tensors: three for fused queries, keys and values, else itself."""
+    """Return a parameter's logical tensors: three for fused queries, keys and values, else itself."""
     return [f"{name}[{part}]" for part in ("q", "k", "v")] if name.endswith("qkv.weight") else [name]
-
-
-def _parameter(logical: str) -> str:
-    return logical.partition("[")[0]

@@ -1,4 +1,4 @@
-"""Adam, AdamW and LAMB: what each makes of a gradient. How they meet DeepSpeed's shards is in flat_optimizer.py."""
+"""The updates of Adam, AdamW and LAMB on the pieces of flat shards (fragments.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Adam(FragmentOptimizer):
     """
 
     def _constants(self) -> tuple[float, float]:
-        """(rate of m / (sqrt(v) + e), e)."""
+        """Return (rate of m / (sqrt(v) + e), e)."""
         t = self.update
         return self.learning_rate * (1 - self.beta2**t) ** 0.5 / (1 - self.beta1**t), self.epsilon
 
@@ -53,23 +53,22 @@ class Lamb(FragmentOptimizer):
     """You et al. 2020, Algorithm 2, with bias correction and decoupled decay.
 
     u = m̂ / (sqrt(v̂) + epsilon) + weight_decay * w;  w -= lr * min(‖w‖/‖u‖, trust_clip) * u, the norms over each whole
-    logical tensor: under ZeRO one all_reduce a step adds up the shards' squares, in float64. A shard that is not finite
-    makes its sum so on every rank: the sums are the flag too, and no rank changes its weights then. Its moments have
-    moved by then; DeepSpeed finds gradients that are not finite before this is called, so only squares that overflow
-    come so far.
+    logical tensor: under ZeRO one all_reduce a step sums the shards' squares, in float64. Where a sum is not finite, on
+    every rank alike, no rank changes its weights; the moments have changed then, but DeepSpeed checks the gradients
+    before, so that only squares that overflow get here.
 
     After a step `trust_ratios` [tensors] (float64, CPU) are those of `tensor_names`; 1 where not adapted.
     """
 
     def __init__(self, params: Iterable[torch.Tensor], *, trust_clip: float = 0.0, **settings: Any) -> None:
-        """`trust_clip`: the largest ratio, 0 for none; `settings` as in FragmentOptimizer."""
+        """Settings as in FragmentOptimizer, and `trust_clip`, the largest ratio (0: no limit)."""
         super().__init__(params, **settings)
         self.trust_clip = trust_clip
         self.trust_ratios = torch.ones(0, dtype=torch.float64)
 
     def _apply(self, shards: list[torch.Tensor]) -> bool:
         t = self.update
-        # u is kept divided by `scale`: v stays uncorrected, so its correction multiplies epsilon.
+        # The gradient buffer holds u / scale: v stays uncorrected, so its correction multiplies epsilon.
         root = (1 - self.beta2**t) ** 0.5
         scale, epsilon, decay = root / (1 - self.beta1**t), self.epsilon * root, self.weight_decay
         tensors, of_weights, of_updates = [], [], []  # squares of w and of u / scale, a piece each

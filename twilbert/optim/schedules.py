@@ -1,6 +1,6 @@
-"""Learning-rate schedules: pure functions of the update's number, 1 for the first update.
+"""Learning-rate schedules as functions of the number of the update, from 1.
 
-All begin with a linear warm-up: update k ≤ warmup_steps gets peak · k / warmup_steps.
+All begin with a linear warm-up: peak · k / warmup_steps at update k ≤ warmup_steps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from twilbert.recipe.pretraining import Recipe
 
 
 def noam(update: int, *, peak: float, warmup_steps: int) -> float:
-    """Vaswani et al. 2017, equation 3, scaled so that `peak` is reached at `warmup_steps`.
+    """Return the rate of Vaswani et al. 2017, equation 3, scaled to `peak` at `warmup_steps`.
 
     With peak = hidden_size^-0.5 * warmup_steps^-0.5 it is hidden_size^-0.5 * min(k^-0.5, k * warmup_steps^-1.5).
     """
@@ -19,26 +19,26 @@ def noam(update: int, *, peak: float, warmup_steps: int) -> float:
 
 
 def constant(update: int, *, peak: float, warmup_steps: int) -> float:
-    """`peak` from `warmup_steps` on."""
+    """Return `peak` from `warmup_steps` on."""
     return peak * min(1.0, update / warmup_steps)
 
 
 def linear(update: int, *, peak: float, warmup_steps: int, schedule_steps: int) -> float:
-    """Up to `peak` at `warmup_steps`, down to 0 at the update after `schedule_steps`."""
+    """Return a rate up to `peak` at `warmup_steps` and down to 0 at the update after `schedule_steps`."""
     if update <= warmup_steps:
         return peak * update / warmup_steps
     return peak * (1 - _progress(update, warmup_steps, schedule_steps))
 
 
 def cosine(update: int, *, peak: float, warmup_steps: int, schedule_steps: int) -> float:
-    """Up to `peak` at `warmup_steps`, down half a cosine to 0 at the update after `schedule_steps`."""
+    """Return a rate up to `peak` at `warmup_steps` and down half a cosine to 0 after `schedule_steps`."""
     if update <= warmup_steps:
         return peak * update / warmup_steps
     return peak * 0.5 * (1 + math.cos(math.pi * _progress(update, warmup_steps, schedule_steps)))
 
 
 def warmup_stable_decay(update: int, *, peak: float, warmup_steps: int, decay_start: int, schedule_steps: int) -> float:
-    """Up to `peak` at `warmup_steps`, `peak` to `decay_start`, down to 0 at the update after `schedule_steps`."""
+    """Return a rate up to `peak` at `warmup_steps`, constant to `decay_start`, down to 0 after `schedule_steps`."""
     if update <= decay_start:
         return constant(update, peak=peak, warmup_steps=warmup_steps)
     return peak * (1 - _progress(update, decay_start, schedule_steps))
@@ -50,7 +50,7 @@ def _progress(update: int, start: int, end: int) -> float:
 
 
 def learning_rate(recipe: Recipe, update: int) -> float:
-    """The learning rate of an update under a recipe's schedule; ValueError for an update before the first."""
+    """Return the learning rate of an update under a recipe's schedule; ValueError for an update below 1."""
     if update < 1:
         raise ValueError(f"updates count from 1, got {update}")
     training = recipe.training

@@ -43,9 +43,9 @@ def disk(
     permanent = training.max_steps // training.save_keep_every if training.save_keep_every else 0
     checkpoints = min(training.save_total_limit + 2, -(-training.max_steps // training.save_steps)) + permanent
     if encoded is not None:
-        pairs = sum(split.rows for split in encoded.splits)
-        tokens = sum(split.tokens for split in encoded.splits)
-        ids = float(sum(shard.size for split in encoded.splits for shard in split.shards))
+        pairs = sum(split.rows for split in encoded.splits.values())
+        tokens = sum(split.tokens for split in encoded.splits.values())
+        ids = float(sum(shard.size for split in encoded.splits.values() for shard in split.shards))
     else:
         pairs, tokens = _PAIRS, _PAIRS * (tokens_a_sample - 3)
         ids = ENCODED_BYTES_TOKEN * tokens

@@ -1,4 +1,4 @@
-"""tokenizer.json gives sentencepiece's ids, keeps every character, and takes nothing in a tweet for a special token."""
+"""tokenizer.json has sentencepiece's ids, keeps every character, and makes no special token from a tweet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from twilbert.data.cleaning import clean
 from twilbert.data.tokenizer.sentencepiece import WHOLE_WORDS, encodes_words_alone, from_sentencepiece, text_normaliser
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.model.special_tokens import CLS, MASK, PAD, SEP, UNK
+from twilbert.model.special_tokens import CLS, MASK, PAD, SEP
 
 NASTY = [
     "", " ", "url", "user", "urlando users burla curl", "user, url. (url) 'user'", "url[MASK]", "[MASK]", "[CLS]x[SEP]",
@@ -89,42 +89,32 @@ def test_bpe_ids_of_uncleaned_text_are_sentencepieces_of_the_normalised(models, 
 
 def test_unigram_ids_are_sentencepieces_but_for_equal_scores(models, unigram, texts):
     processor = sentencepiece.SentencePieceProcessor(model_proto=models["unigram"])
-    different = 0
-    for got, wanted in zip(split(*unigram.encode_batch(texts)), processor.encode(texts), strict=True):
-        different += got != wanted
-        if got != wanted:
-            scores = [sum(map(processor.get_score, ids)) for ids in (got, wanted)]
-            assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-    assert different <= len(texts) * 0.02
+    both = zip(split(*unigram.encode_batch(texts)), processor.encode(texts), strict=True)
+    different = [pair for pair in both if pair[0] != pair[1]]
+    for ours, theirs in ([sum(map(processor.get_score, ids)) for ids in pair] for pair in different):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    assert len(different) <= len(texts) * 0.02
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_special_tokens_are_ids_0_to_4(kind, request):
-    tokenizer = request.getfixturevalue(kind)
-    assert (PAD, UNK, MASK, CLS, SEP) == (0, 1, 2, 3, 4)
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def tokenizer(request) -> Tokenizer:
+    return request.getfixturevalue(request.param)
+
+
+def test_special_tokens_are_ids_0_to_4_and_no_text_becomes_one(tokenizer):
     assert [tokenizer.token(i) for i in range(5)] == ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
     with pytest.raises(IndexError):
         tokenizer.token(tokenizer.vocab_size)
-
-
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_no_text_gives_a_special_token(kind, request):
-    tokenizer = request.getfixturevalue(kind)
     ids, _ = tokenizer.encode_batch([*NASTY, *random_texts(1000, seed=4)])
     assert ids.min() >= 5
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_every_cleaned_text_is_read_back_whole(kind, request):
-    tokenizer = request.getfixturevalue(kind)
+def test_every_cleaned_text_is_decoded_whole(tokenizer):
     for text in [clean(t) for t in NASTY]:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_url_and_user_are_one_token_at_the_start_of_a_word_only(kind, request):
-    tokenizer = request.getfixturevalue(kind)
-
+def test_url_and_user_are_one_token_at_the_start_of_a_word_only(tokenizer):
     def tokens(text: str) -> list[str]:
         return [tokenizer.token(i) for i in tokenizer.encode(text)]
 
@@ -143,15 +133,15 @@ def test_a_texts_ids_are_those_of_its_words(models, kind, folding):
     assert split(*tokenizer.encode_batch(raw)) == [tokenizer.encode(text) for text in raw]
 
 
-def test_the_memory_of_words_starts_anew_when_full(models, texts, monkeypatch):
-    monkeypatch.setattr("twilbert.data.tokenizer.tokenizer._MAX_REMEMBERED_WORDS", 50)
+def test_a_full_word_cache_is_emptied(models, texts, monkeypatch):
+    monkeypatch.setattr("twilbert.data.tokenizer.tokenizer._MAX_CACHED_WORDS", 50)
     tokenizer = make_tokenizer(models["bpe"], "bpe")
     for start in range(0, 300, 20):
         batch = texts[start : start + 20]
         assert split(*tokenizer.encode_batch(batch)) == [tokenizer.encode(text) for text in batch]
 
 
-def test_each_text_is_cut_at_max_len(bpe, texts):
+def test_each_text_is_truncated_to_max_len(bpe, texts):
     ids, offsets = bpe.encode_batch(texts, max_len=4)
     assert ids.dtype == np.uint16 and offsets.dtype == np.int64
     assert split(ids, offsets) == [bpe.encode(text)[:4] for text in texts]
@@ -159,9 +149,8 @@ def test_each_text_is_cut_at_max_len(bpe, texts):
 
 def test_none_and_arrow_arrays_are_texts_too(bpe):
     some = ["hola", None, "", "burla url"]
-    wanted = [bpe.encode(text or "") for text in some]
     for form in (some, pa.array(some), pa.chunked_array([some[:1], some[1:]]), pa.array(["x", *some]).slice(1)):
-        assert split(*bpe.encode_batch(form)) == wanted
+        assert split(*bpe.encode_batch(form)) == [bpe.encode(text or "") for text in some]
     ids, offsets = bpe.encode_batch([])
     assert ids.tolist() == [] and offsets.tolist() == [0]
 
@@ -171,22 +160,19 @@ def test_half_a_character_is_refused(bpe):
         bpe.encode_batch(["a\ud83d"])
 
 
-def test_the_normaliser_leaves_cleaned_text_alone(texts):
+def test_the_normaliser_cleans_and_leaves_cleaned_text_unchanged(texts):
     normaliser = text_normaliser()
     for text in [clean(t) for t in [*texts, *NASTY, "@José: https://t.co/x … M&amp;M &#64;ana", "@\u0301x @½"]]:
         assert normaliser.normalize_str(text) == text
-
-
-def test_the_normaliser_cleans_what_came_uncleaned():
     raw = "  RT @@José_1: M&amp;M &lt;3…https://t.co/a?b=&amp;c \u3000fin\n"
-    assert text_normaliser().normalize_str(raw).strip() == clean(raw)
+    assert normaliser.normalize_str(raw).strip() == clean(raw)
 
 
-@pytest.mark.parametrize(("folding", "wanted"), [
+@pytest.mark.parametrize(("folding", "normalised"), [
     ({}, "Ñandú Él"), ({"lowercase": True}, "ñandú él"), ({"strip_accents": True}, "Nandu El"),
 ])  # fmt: skip
-def test_casing_and_accents_are_options(folding, wanted):
-    assert text_normaliser(**folding).normalize_str("Ñandú Él") == wanted
+def test_casing_and_accents_are_options(folding, normalised):
+    assert text_normaliser(**folding).normalize_str("Ñandú Él") == normalised
 
 
 def test_it_travels_by_pickle_and_keeps_its_fingerprint(bpe):
@@ -211,13 +197,8 @@ def test_transformers_reads_the_folder(bpe, tmp_path):
     assert batch["input_ids"][0][-1] == PAD and batch["attention_mask"][0][-1] == 0
     assert auto("[MASK]", add_special_tokens=False)["input_ids"] == [MASK]
     assert MASK not in auto("[MASK]", add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-
-def test_a_full_stop_after_a_mask_stays_the_ordinary_one(bpe, tmp_path):
-    from transformers import AutoTokenizer
-
-    bpe.save(str(tmp_path))
-    masked = AutoTokenizer.from_pretrained(str(tmp_path))("burla [MASK]. url", add_special_tokens=False)["input_ids"]
+    # A full stop after a mask is the ordinary one.
+    masked = auto("burla [MASK]. url", add_special_tokens=False)["input_ids"]
     whole = bpe.encode("burla la. url")
     assert masked == [*bpe.encode("burla"), MASK, *whole[len(bpe.encode("burla la")) :]]
 
@@ -247,7 +228,7 @@ def test_a_tokenizer_that_looks_across_spaces_is_given_whole_texts(tmp_path):
     assert split(*loaded.encode_batch(["hola hola"])) == [loaded.encode("hola hola")]
 
 
-def test_a_missing_folder_says_how_to_make_one(tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(UsageError, match=r"no such tokenizer folder.*twilbert-vocab"):
         Tokenizer.load(str(tmp_path / "none"))
     with pytest.raises(UsageError, match=r"no tokenizer\.json.*twilbert-vocab"):
@@ -255,13 +236,10 @@ def test_a_missing_folder_says_how_to_make_one(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "1.0"}'])
-def test_a_damaged_file_is_named(tmp_path, content):
+def test_a_damaged_file_or_one_of_other_special_tokens_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UsageError, match=r"tokenizer\.json: not a readable tokenizer"):
         Tokenizer.load(str(tmp_path))
-
-
-def test_other_special_tokens_are_refused(tmp_path):
     other = tokenizers.Tokenizer(tokenizers.models.BPE({"<s>": 0, "a": 1}, []))
     (tmp_path / "tokenizer.json").write_text(other.to_str())
     with pytest.raises(UsageError, match=r"\[PAD\] \[UNK\] \[MASK\] \[CLS\] \[SEP\]"):

@@ -1,4 +1,4 @@
-"""A prepared corpus: Parquet shards of cleaned pairs in two splits, and corpus.json, which says what they hold.
+"""A prepared corpus: Parquet shards of cleaned pairs in two splits, and corpus.json, which lists them.
 
 CORPUS/corpus.json          written last: a folder without it is not a corpus
 CORPUS/train/00000.parquet  orig_id, orig_text, reply_id, reply_text (the last two null in a single tweet)
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -42,14 +41,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of a split and the shards that hold them, in order."""
+    """The rows of a split and its shards, in order."""
 
     rows: int
     shards: tuple[Shard, ...]
 
 
 def files_before(path: str) -> list[str]:
-    """The files of a corpus that 0.2 wrote, corpus.json first; none where there is no corpus."""
+    """Return the files of a corpus that 0.2 wrote, corpus.json first; none where there is no corpus."""
     try:
         corpus = Corpus.open(path)
     except TwilbertError:
@@ -59,7 +58,7 @@ def files_before(path: str) -> list[str]:
 
 
 def corpus_id(shards: Iterable[Shard]) -> str:
-    """16 hex digits that change when any byte of any shard does: SHA-256 over the shards' own."""
+    """Return 16 hex digits of a SHA-256 over the shards' sums: they change with any byte of any shard."""
     return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
 
 
@@ -67,10 +66,10 @@ def corpus_id(shards: Iterable[Shard]) -> str:
 class Corpus:
     """A corpus on disk or in an object store; holds no open file and can be pickled."""
 
-    path: str
     id: str
     splits: dict[str, Split]
-    info: dict[str, Any] = field(repr=False)  # corpus.json as it was read
+    cleaning: dict[str, str] = field(default_factory=dict, repr=False)
+    path: str = ""
 
     @classmethod
     def open(cls, path: str) -> Corpus:
@@ -81,48 +80,36 @@ class Corpus:
         path = storage.absolute(path)
         index = storage.join(path, INDEX_FILE)
         try:
-            info = checksums.read_json(index, object, _REMEDY)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            what = "holds no corpus.json, so it is not a finished corpus" if storage.exists(path) else "no such folder"
+            corpus = replace(checksums.read_index(index, cls, FORMAT, _REMEDY), path=path)
+        except FileNotFoundError as error:
+            what = "has no corpus.json, so it is not a finished corpus" if storage.exists(path) else "no such folder"
             raise UsageError(f"{path}: {what}; make one with: twilbert-prepare RAW… --out {path}") from error
-        if not isinstance(info, dict) or info.get("format") != FORMAT:
-            found = info.get("format") if isinstance(info, dict) else None
-            raise UsageError(
-                f"{path}: corpus format {found!r}, this version reads {FORMAT}; run twilbert-prepare again"
-            )
-        try:
-            splits = {
-                name: Split(split["rows"], tuple(Shard(s["file"], s["rows"], s["sha256"]) for s in split["shards"]))
-                for name, split in info["splits"].items()
-            }
-            is_consistent = info["id"] == corpus_id(shard for split in splits.values() for shard in split.shards)
-            is_consistent &= all(split.rows == sum(shard.rows for shard in split.shards) for split in splits.values())
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{index}: entry {error} is missing or wrong; run twilbert-prepare again") from error
-        if not is_consistent:
+        splits = corpus.splits.values()
+        same_id = corpus.id == corpus_id(shard for split in splits for shard in split.shards)
+        if not same_id or any(split.rows != sum(shard.rows for shard in split.shards) for split in splits):
             raise TwilbertError(f"{index}: damaged or edited: its id or rows are not those of its shards; {_REMEDY}")
-        return cls(path, info["id"], splits, info)
+        return corpus
 
     def shards(self, split: str) -> tuple[Shard, ...]:
-        """The shards of `split` ("train" or "valid") in order; UsageError for any other name."""
+        """Return the shards of `split` ("train" or "valid") in order; UsageError for any other name."""
         if split not in self.splits:
             raise UsageError(f"{self.path}: no split {split!r}; it has {', '.join(self.splits)}")
         return self.splits[split].shards
 
     def shard_path(self, shard: Shard) -> str:
-        """Where a shard lies."""
+        """Return a shard's path."""
         return storage.join(self.path, *shard.file.split("/"))
 
     @property
     def listed(self) -> list[Listed]:
-        """Every shard with the sum that corpus.json has of it."""
+        """Every shard with the sum in corpus.json."""
         return [_listed(self.shard_path(shard), shard) for split in self.splits.values() for shard in split.shards]
 
 
 def read_shard(path: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The row groups of the shard at `path`, in order, `columns` only, after its SHA-256 has been compared.
+    """Yield `columns` of the row groups of the shard at `path`, in order, after comparing its SHA-256.
 
-    TwilbertError naming the file when it is missing, damaged, or another than corpus.json says.
+    TwilbertError naming the file when it is missing, damaged, or not the one of corpus.json.
     """
     checksums.check_file(_listed(path, shard))
     try:

@@ -1,8 +1,8 @@
-"""Second and third pass of `prepare`: partitions → de-duplicated train shards, and a valid split that leaks nothing.
+"""Second and third pass of `prepare`: de-duplicate partitions into train shards, and write a valid split without leaks.
 
-A conversation lies whole in one partition, so rows of the same ids and texts are found there; the first one in the
-order of the input stays (equal ids with other texts are ids that have lost digits, not repeats). What train and valid
-share is found by comparing every train row with the valid rows' hashes, which the first pass stored.
+A partition holds whole conversations, so repeats (rows of the same ids and texts) are removed there, all but the first
+in the order of the input; equal ids with other texts have lost digits and are no repeats. Every train row is compared
+with the hashes of all valid rows from the first pass; what they share is left out of the valid split.
 """
 
 from __future__ import annotations
@@ -17,55 +17,50 @@ import pyarrow.parquet as pq
 
 from twilbert import storage
 from twilbert.data.corpus.corpus import ROW_GROUP_ROWS, SCHEMA, Shard
-from twilbert.data.corpus.spill import in_valid, read_partition
+from twilbert.data.corpus.spill import NO_HASHES, in_valid, read_partition
 
 _VALID_SHARD_ROWS = 2**20
+_HASHES_FILE = "valid.npz"
 
 
 @dataclass
 class PartitionResult:
-    """What a partition gave: its train shard, its candidates for valid, and the valid hashes that train holds too."""
+    """A partition's train shard, its candidates for valid, and the valid hashes that occur in train too."""
 
     partition: int
     repeated: int = 0
     single_tweets: int = 0  # of train
     train: Shard | None = None
     valid: str | None = None  # the file of candidates
-    shared_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
-    shared_texts: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    shared_ids: np.ndarray = field(default_factory=lambda: NO_HASHES)
+    shared_texts: np.ndarray = field(default_factory=lambda: NO_HASHES)
 
 
 def first_of_each(rows: pa.Table) -> np.ndarray:
-    """Ascending positions of the first row of each ids and texts; a null reply_id is a value like others."""
+    """Return the ascending positions of the first row of each ids and texts, where null equals null."""
     key = np.zeros(rows.num_rows, np.int64)
-    for column in ("orig_id", "reply_id", "texts_hash"):
-        codes = _codes(rows[column])
+    for name in ("orig_id", "reply_id", "texts_hash"):
+        column = rows[name].combine_chunks().dictionary_encode(null_encoding="encode")
+        codes = column.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         key = np.unique(key * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
     return np.sort(np.unique(key, return_index=True)[1])
 
 
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """A whole number for each distinct value; null is one of them."""
-    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
 def merge_partition(folder: str, out: str, spills: list[str], partition: int, threshold: int) -> PartitionResult:
-    """De-duplicate one partition: write its train shard under `out`, its candidates for valid under `folder`."""
+    """De-duplicate one partition; write its train shard under `out` and its candidates for valid under `folder`."""
     result = PartitionResult(partition)
     rows = read_partition(folder, spills, partition)
-    kept = first_of_each(rows)
-    result.repeated = rows.num_rows - len(kept)
-    held_out = in_valid(rows["orig_hash"].to_numpy()[kept], threshold)
-    train = rows.take(pa.array(kept[~held_out]))
-    valid = rows.take(pa.array(kept[held_out]))
+    first = first_of_each(rows)
+    result.repeated = rows.num_rows - len(first)
+    held_out = in_valid(rows["orig_hash"].to_numpy()[first], threshold)
+    train, valid = rows.take(pa.array(first[~held_out])), rows.take(pa.array(first[held_out]))
     del rows
     result.single_tweets = train["reply_id"].null_count
     if train.num_rows:
-        known_ids, known_texts = read_hashes(storage.join(folder, "valid.npz"))
-        ids = np.concatenate([train["orig_hash"].to_numpy(), train["reply_hash"].to_numpy()])
-        result.shared_ids = np.intersect1d(ids, known_ids)
-        result.shared_texts = np.intersect1d(train["texts_hash"].to_numpy(), known_texts)
+        with np.load(io.BytesIO(storage.read_bytes(storage.join(folder, _HASHES_FILE)))) as valid_hashes:
+            ids = np.concatenate([train["orig_hash"].to_numpy(), train["reply_hash"].to_numpy()])
+            result.shared_ids = np.intersect1d(ids, valid_hashes["ids"])
+            result.shared_texts = np.intersect1d(train["texts_hash"].to_numpy(), valid_hashes["texts"])
         (result.train,) = write_shards([train], out, "train", first=partition)
     if valid.num_rows:
         result.valid = f"valid-{partition:05d}.arrow"
@@ -75,25 +70,20 @@ def merge_partition(folder: str, out: str, spills: list[str], partition: int, th
     return result
 
 
-def write_hashes(path: str, ids: np.ndarray, texts: np.ndarray) -> None:
-    """Store the sorted hashes of the ids and of the texts in the valid split."""
+def write_hashes(folder: str, ids: list[np.ndarray], texts: list[np.ndarray]) -> None:
+    """Write the hashes of the ids and of the texts of the valid split into `folder`, for `merge_partition`."""
     buffer = io.BytesIO()
-    np.savez(buffer, ids=ids, texts=texts)
-    storage.write_bytes_atomic(path, buffer.getvalue())
-
-
-def read_hashes(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """What `write_hashes` stored."""
-    with np.load(io.BytesIO(storage.read_bytes(path))) as arrays:
-        return arrays["ids"], arrays["texts"]
+    np.savez(buffer, ids=np.unique(np.concatenate(ids)), texts=np.unique(np.concatenate(texts)))
+    storage.write_bytes_atomic(storage.join(folder, _HASHES_FILE), buffer.getvalue())
 
 
 def write_valid(folder: str, out: str, results: list[PartitionResult]) -> tuple[list[Shard], int, dict[str, int]]:
-    """Write valid without the rows that share an id or both texts with train; returns shards, how many of the rows
-    are single tweets, and the rows dropped.
+    """Write valid without the rows that share an id or both texts with train.
+
+    Returns its shards, the single tweets among its rows, and the rows dropped by reason.
     """
-    ids = np.unique(np.concatenate([np.empty(0, np.uint64), *(r.shared_ids for r in results)]))
-    texts = np.unique(np.concatenate([np.empty(0, np.uint64), *(r.shared_texts for r in results)]))
+    ids = np.concatenate([NO_HASHES, *(result.shared_ids for result in results)])
+    texts = np.concatenate([NO_HASHES, *(result.shared_texts for result in results)])
     dropped = {"shares_id_with_train": 0, "shares_texts_with_train": 0}
     single_tweets = 0
 
@@ -118,10 +108,10 @@ def write_valid(folder: str, out: str, results: list[PartitionResult]) -> tuple[
 
 
 def write_shards(tables: Iterable[pa.Table], out: str, split: str, first: int = 0) -> Iterator[Shard]:
-    """Write tables one after the other into shards of row groups of exactly ROW_GROUP_ROWS (the last one smaller).
+    """Write the rows of all tables into shards of row groups of ROW_GROUP_ROWS; yield each shard.
 
-    The bytes depend on the rows alone, not on how they were cut into tables. Train has one shard a call, however long;
-    valid starts a new one every 2^20 rows.
+    The bytes depend on the rows alone, not on their division into tables. Train has one shard a call; valid starts a
+    new one every 2^20 rows.
     """
     limit = _VALID_SHARD_ROWS if split == "valid" else 2**63
     storage.make_dir(storage.join(out, split))
@@ -129,8 +119,8 @@ def write_shards(tables: Iterable[pa.Table], out: str, split: str, first: int = 
     group = next(groups, None)
     number = first
     while group is not None:
-        name, rows = f"{split}/{number:05d}.parquet", 0
-        path = storage.join(out, split, f"{number:05d}.parquet")
+        name, rows = f"{number:05d}.parquet", 0
+        path = storage.join(out, split, name)
         system, inner = storage.filesystem(path)
         with (
             system.open_output_stream(inner) as sink,
@@ -142,7 +132,7 @@ def write_shards(tables: Iterable[pa.Table], out: str, split: str, first: int = 
                 writer.write_table(group)
                 rows += group.num_rows
                 group = next(groups, None)
-        yield Shard(name, rows, storage.sha256_file(path))
+        yield Shard(f"{split}/{name}", rows, storage.sha256_file(path))
         number += 1
 
 

@@ -1,8 +1,8 @@
-"""First pass of `prepare`: a piece of raw input → cleaned rows, spilled to disk by the hash of their ORIG_ID.
+"""First pass of `prepare`: clean a piece of raw input and spill its rows to disk, partitioned by the hash of ORIG_ID.
 
-Each spill file is Arrow IPC with one record batch a partition: all rows of one conversation meet in one partition,
-whatever file they came from, and a partition is read without touching the others. Spills of a piece, and pieces, have
-an order, so the rows of a partition do too, wherever and whenever they were made.
+Each spill file is Arrow IPC with one record batch a partition: all rows of a conversation end in one partition,
+whatever file they came from, and a partition is read without the others. Pieces and their spills are ordered, and so
+are the rows of a partition, whichever process wrote them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from twilbert.data.tables.blocks import Piece
 SPILL_SCHEMA = pa.schema(
     [*SCHEMA, ("orig_hash", pa.uint64()), ("reply_hash", pa.uint64()), ("texts_hash", pa.uint64())]
 )
-_SPILL_BYTES = 64 * 2**20  # cleaned rows held before they are spilled
+NO_HASHES = np.empty(0, np.uint64)
+_SPILL_BYTES = 64 * 2**20  # cleaned rows in memory before a spill
 
 
 @dataclass
 class PieceResult:
-    """What became of a piece's records; records = kept + sum(dropped) + rejected, before de-duplication."""
+    """Counts and files of a piece; records = kept + sum(dropped) + rejected, before de-duplication."""
 
     piece: int
-    lines: int = 0  # physical lines, to number the next piece's
+    lines: int = 0  # physical lines, from which the next piece's are numbered
     records: int = 0
     kept: int = 0
     rejected: int = 0
@@ -42,33 +43,31 @@ class PieceResult:
     dropped: Counter[str] = field(default_factory=Counter)
     spills: list[str] = field(default_factory=list)
     rejects: list[str] = field(default_factory=list)  # files that list the refused lines
-    valid_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # hashes of ids in the valid split
-    valid_texts: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    valid_ids: np.ndarray = field(default_factory=lambda: NO_HASHES)  # of ids in the valid split
+    valid_texts: np.ndarray = field(default_factory=lambda: NO_HASHES)
 
 
 def hashes(values: Iterable[str]) -> np.ndarray:
-    """64 bits of BLAKE2b of each string, uint64: the same on every machine and in every version."""
+    """Return 64 bits of BLAKE2b of each string, uint64: the same on every machine and in every version."""
     blake2b = hashlib.blake2b
     return np.frombuffer(b"".join([blake2b(v.encode(), digest_size=8).digest() for v in values]), dtype="<u8")
 
 
 def valid_threshold(share: float) -> int:
-    """Conversations whose ORIG_ID hashes below this are held out."""
+    """Return the hash of an ORIG_ID below which a conversation is held out."""
     return min(int(share * 2.0**64), 2**64 - 1)
 
 
 def in_valid(orig_hash: np.ndarray, threshold: int) -> np.ndarray:
-    """Which rows are held out: the top bits of the hash decide (the partition takes the low ones)."""
+    """Return which rows are held out, by the top bits of the hash (the partition takes the low ones)."""
     return orig_hash < np.uint64(threshold)
 
 
 def spill_piece(piece: Piece, index: int, folder: str, partitions: int, threshold: int) -> PieceResult:
     """Read, clean and spill one piece into `folder`; TwilbertError when it cannot be read to its end."""
     result = PieceResult(index)
-    held: list[pa.Table] = []
-    held_bytes = 0
-    valid_ids: list[np.ndarray] = []
-    valid_texts: list[np.ndarray] = []
+    unspilled: list[pa.Table] = []
+    valid_ids, valid_texts = [NO_HASHES], [NO_HASHES]
     for block in pairs.read(piece):
         if block.rejects:
             _append_rejects(result, block, folder)
@@ -80,26 +79,24 @@ def spill_piece(piece: Piece, index: int, folder: str, partitions: int, threshol
             result.dropped["blank_line"] += block.blank
         table = _cleaned(block, result.dropped)
         result.kept += table.num_rows
-        orig = table["orig_hash"].to_numpy()
-        out = in_valid(orig, threshold)
-        valid_ids += [orig[out], table["reply_hash"].to_numpy()[out]]
-        valid_texts.append(table["texts_hash"].to_numpy()[out])
-        held.append(table)
-        held_bytes += table.nbytes
-        if held_bytes >= _SPILL_BYTES:
-            result.spills.append(_spill(held, f"{index:06d}-{len(result.spills):03d}.arrow", folder, partitions))
-            held, held_bytes = [], 0
-    if any(table.num_rows for table in held):
-        result.spills.append(_spill(held, f"{index:06d}-{len(result.spills):03d}.arrow", folder, partitions))
-    if valid_ids:
-        ids = np.unique(np.concatenate(valid_ids))
-        result.valid_ids = ids[ids != 0]
-        result.valid_texts = np.unique(np.concatenate(valid_texts))
+        orig, reply, texts = (table[name].to_numpy() for name in ("orig_hash", "reply_hash", "texts_hash"))
+        held_out = in_valid(orig, threshold)
+        valid_ids += [orig[held_out], reply[held_out]]
+        valid_texts.append(texts[held_out])
+        unspilled.append(table)
+        if sum(table.nbytes for table in unspilled) >= _SPILL_BYTES:
+            _spill(unspilled, result, folder, partitions)
+            unspilled = []
+    if any(table.num_rows for table in unspilled):
+        _spill(unspilled, result, folder, partitions)
+    ids = np.unique(np.concatenate(valid_ids))
+    result.valid_ids = ids[ids != 0]
+    result.valid_texts = np.unique(np.concatenate(valid_texts))
     return result
 
 
 def _cleaned(block: pairs.Pairs, dropped: Counter[str]) -> pa.Table:
-    """The rows of a block that are worth keeping, cleaned and hashed; counts the others in `dropped`."""
+    """The rows of a block that are not dropped, cleaned and hashed; counts the others in `dropped`."""
     orig_ids: list[str] = []
     tweets: list[str] = []
     reply_ids: list[str | None] = []
@@ -113,11 +110,11 @@ def _cleaned(block: pairs.Pairs, dropped: Counter[str]) -> pa.Table:
         if reason:
             dropped[reason] += 1
             continue
-        orig_ids.append(orig_id if orig_id is not None else made_id(tweet))
+        orig_ids.append(orig_id if orig_id is not None else id_of_text(tweet))
         tweets.append(tweet)
         replies.append(reply)
-        # A reply that held nothing (a lone …) leaves a single tweet.
-        reply_ids.append(None if reply is None else reply_id if reply_id is not None else made_id(reply))
+        # An empty reply (a lone …) leaves a single tweet.
+        reply_ids.append(None if reply is None else reply_id if reply_id is not None else id_of_text(reply))
     has_reply = np.array([reply is not None for reply in replies], dtype=bool)
     columns = [
         *(pa.array(values, pa.string()) for values in (orig_ids, tweets, reply_ids, replies)),
@@ -128,13 +125,14 @@ def _cleaned(block: pairs.Pairs, dropped: Counter[str]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SPILL_SCHEMA)
 
 
-def made_id(text: str) -> str:
-    """An id for a text that has none: the same text gets the same id, in every file."""
+def id_of_text(text: str) -> str:
+    """Return an id for a text without one: the same for equal texts."""
     return "t" + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _spill(tables: list[pa.Table], name: str, folder: str, partitions: int) -> str:
-    """Write rows as one record batch a partition, each in the rows' order; returns the file's name."""
+def _spill(tables: list[pa.Table], result: PieceResult, folder: str, partitions: int) -> None:
+    """Write rows as one record batch a partition, each in the rows' order, into the piece's next spill file."""
+    name = f"{result.piece:06d}-{len(result.spills):03d}.arrow"
     table = pa.concat_tables(tables).combine_chunks()
     partition = (table["orig_hash"].to_numpy() % np.uint64(partitions)).astype(np.int64)
     order = np.argsort(partition, kind="stable")
@@ -146,16 +144,13 @@ def _spill(tables: list[pa.Table], name: str, folder: str, partitions: int) -> s
         start = 0
         for end in ends.tolist():
             part = table.slice(start, end - start).to_batches()
-            writer.write_batch(part[0] if part else _NOTHING)
+            writer.write_batch(part[0] if part else pa.RecordBatch.from_pylist([], schema=SPILL_SCHEMA))
             start = end
-    return name
-
-
-_NOTHING = pa.RecordBatch.from_pylist([], schema=SPILL_SCHEMA)
+    result.spills.append(name)
 
 
 def read_partition(folder: str, spills: list[str], partition: int) -> pa.Table:
-    """All rows of a partition, in the order of the input."""
+    """Return all rows of a partition, in the order of the input."""
     batches = []
     for name in spills:
         system, inner = storage.filesystem(storage.join(folder, name))
@@ -165,7 +160,7 @@ def read_partition(folder: str, spills: list[str], partition: int) -> pa.Table:
 
 
 def _append_rejects(result: PieceResult, block: pairs.Pairs, folder: str) -> None:
-    """Note refused lines, numbered within the piece, in a file of their own: there may be very many."""
+    """Write refused lines, numbered within the piece, to a file: there may be very many."""
     name = f"rejects-{result.piece:06d}-{len(result.rejects):05d}.json"
     storage.write_bytes_atomic(storage.join(folder, name), json.dumps(sorted(block.rejects)).encode())
     result.rejects.append(name)

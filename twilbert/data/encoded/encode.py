@@ -1,4 +1,4 @@
-"""Corpus text to token ids on Ray Data: one task a shard, one row group in memory at a time.
+"""Encode a corpus' texts as token ids on Ray Data: one task a shard, one row group in memory at a time.
 
     CORPUS/train/00000.parquet ─ row group ─▶ encode both texts ─ row group ─▶ encoded/<fingerprint>/train/00000.parquet
 
@@ -19,39 +19,46 @@ from twilbert.data.corpus.corpus import Corpus, Shard, read_shard
 from twilbert.data.encoded import format as layout
 from twilbert.data.encoded.format import EncodedCorpus
 from twilbert.data.tokenizer.tokenizer import Tokenizer
-from twilbert.errors import UsageError
+from twilbert.errors import TwilbertError, UsageError
 
 MAX_MAX_LEN = 65_535  # lengths are stored as uint16
 
 
 def find(corpus: Corpus, tokenizer: Tokenizer, max_len: int) -> EncodedCorpus | None:
-    """The encoded corpus where it is there, every shard in its full size; None where it has to be made.
+    """Return the encoded corpus, or None where it does not exist yet; its shards are not compared.
 
-    UsageError for a `max_len` that cannot be; TwilbertError where it is there but damaged.
+    UsageError for a `max_len` out of bounds; TwilbertError where the index is damaged.
     """
     if not 1 <= max_len <= MAX_MAX_LEN:
         raise UsageError(f"--max-len {max_len}: must be at least 1 and at most {MAX_MAX_LEN} tokens")
-    if not storage.exists(storage.join(folder(corpus, tokenizer, max_len), layout.INDEX_FILE)):
+    path, fingerprint = _target(corpus, tokenizer, max_len)
+    if not storage.exists(storage.join(path, layout.INDEX_FILE)):
         return None
-    return EncodedCorpus.open(corpus.path, tokenizer.fingerprint, max_len)
+    encoded = EncodedCorpus.open(path)
+    if encoded.fingerprint != fingerprint:
+        raise TwilbertError(
+            f"{path}: holds the encoding {encoded.fingerprint}; delete it and run twilbert-encode again"
+        )
+    return encoded
 
 
-def folder(corpus: Corpus, tokenizer: Tokenizer, max_len: int) -> str:
-    """Where the corpus' ids under this tokenizer and cut lie."""
-    return storage.join(corpus.path, "encoded", layout.fingerprint(tokenizer.fingerprint, max_len, corpus.id))
+def _target(corpus: Corpus, tokenizer: Tokenizer, max_len: int) -> tuple[str, str]:
+    """The folder of the corpus' ids under this tokenizer and longest text, and their fingerprint."""
+    fingerprint = layout.fingerprint(tokenizer.fingerprint, max_len, corpus.id)
+    return storage.join(corpus.path, "encoded", fingerprint), fingerprint
 
 
 def encode_corpus(
     corpus: Corpus, tokenizer: Tokenizer, max_len: int, report: Callable[[int, int], None] = lambda done, shards: None
 ) -> EncodedCorpus:
-    """Encode every shard on the running Ray and write the folder anew; locally it appears whole or not at all.
+    """Encode every shard on the running Ray into a new folder, which locally appears whole or not at all.
 
-    `report(done, shards)` is called after each shard. TwilbertError names the shard that cannot be read, a full disk.
+    `report(done, shards)` is called after each shard. TwilbertError names a shard that cannot be read, or a full disk.
     """
     import ray
     import ray.data
 
-    target = folder(corpus, tokenizer, max_len)
+    target, _ = _target(corpus, tokenizer, max_len)
     before = (layout.INDEX_FILE, *corpora.files_before(corpus.path)[1:])
     with outputs.new_folder(target, "encode", overwrite=True, before=before) as out:
         for split in corpus.splits:
@@ -77,11 +84,11 @@ def encode_corpus(
             corpus=corpus.id,
             shards={s: [_plain(entries[shard.file]) for shard in corpus.shards(s)] for s in corpus.splits},
         )
-    return EncodedCorpus.open_folder(target)
+    return EncodedCorpus.open(target)
 
 
 def encode_shard(source: str, shard: Shard, target: str, tokenizer: Tokenizer, max_len: int) -> dict[str, Any]:
-    """Encode the corpus' `shard` at `source`, row group by row group; its entry for encoded.json (without `file`)."""
+    """Encode the corpus' `shard` at `source` by row groups; return its entry for encoded.json (without `file`)."""
     columns = ("orig_text", "reply_text")
     tables = (
         layout.make_table(*(tokenizer.encode_batch(texts.column(name), max_len) for name in columns))
@@ -91,7 +98,7 @@ def encode_shard(source: str, shard: Shard, target: str, tokenizer: Tokenizer, m
 
 
 def _encode_job(job: dict[str, Any], *, fingerprint: str, tokenizer: Any) -> dict[str, Any]:
-    """Encode one shard in a Ray Data task; its entry for encoded.json."""
+    """Encode one shard in a Ray Data task; return its entry for encoded.json."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has one CPU
     shard = Shard(**job["shard"])
     target = storage.join(job["out"], shard.file)
@@ -102,14 +109,14 @@ def _encode_job(job: dict[str, Any], *, fingerprint: str, tokenizer: Any) -> dic
 
 @functools.lru_cache(maxsize=2)
 def _fetch(fingerprint: str, shared: Any) -> Tokenizer:
-    """The tokenizer in this worker process, kept with its memory of words for the next shard."""
+    """The tokenizer of this worker process, cached together with its word cache."""
     import ray
 
     return ray.get(shared)
 
 
 def _plain(value: Any) -> Any:
-    """Numbers that went through Arrow as JSON can write them."""
+    """A value out of an Arrow row as plain JSON types."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, str):

@@ -1,17 +1,17 @@
-r"""A SentencePiece model as a `tokenizers` tokenizer (tokenizer.json) that gives the same ids.
+r"""Convert a SentencePiece model to a `tokenizers` tokenizer (tokenizer.json) with the same ids.
 
     text ─ normaliser ─▶ ▁words ─ pre-tokeniser ─▶ one word at a time ─ BPE or unigram ─▶ ids
 
-- The cleaning that regular expressions can say is part of the file (five entities, links, mentions, `…`, white space),
-  so that any program that reads the folder cleans alike; unescaping all of HTML stays outside, in data/text.py.
+- The file includes the cleaning that regular expressions can express (five entities, links, mentions, `…`, white
+  space), so that any program that reads the folder cleans alike; unescaping all of HTML stays in data/cleaning.py.
 - BPE: SentencePiece merges the neighbours whose union has the best score, the leftmost first. The same happens when
-  every way to split a piece in two known pieces is a merge, ordered by the piece's score.
+  every split of a piece into two known pieces is a merge, ordered by the piece's score.
 - Unigram: the same Viterbi search, but SentencePiece adds scores in float32: segmentations of equal score
-  ("..." + "." or "." + "...") can come out the other way.
-- An unknown character becomes its UTF-8 bytes (byte fallback): [UNK] never appears, nothing is lost.
-- `url` and `user` at the start of a word are one token each, inside a word (burla) they are ordinary letters.
-- A leading space is the word's mark ▁ and only the text's own start gets one unasked, so that in "mi [MASK]." the
-  full stop stays the ordinary one.
+  ("..." + "." or "." + "...") can differ.
+- An unknown character becomes its UTF-8 bytes (byte fallback), so that [UNK] never appears.
+- `url` and `user` are one token each at the start of a word, and ordinary letters inside one (burla).
+- A leading space becomes the word mark ▁; without one only the text's start gets the mark, so that in "mi [MASK]." the
+  full stop is the ordinary one.
 """
 
 from __future__ import annotations
@@ -44,17 +44,20 @@ TOKENIZER_CONFIG: dict[str, Any] = {
 
 
 def text_normaliser(*, lowercase: bool = False, strip_accents: bool = False) -> normalizers.Sequence:
-    """Text to text: what sentencepiece is trained on and compared on. Identity on cleaned text with both options off,
-    but for entities that were escaped more than once and a literal ▁, which is read as a space."""
+    """Return the normaliser of texts for training sentencepiece and comparing with it.
+
+    With both options off it changes nothing in cleaned text except entities escaped more than once and a literal ▁,
+    which becomes a space.
+    """
     return normalizers.Sequence([*_cleaning(), *_folding(lowercase, strip_accents)])
 
 
 def from_sentencepiece(
     model: bytes, model_type: str, *, lowercase: bool = False, strip_accents: bool = False
 ) -> Tokenizer:
-    """The `tokenizers` tokenizer of a SentencePiece model ("bpe" or "unigram") trained as twilbert-vocab does.
+    """Convert a SentencePiece model ("bpe" or "unigram") that twilbert-vocab trained.
 
-    The model must have SPECIAL_TOKENS as ids 0..4, byte fallback, identity normalisation.
+    It must have SPECIAL_TOKENS as ids 0..4, byte fallback and identity normalisation; ValueError otherwise.
     """
     import sentencepiece
 
@@ -75,7 +78,7 @@ def from_sentencepiece(
         core: Any = models.BPE(vocabulary, _merges(mergeable), unk_token="[UNK]", byte_fallback=True)
     elif model_type == "unigram":
         core = models.Unigram(pieces, unk_id=SPECIAL_TOKENS.index("[UNK]"), byte_fallback=True)
-        # The search may use any piece of the vocabulary: cut what spells a special token or a byte's name.
+        # The search may use any piece of the vocabulary: split what spells a special token or a byte's name.
         pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizer,
@@ -85,33 +88,37 @@ def from_sentencepiece(
         )
     else:
         raise ValueError(f"model_type {model_type!r}: bpe or unigram")
-    made = Tokenizer(core)
-    made.normalizer = normalizers.Sequence([*_cleaning(), *_folding(lowercase, strip_accents), *_marking()])
-    made.pre_tokenizer = pre_tokenizer
-    made.decoder = decoders.Sequence(
+    tokenizer = Tokenizer(core)
+    tokenizer.normalizer = normalizers.Sequence([*_cleaning(), *_folding(lowercase, strip_accents), *_marking()])
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(WORD_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    made.post_processor = processors.TemplateProcessing(
+    add_special_tokens(tokenizer)
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=True) for word in WHOLE_WORDS])
+    return tokenizer
+
+
+def add_special_tokens(tokenizer: Tokenizer) -> None:
+    """Add SPECIAL_TOKENS, which must be ids 0..4, and the template of a text and a pair with them."""
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
     )
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    made.add_tokens([AddedToken(word, special=False, normalized=True) for word in WHOLE_WORDS])
-    return made
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
 
 
 def with_cleaning(content: bytes, *, remove_rt: bool = False) -> bytes:
-    """A tokenizer.json (from_sentencepiece's or data/wordpiece.py's) that cleans texts itself, as far as can be said.
+    """Return a tokenizer.json with the cleaning rules in it, for programs without data/cleaning.py.
 
-    For programs that know nothing of data/text.py; `remove_rt`: the word RT goes too, as in fine-tuning.
+    `remove_rt` removes the word RT too, as in fine-tuning.
     """
     spec = json.loads(content)
     normalizer = spec.get("normalizer") or {"type": "Sequence", "normalizers": []}
     steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
     ours = _as_json(_cleaning())
-    if steps[: len(ours)] != ours:  # word pieces: ▁ is a character like any other there,
-        # and control characters would join their neighbours.
+    if steps[: len(ours)] != ours:  # word pieces: ▁ is an ordinary character, and control characters would join words
         ours = ours[:-1] + _as_json([normalizers.Replace(Regex(f"{_SPACE}+"), " ")])
     if steps[: len(ours)] == ours:
         steps = steps[len(ours) :]
@@ -129,9 +136,9 @@ def _as_json(steps: list[Any]) -> list[dict[str, Any]]:
 
 
 def encodes_words_alone(spec: dict[str, Any]) -> bool:
-    """Whether the tokenizer of this tokenizer.json gives a text the ids of its words, one after another.
+    """Return whether the tokenizer of this tokenizer.json encodes a text as its words, one after another.
 
-    True of those made here and of BERT's WordPiece: normaliser and pre-tokeniser look at no neighbour across a space.
+    True for `from_sentencepiece` and BERT's WordPiece: no step depends on neighbours across a space.
     """
     normaliser, pre_tokenizer = spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}
     if normaliser.get("type") == "BertNormalizer":
@@ -143,7 +150,7 @@ def encodes_words_alone(spec: dict[str, Any]) -> bool:
 
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """Every split of every piece into two pieces, best piece first, the shorter left part first within a piece."""
+    """Every split of every piece into two pieces: best piece first, the shorter left part first within a piece."""
     return [
         (piece[:cut], piece[cut:])
         for piece in sorted(scores, key=lambda piece: -scores[piece])
@@ -153,10 +160,10 @@ def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def _cleaning() -> list[Any]:
-    """The steps of data/text.py's clean() that can be said here, in its order.
+    """The steps of data/cleaning.py's `clean` as normalisers, in its order.
 
-    The pre-tokeniser marks a text's start only where the first character is still the text's own: what replaces more
-    than one character there brings its space along.
+    The pre-tokeniser marks a text's start only where the first character is still the original one: a replacement of
+    several characters there includes a space.
     """
     return [
         normalizers.Replace(Regex(r"\A&(?=(?:lt|gt|quot|#39|amp);)"), " &"),
@@ -169,10 +176,10 @@ def _cleaning() -> list[Any]:
 
 
 def _folding(lowercase: bool, strip_accents: bool) -> list[Any]:
-    """Casing and accents; then single spaces, none at the end."""
+    """Casing and accents, then single spaces and none at the end."""
     steps: list[Any] = [normalizers.Lowercase()] if lowercase else []
     if strip_accents:  # ñ becomes n too, as in BERT's uncased models
-        # Marks that open a text would be removed from its start: see _cleaning.
+        # Combining marks at a text's start: see _cleaning.
         steps += [
             normalizers.Replace(Regex(r"\A\p{Mn}+"), " "),
             normalizers.NFD(),
@@ -183,7 +190,7 @@ def _folding(lowercase: bool, strip_accents: bool) -> list[Any]:
 
 
 def _marking() -> list[Any]:
-    """Spaces to word marks. The whole words are looked for before the pre-tokeniser marks the text's own start."""
+    """Spaces to word marks. Whole words are matched before the pre-tokeniser marks the text's start."""
     return [
         normalizers.Replace(" ", WORD_MARK),
         *(normalizers.Replace(Regex(rf"\A{word.removeprefix(WORD_MARK)}"), word) for word in WHOLE_WORDS),

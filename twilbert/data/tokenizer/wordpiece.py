@@ -1,23 +1,22 @@
-"""The released models' vocabulary: a file of BERT word pieces, one a line, as a tokenizer folder.
+"""Convert the released models' vocabulary, a file of BERT word pieces, to a tokenizer folder.
 
     vocab file ─ check ─▶ clean ▸ split CJK ▸ lower-case ▸ strip accents ▸ split punctuation ▸ longest match ─▶ folder
 
-BERT's own algorithm, by the `tokenizers` library. The released vocabulary marks with `##` the pieces that started a
-word where it came from, so it is the wrong way round, and a third of it (upper case, accents) can never be produced;
-the released models were trained with exactly this. Cleaning (data/text.py) stays outside tokenizer.json: what is in
-it must give the ids the models know, of any text.
+BERT's algorithm, by the `tokenizers` library. The released vocabulary marks the pieces that start a word with `##`, the
+wrong way round, and a third of it (upper case, accents) never occurs; the released models were trained with exactly
+this. Cleaning (data/cleaning.py) is not part of tokenizer.json, so that any text gets the ids of their training.
 """
 
 from __future__ import annotations
 
 import hashlib
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from twilbert import outputs, storage
 from twilbert.data.cleaning import CLEANING
 from twilbert.data.tokenizer import tokenizer as runtime
-from twilbert.data.tokenizer.sentencepiece import TOKENIZER_CONFIG
+from twilbert.data.tokenizer.sentencepiece import TOKENIZER_CONFIG, add_special_tokens
 from twilbert.errors import UsageError
 from twilbert.model.special_tokens import SPECIAL_TOKENS
 
@@ -27,7 +26,7 @@ LONGEST_WORD = 200  # characters; a longer word is [UNK]
 
 
 def read_vocabulary(path: str) -> list[str]:
-    """The entries of a vocabulary file in the order of their ids; UsageError naming the line that cannot be one."""
+    """Read the entries of a vocabulary file in the order of their ids; UsageError naming an invalid line."""
     path = storage.absolute(path)
     if not storage.exists(path) or storage.is_folder(path):
         raise UsageError(f"{path}: no such file; expected a vocabulary, one word piece a line")
@@ -53,9 +52,9 @@ def read_vocabulary(path: str) -> list[str]:
 
 
 def from_vocabulary(entries: list[str]) -> Tokenizer:
-    """The `tokenizers` tokenizer of a BERT vocabulary whose first five entries are the special tokens."""
+    """Return the tokenizer of a BERT vocabulary whose first five entries are the special tokens."""
     vocabulary = {entry: i for i, entry in enumerate(entries)}
-    made = Tokenizer(
+    tokenizer = Tokenizer(
         models.WordPiece(
             vocabulary,
             unk_token="[UNK]",
@@ -63,24 +62,19 @@ def from_vocabulary(entries: list[str]) -> Tokenizer:
             continuing_subword_prefix=CONTINUATION,
         )
     )
-    made.normalizer = normalizers.BertNormalizer(
+    tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
     )
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=False)
-    made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
-    )
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    return made
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=False)
+    add_special_tokens(tokenizer)
+    return tokenizer
 
 
 def save_wordpiece_folder(vocab_file: str, out: str) -> runtime.Tokenizer:
     """Write the tokenizer folder of a BERT vocabulary file, whole or not at all, and return its tokenizer.
 
-    UsageError when the file is no such vocabulary, or `out` holds something.
+    UsageError when the file is no such vocabulary, or `out` is not empty.
     """
     entries = read_vocabulary(vocab_file)
     content = from_vocabulary(entries).to_str(pretty=False).encode()
