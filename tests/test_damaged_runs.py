@@ -19,7 +19,7 @@ from twilbert.runs import main
 from twilbert.tracking import run_folder
 from twilbert.tracking.history import newest_run
 
-RECORDS = ("identity.json", "owner.json", "state.json", "recipe.yaml", "metrics.jsonl", "model/training.json")
+RECORDS = ("identity.json", "owner.json", "status.json", "recipe.yaml", "metrics.jsonl", "model/training.json")
 CONTENTS = (
     b"", b"\0" * 100, b"[]", b"[" * 5000, b"3", b"null", b'"text"', b"{}", b"\xff\xfe\x00", b'{"identity": []}',
     b'{"id": 1, "identity": {}}', b'{"token": {}}', b'{"state": "flying", "why": "", "driver": "mine"}', b"- 1\n- 2\n",
@@ -54,7 +54,7 @@ def test_whatever_one_record_holds_the_others_are_listed(victim, record, mutatio
     for number, content in enumerate(contents):
         (victim / record).write_bytes(content)
         if record.startswith("model/"):  # read where there is no record of the driver
-            (victim / "state.json").unlink(missing_ok=True)
+            (victim / "status.json").unlink(missing_ok=True)
         out, err = listed(victim.parent, capsys)
         assert "victim" in out or f"skipped: {victim / record}" in err, (record, content, err)
         if mutations > 3 or number % 8 == 0:

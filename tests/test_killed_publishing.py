@@ -37,7 +37,8 @@ def test_a_run_whose_driver_was_killed_after_publishing_is_finished(tmp_path):
     assert Pretraining.read(str(run)).state == "finished"
     assert Pretraining.read(str(left_by_a_killed_driver(tmp_path / "earlier", published=40))).state == "failed"
     run_folder.mark_finished(run_folder.RunFolder(str(run), "run", "01234567", {}))
-    assert json.loads(storage.read_bytes(str(run / "state.json"))) == {"state": "finished", "why": "", "driver": "mine"}
+    status = json.loads(storage.read_bytes(str(run / "status.json")))
+    assert status == {"state": "finished", "why": "", "driver": "mine"}
     assert not (run / ".ray").exists()
 
 
@@ -65,7 +66,7 @@ def test_killed_in_publishing_and_started_again(ray_local, tmp_path, when, capsy
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == -9, done.stderr
     assert (run / "model").exists() == (when == "after") and (run / ".ray").exists()
-    for file in (run / "state.json", run / "metrics.jsonl", run / "owner.json"):
+    for file in (run / "status.json", run / "metrics.jsonl", run / "owner.json"):
         os.utime(file, (time.time() - LOST,) * 2)
     assert Pretraining.read(str(run)).state == ("finished" if when == "after" else "failed")
 
@@ -75,7 +76,7 @@ def test_killed_in_publishing_and_started_again(ray_local, tmp_path, when, capsy
     assert ("already finished" if when == "after" else f"at step {STEPS}") in said
     assert storage.sha256_file(str(run / "metrics.jsonl")) == before, "nothing was trained"
     assert ModelFolder.open(str(run / "model")).load_pretrained()
-    assert json.loads(storage.read_bytes(str(run / "state.json")))["state"] == "finished"
+    assert json.loads(storage.read_bytes(str(run / "status.json")))["state"] == "finished"
     assert not list(run.glob(".*"))
 
 

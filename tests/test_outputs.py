@@ -23,7 +23,7 @@ from tests.test_runs import make_run, rows
 from twilbert import convert, evaluate, export, finetune, outputs, plan, predict, runs, sample, storage, tune, vocab
 from twilbert import prepare as prepare_verb
 from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
-from twilbert.errors import UsageError
+from twilbert.errors import TwilbertError, UsageError
 from twilbert.prepare import prepare, run_here
 from twilbert.tracking import run_folder
 
@@ -364,10 +364,46 @@ def test_a_run_does_not_settle_among_other_files(tmp_path):
     recipe = loading.build({"run": {"storage_path": str(tmp_path)}})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "recipe.yaml").write_text("mine")
-    with pytest.raises(UsageError, match=r"no run \(recipe.yaml\)"):
+    with pytest.raises(UsageError, match=r"not a run \(recipe.yaml\)"):
         run_folder.claim(recipe, "mine", {})
     assert (tmp_path / "mine" / "recipe.yaml").read_text() == "mine"
     assert os.listdir(tmp_path / "mine") == ["recipe.yaml"]  # noqa: PTH208
+
+
+def claim(folder: Path, **identity: object) -> outputs.Claim:
+    return outputs.Claim(str(folder), "a sweep", identity, "choose another --out")
+
+
+@pytest.mark.parametrize("record", ["begun.json", "begun.yaml"])
+def test_a_folder_is_resumed_by_the_same_identity_alone(record, tmp_path):
+    out, same = tmp_path / "out", {"training": {"epochs": 3, "seed": None}, "tasks": ["a"]}
+    claim(out, **same).begin(record)
+    claim(out, **same | {"new setting": None}).begin(record)
+    other = {"training": {"epochs": 4}, "tasks": [], "data": "f00d"}
+    with pytest.raises(UsageError) as refused:
+        claim(out, **other).begin(record)
+    assert str(refused.value) == (
+        f"{out}: holds a sweep with other settings or data:\n  data: was unset, now f00d\n  tasks: was ['a'], now []\n"
+        "  training.epochs: was 3, now 4\n  choose another --out"
+    )
+    (out / record).write_text("[]\n")
+    with pytest.raises(TwilbertError, match=rf"{out / record}: not the settings of a sweep"):
+        claim(out, **same).begin(record)
+    (out / record).rename(out / "notes")
+    with pytest.raises(UsageError, match=r"not a sweep \(notes\); choose another --out"):
+        claim(out, **same).begin(record)
+
+
+def test_two_commands_do_not_work_in_one_folder_and_an_interrupted_one_leaves_no_new_folder(tmp_path):
+    out = claim(tmp_path / "out")
+    with out.held(lambda: True), pytest.raises(UsageError, match="another command works there"), out.held(lambda: True):
+        raise AssertionError("held twice")
+    for has_results in (True, False):
+        new = tmp_path / f"new {has_results}"
+        with pytest.raises(KeyboardInterrupt), claim(new).held(lambda has=has_results: has):
+            claim(new).begin("begun.json")
+            raise KeyboardInterrupt
+        assert new.exists() == has_results
 
 
 def test_a_vocabulary_folder_is_not_replaced(tmp_path):

@@ -20,7 +20,7 @@ from twilbert.recipe.pretraining import run_identity
 from twilbert.runs import main
 from twilbert.tracking import history, page, run_folder
 from twilbert.tracking.history import Pretraining
-from twilbert.tracking.run_folder import STATE_FILE, Heartbeat, Status
+from twilbert.tracking.run_folder import STATUS_FILE, Heartbeat, Status
 
 LOST = 3600.0  # seconds without a heartbeat after which a run counts as lost
 
@@ -45,7 +45,7 @@ def make_run(folder: Path, *overrides: str, metrics: list[dict[str, Any]], state
     (folder / "recipe.yaml").write_text(loading.dump(recipe))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     if state:
-        storage.write_json_atomic(str(folder / STATE_FILE), {"state": state, "why": "", "driver": "mine"})
+        storage.write_json_atomic(str(folder / STATUS_FILE), {"state": state, "why": "", "driver": "mine"})
     for file in folder.iterdir():
         os.utime(file, (time.time() - age,) * 2)
     return folder
@@ -96,7 +96,7 @@ def claimed(folder: Path) -> run_folder.RunFolder:
 
 def test_a_driver_sends_heartbeats_until_its_end(tmp_path):
     run = claimed(tmp_path / "run")
-    sign = tmp_path / "run" / STATE_FILE
+    sign = tmp_path / "run" / STATUS_FILE
     with Heartbeat(run, every=0.01) as heartbeat:
         assert state_of(tmp_path / "run") == "running"
         os.utime(sign, (0, 0))
@@ -107,6 +107,8 @@ def test_a_driver_sends_heartbeats_until_its_end(tmp_path):
     with Heartbeat(run) as heartbeat:
         heartbeat.end("training.max_time reached")
     assert Pretraining.read(run.path).status.why == "training.max_time reached"
+    sign.rename(sign.with_name("state.json"))  # as version 0.2 named it
+    assert state_of(tmp_path / "run") == "stopped"
     with pytest.raises(KeyboardInterrupt), Heartbeat(run):
         raise KeyboardInterrupt
     assert state_of(tmp_path / "run") == "stopped"
@@ -120,17 +122,17 @@ def test_a_driver_that_has_lost_its_run_to_another_writes_no_more(tmp_path):
     run = claimed(tmp_path / "run")
     with pytest.raises(TwilbertError, match="gives way"), Heartbeat(run):
         storage.write_json_atomic(str(tmp_path / "run" / "owner.json"), {"token": "a newer driver's"})
-        (tmp_path / "run" / STATE_FILE).unlink()
+        (tmp_path / "run" / STATUS_FILE).unlink()
         run.check_owner()
-    assert not (tmp_path / "run" / STATE_FILE).exists()
+    assert not (tmp_path / "run" / STATUS_FILE).exists()
 
 
 def test_a_heartbeat_that_cannot_be_written_ends_no_training(tmp_path, capsys):
     run = claimed(tmp_path / "run")
-    (tmp_path / "run" / STATE_FILE).mkdir()
+    (tmp_path / "run" / STATUS_FILE).mkdir()
     with Heartbeat(run) as heartbeat:
         heartbeat.end("")
-    assert f"{STATE_FILE} could not be written" in capsys.readouterr().err
+    assert f"{STATUS_FILE} could not be written" in capsys.readouterr().err
 
 
 # ---- curves --------------------------------------------------------------------------------------------------------
@@ -310,5 +312,5 @@ def test_a_real_runs_series_all_have_their_place_on_the_page(trained):
     assert "Further" not in text, "a series that the page does not know"
     for part in ("Trust ratio, median", "pkm/layer_1_used", "Update norm", "Skipped steps", "finished at step 6"):
         assert part in text
-    record = json.loads(Path(trained.path, STATE_FILE).read_text())
+    record = json.loads(Path(trained.path, STATUS_FILE).read_text())
     assert record["state"] == "finished" and not {"host", "user", "pid"} & record.keys()

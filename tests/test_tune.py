@@ -122,7 +122,7 @@ def test_search_runs_without_the_test_file_and_final_scoring_needs_it(ray_local,
     """The validator looks at test at the start; then the file is away until every trial is over."""
     recipe, out = resolved(tmp_path), str(tmp_path / "out")
     made = sweep.studies(recipe, out)
-    sweep.claim(recipe, out)
+    sweep.claim(recipe, out).begin(sweep.SWEEP)
     test = tmp_path / "data" / "test.tsv"
     content = test.read_bytes()
     test.unlink()
@@ -142,7 +142,7 @@ def test_a_best_trial_whose_weights_are_damaged_is_named_and_trained_again(ray_l
     """Before test is read; the other trial is over and stays so."""
     recipe, out = resolved(tmp_path), str(tmp_path / "out")
     made = sweep.studies(recipe, out)
-    sweep.claim(recipe, out)
+    sweep.claim(recipe, out).begin(sweep.SWEEP)
     test = tmp_path / "data" / "test.tsv"
     content = test.read_bytes()
     test.unlink()
@@ -194,7 +194,7 @@ def test_a_sweep_over_tasks_and_models_loses_no_trial_when_a_process_is_killed(r
             assert history_of(out, study["study"], trial["trial"]) == [e[1] for e in trial["evaluations"]]
 
     assert tune.search(recipe, out)["studies"] == studies, "a finished sweep is read, not run again"
-    with pytest.raises(UsageError, match="search: "):
+    with pytest.raises(UsageError, match=r"search\.trials: was 2, now 3"):
         tune.run(recipe.model_copy(update={"search": recipes.Search(trials=3)}), out)
 
 

@@ -7,27 +7,33 @@ The new folder stands whole beside the old one before they change places.
 
 A single file is replaced with --overwrite. Without it only where the same command wrote it, which pages, JSON and
 pictures say in their first bytes (`marks`). An input is never replaced.
+
+A folder that a long command fills (a run, a fine-tuning, a sweep) is claimed by it (`Claim`): the same command resumes
+it, one with other settings or data is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
-from twilbert import storage
+from twilbert import cli, storage
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.parsing import read_record
+from twilbert.parsing import dump_yaml, read_record, read_yaml
 
 RECORD = ".twilbert.json"
 _SHOWN = 3  # strangers' files that a refusal names
+_SHOWN_CHANGES = 8
 _HEAD = 4096  # bytes of a file in which its mark stands
 
 
@@ -173,6 +179,107 @@ def shown(names: Sequence[str]) -> str:
     """The first of many names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+# ---- folders that a command claims and resumes ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The claim of a command on the folder that it fills: new, or begun by the same command with the same identity."""
+
+    path: str
+    kind: str
+    """What it fills the folder with, as messages name it: a run, a fine-tuning, a sweep."""
+    identity: Mapping[str, Any]
+    """What decides the results, as JSON: settings and fingerprints of the data, nested or by dotted keys."""
+    remedy: str
+    """What a user can do where the folder cannot be had."""
+
+    def require_same(self, before: Mapping[str, Any]) -> None:
+        """UsageError that lists the differences where the folder was begun with another identity."""
+        lines = differences(before, self.identity)
+        if len(lines) > _SHOWN_CHANGES:
+            lines = [*lines[:_SHOWN_CHANGES], f"and {len(lines) - _SHOWN_CHANGES} more"]
+        if lines:
+            listed = "".join(f"  {line}\n" for line in lines)
+            raise UsageError(f"{self.path}: holds {self.kind} with other settings or data:\n{listed}  {self.remedy}")
+
+    def require_new(self) -> None:
+        """UsageError where there is a file, or a folder with something in it."""
+        self._require_folder()
+        if names := [name for name in storage.list_dir(self.path) if not storage.is_temporary(name)]:
+            what = f"already holds something that is not {self.kind} ({shown(names)})"
+            raise UsageError(f"{self.path}: {what}; {self.remedy}")
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """Return the identity in the folder's file `name` (JSON, or YAML); None where it was not begun."""
+        file = storage.join(self.path, name)
+        if not storage.exists(file):
+            return None
+        before = read_yaml(file) if name.endswith(".yaml") else read_record(file, object)
+        if not isinstance(before, dict):
+            raise TwilbertError(f"{file}: not the settings of {self.kind}; the file is damaged: restore it")
+        before.pop("twilbert", None)  # version 0.2 wrote its number; a later one resumes
+        return before
+
+    def begin(self, name: str) -> None:
+        """Write the identity to the file `name` of a new folder, or resume; UsageError as above."""
+        before = self.record(name)
+        self.require_new() if before is None else self.require_same(before)
+        storage.probe_write(self.path)
+        if before is not None:
+            return
+        file, identity = storage.join(self.path, name), dict(self.identity)
+        if name.endswith(".yaml"):
+            storage.write_bytes_atomic(file, dump_yaml(identity).encode())
+        else:
+            storage.write_json_atomic(file, identity)
+
+    @contextlib.contextmanager
+    def held(self, has_results: Callable[[], bool], *, alone: bool = True) -> Iterator[None]:
+        """Remove a folder that was new again where the body is interrupted before it `has_results`.
+
+        With `alone`, UsageError where another command of this machine works in the folder (object stores, and mounts
+        without locks, cannot say so). The lock ends with the process.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(storage.undone_if_interrupted(self.path, has_results))
+            if alone and storage.is_local(self.path):
+                self._require_folder()
+                storage.make_dir(self.path)
+                descriptor = os.open(storage.absolute(self.path), os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, descriptor)
+                self._lock(descriptor)
+            yield
+
+    def _require_folder(self) -> None:
+        if storage.exists(self.path) and not storage.is_folder(self.path):
+            raise UsageError(f"{self.path}: a file; {self.remedy}")
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{self.path}: another command works there; let it end, or {self.remedy}") from error
+        except OSError as error:
+            cli.say(f"{self.path}: cannot be locked ({error.strerror}); start no second command there meanwhile")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return `dotted.key: was X, now Y` for every setting that differs; what is absent is the same as null."""
+    lines = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += [f"{key}.{line}" for line in differences(old, new)]
+        elif old != new:
+            lines.append(f"{key}: was {_value(old)}, now {_value(new)}")
+    return lines
+
+
+def _value(value: Any) -> str:
+    return "unset" if value is None else f"{value!s:.200}"
 
 
 # ---- single files --------------------------------------------------------------------------------------------------

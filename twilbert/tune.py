@@ -27,7 +27,7 @@ def run(
     run(tasks=["stance17"], models=["runs/a"], search__trials=8). As with the command, the same sweep goes on, and a
     finished one is read. `trust_remote_code`: as for `twilbert.load`.
     """
-    from twilbert.tuning import sweep as history
+    from twilbert.tuning import sweep
 
     settings = loading.as_overrides(overrides)
     if isinstance(recipe, str):
@@ -36,22 +36,15 @@ def run(
         values = recipe.model_dump(mode="json") if isinstance(recipe, TuneRecipe) else dict(recipe)
         resolved = recipes.build(values, settings)
     results = search(resolved, out, trust_remote_code)
-    return history.of_results(results["out"], results)
+    return sweep.of_results(results["out"], results)
 
 
 def search(recipe: TuneRecipe, out: str | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
     """Sweep as the recipe says, in the folder `out`; what results.json holds, and "out". A finished one is read."""
     from twilbert.tuning import sweep
-    from twilbert.tuning import sweep as history
 
     recipe = sweep.resolve(recipe)
     out = storage.absolute(out) if out else sweep.default_out(recipe)
-    if storage.exists(storage.join(out, sweep.RESULTS)):
-        sweep.claim(recipe, out)
-        results = history.read_results(storage.join(out, sweep.RESULTS))
-        if all(study["dev"] for study in results["studies"]):  # else it failed, and does so again
-            cli.say(f"{out}: this sweep is finished; these are its results")
-            return results | {"out": out}
     return sweep.run(recipe, out, trust_remote_code) | {"out": out}
 
 

@@ -131,21 +131,21 @@ def test_nothing_goes_on_beside_other_settings_data_or_weights(world, tmp_path, 
     task, out = world[0], tmp_path / "out"
     trainings.of(recipe(world), out, dies=1)
     faster = recipe(world, "training.learning_rate=0.02")
-    with pytest.raises(UsageError, match=r"other settings \(training.learning_rate: 0.01 → 0.02\); choose another"):
+    with pytest.raises(UsageError, match=r"data:\n  training.learning_rate: was 0.01, now 0.02\n  choose"):
         finetune.run(faster, str(out))
     train = Path(task).with_name("train.tsv")
     before = train.read_text()
     train.write_text(before.replace("\tN\n", "\tP\n", 1))
-    with pytest.raises(UsageError, match="train and dev as encoded have changed"):
+    with pytest.raises(UsageError, match="train and dev as encoded: was"):
         finetune.run(recipe(world), str(out))
     train.write_text(before)
     (tmp_path / "other").mkdir()
     other = make_base(tmp_path / "other")
     _redraw(other)
-    with pytest.raises(UsageError, match=r"model: .* the model's weights have changed"):
+    with pytest.raises(UsageError, match=r"(?s)  model: .*  the model's weights: was"):
         finetune.run(recipe((task, other)), str(out))
     assert trainings.of(faster, out, overwrite=True) == [0, 1, 2]
-    with pytest.raises(UsageError, match=r"learning_rate: 0\.02 → 0\.01"):  # finished, with the other rate
+    with pytest.raises(UsageError, match=r"learning_rate: was 0\.02, now 0\.01"):  # finished, with the other rate
         finetune.run(recipe(world), str(out))
 
 
@@ -161,7 +161,7 @@ def test_a_fine_tuning_is_replaced_when_the_new_one_stands_and_only_where_all_in
         (place / "notes").write_text("mine")
         with pytest.raises(UsageError, match=r"did not write \(.*notes\); choose another --out$"):
             finetune.run(recipe(world), str(out), overwrite=True)
-        with pytest.raises(UsageError, match=r"other settings .*; choose another --out$"):
+        with pytest.raises(UsageError, match=r"(?s)other settings.*  choose another --out$"):
             finetune.run(recipe(world), str(out))
         (place / "notes").unlink()
     with pytest.raises(UsageError, match="which this command reads"):
@@ -174,14 +174,6 @@ def _redraw(folder: str) -> None:
 
     path = f"{folder}/model.safetensors"
     save_file({name: values + 1 for name, values in load_file(path).items()}, path, metadata={"format": "pt"})
-
-
-def test_two_commands_do_not_work_in_one_folder(tmp_path):
-    out = str(tmp_path / "out")
-    with resume.held(out), pytest.raises(UsageError, match="another command works there"), resume.held(out):
-        raise AssertionError("held twice")
-    with resume.held(out):
-        pass
 
 
 @pytest.mark.slow

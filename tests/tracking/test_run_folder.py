@@ -61,7 +61,8 @@ def test_another_identity_is_refused_with_every_difference_and_both_remedies(tmp
     assert caught.value.exit_code == 2
     assert "training.seed: was 0, now 5" in message
     assert "data.corpus: was c0ffee, now bada55" in message
-    assert "training.schedule_steps: was 20, now 40; give training.schedule_steps its old value" in message
+    assert "training.schedule_steps: was 20, now 40" in message
+    assert "to train longer give training.schedule_steps its old value" in message
     assert "run.name=NAME" in message
     assert "undo these changes" in message
     assert storage.read_bytes(str(tmp_path / "r" / "recipe.yaml")) == before, "the refused run is untouched"

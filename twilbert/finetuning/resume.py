@@ -10,10 +10,8 @@ Once results.json is there, the weights of the seeds are removed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,16 +25,16 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from twilbert import __version__, cli, outputs, storage
+from twilbert import cli, outputs, storage
 from twilbert.data import checksums
 from twilbert.devices import find_device
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetuning.data import TaskData
 from twilbert.finetuning.encoders import Base, sha256_of
 from twilbert.finetuning.train import Evaluation, Outcome, resolve_precision
-from twilbert.parsing import read_record
 from twilbert.recipe.finetuning import FinetuneRecipe
 from twilbert.tasks.task import Task
+from twilbert.tracking.metrics import METRICS_FILE
 
 STARTED = "started.json"
 NEW = ".new"  # of the folder beside OUT that replaces it
@@ -75,13 +73,12 @@ def identity(recipe: FinetuneRecipe, task: Task, base: Base, data: TaskData) -> 
         "the model's weights": base.digest(),
         "the device": device.type,
         "the precision": resolve_precision(recipe.training, device),
-        "twilbert": __version__,
     }
 
 
 @contextlib.contextmanager
-def place(out: str, now: Mapping[str, Any], reads: Sequence[str], *, overwrite: bool) -> Iterator[str]:
-    """Where the fine-tuning of identity `now` works, for it alone: OUT, or OUT.new, which takes its place at the end.
+def claimed(out: str, identity: Mapping[str, Any], reads: Sequence[str], *, overwrite: bool) -> Iterator[str]:
+    """Yield the folder in which the fine-tuning works, for it alone: OUT, or OUT.new, which replaces OUT at the end.
 
     UsageError where OUT holds something else and not `overwrite`, or something that may not be replaced: not written
     by a fine-tuning, or with one of `reads` in it.
@@ -90,13 +87,14 @@ def place(out: str, now: Mapping[str, Any], reads: Sequence[str], *, overwrite: 
     if overwrite and storage.is_folder(out) and storage.list_dir(out):
         _check_replaceable(out, reads)
         work = out + NEW if storage.is_local(out) else out
-    with held(work):
-        if overwrite and storage.exists(storage.join(work, STARTED)) and (work == out or _other(work, now)):
+    claim = outputs.Claim(work, "a fine-tuning", identity, _remedy(out, reads))
+    with claim.held(lambda: not storage.is_local(work) or _has_trained(work)):
+        before = claim.record(STARTED)
+        if overwrite and before is not None and (work == out or outputs.differences(before, identity)):
             _check_replaceable(work, reads)
             for name in sorted(storage.list_dir(work), key=lambda name: name == STARTED):
                 storage.delete(storage.join(work, name))
-        storage.probe_write(work)
-        start(work, now, reads)
+        claim.begin(STARTED)
         yield work
         if work != out:
             _check_replaceable(out, reads)
@@ -104,6 +102,14 @@ def place(out: str, now: Mapping[str, Any], reads: Sequence[str], *, overwrite: 
             with storage.temporary(target, folder=True) as new:
                 Path(work).rename(new)
                 storage.replace_folder(new, target)
+
+
+def _remedy(out: str, reads: Sequence[str]) -> str:
+    if storage.exists(storage.join(out, STARTED)):
+        with contextlib.suppress(UsageError):
+            _check_replaceable(out, reads)
+            return "choose another --out, or --overwrite it"
+    return "choose another --out"
 
 
 def _check_replaceable(out: str, reads: Sequence[str]) -> None:
@@ -118,37 +124,8 @@ def _check_replaceable(out: str, reads: Sequence[str]) -> None:
         raise UsageError(f"{out}: holds something that finetune did not write{named}; choose another --out")
 
 
-def _other(out: str, now: Mapping[str, Any]) -> bool:
-    before = read_record(storage.join(out, STARTED), dict[str, Any])
-    return any(before.get(key) != now[key] for key in now)
-
-
-def start(out: str, now: Mapping[str, Any], reads: Sequence[str] = ()) -> None:
-    """Write down what decides the results in OUT; UsageError where something else is being made, or was made, there."""
-    path = storage.join(out, STARTED)
-    if not storage.exists(path):
-        if storage.list_dir(out):
-            raise UsageError(f"{out}: already holds something; choose another --out")
-        storage.write_json_atomic(path, now)
-        return
-    before = read_record(path, dict[str, Any])
-    changed = [key for key in now if before.get(key) != now[key]]
-    if changed:
-        differences = "; ".join(_change(key, before.get(key), now[key]) for key in changed)
-        remedy = "choose another --out, or --overwrite it"
-        try:
-            _check_replaceable(out, reads)
-        except UsageError:
-            remedy = "choose another --out"
-        raise UsageError(f"{out}: holds a fine-tuning with other settings ({differences:.600}); {remedy}")
-
-
-def _change(key: str, before: Any, now: Any) -> str:
-    if isinstance(now, dict) and isinstance(before, dict):
-        return "; ".join(_change(f"{key}.{k}", before.get(k), now[k]) for k in now if before.get(k) != now[k])
-    if key in ("train and dev as encoded", "the model's weights"):
-        return f"{key} have changed"
-    return f"{key}: {before!r} → {now!r}"
+def _has_trained(out: str) -> bool:
+    return any(path.stat().st_size for path in Path(out).rglob(METRICS_FILE))
 
 
 def write_seed(folder: str, outcome: Outcome) -> None:
@@ -203,40 +180,3 @@ def read_weights(path: str) -> tuple[np.ndarray, dict[str, Tensor]]:
 
 def _sum(tensors: Mapping[str, Tensor]) -> str:
     return sha256_of(*itertools.chain(*((name, tensors[name].numpy()) for name in sorted(tensors))))
-
-
-@contextlib.contextmanager
-def held(out: str) -> Iterator[None]:
-    """No other command works in the folder `out` meanwhile; UsageError where one does. Ends with the process.
-
-    On object stores, and mounts that know no locks, nothing is held. A folder that was made for a command is removed
-    when that is interrupted before any training has looked at dev.
-    """
-    if storage.exists(out) and not storage.is_folder(out):
-        raise UsageError(f"{out}: a file; choose another --out")
-    if not storage.is_local(out):
-        yield
-        return
-    with storage.undone_if_interrupted(out, lambda: _has_trained(out)), _locked(out):
-        yield
-
-
-def _has_trained(out: str) -> bool:
-    logs = [path for name in ("metrics.jsonl", "evaluations.json") for path in Path(out).rglob(name)]
-    return any(path.stat().st_size > len("[]\n") for path in logs)
-
-
-@contextlib.contextmanager
-def _locked(out: str) -> Iterator[None]:
-    storage.make_dir(out)
-    folder = os.open(storage.absolute(out), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"{out}: another command works there; let it end, or choose another --out") from error
-        except OSError as error:
-            cli.say(f"{out}: cannot be locked ({error.strerror}); start no second command there meanwhile")
-        yield
-    finally:
-        os.close(folder)

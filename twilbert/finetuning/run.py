@@ -80,10 +80,10 @@ def finetune(
     again. One that is finished is read.
     """
     prepared = prepare(recipe, trust_remote_code=trust_remote_code)
-    now = resume.identity(recipe, prepared.task, prepared.base, prepared.data)
+    identity = resume.identity(recipe, prepared.task, prepared.base, prepared.data)
     task = prepared.task
     reads = filter(None, [recipe.task, prepared.base.name, *map(task.path, ("train", "dev", "test"))])
-    with resume.place(out, now, list(reads), overwrite=overwrite) as out:
+    with resume.claimed(out, identity, list(reads), overwrite=overwrite) as out:
         if storage.exists(storage.join(out, RESULTS)):
             cli.say(f"{out}: this fine-tuning is finished; these are its results")
             results = read_results(out)

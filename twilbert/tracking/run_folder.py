@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 from twilbert import cli, outputs, storage
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import TwilbertError
 from twilbert.parsing import read_record
 from twilbert.recipe import loading
 from twilbert.recipe.pretraining import Recipe
 
 State = Literal["running", "finished", "stopped", "failed"]
-STATE_FILE = "state.json"
+STATUS_FILE = "status.json"
+_STATUS_FILE_BEFORE = "state.json"  # of version 0.2: the name of a checkpoint's file too
 _BEAT_S = 30.0
 _SILENT_S = 5 * _BEAT_S  # a full disk queue or a short network outage must not count as a death
 
@@ -39,7 +40,7 @@ class Status:
 
 @dataclass(frozen=True)
 class _Record:
-    """state.json."""
+    """status.json."""
 
     state: State
     why: str
@@ -48,7 +49,7 @@ class _Record:
 
 
 class Heartbeat:
-    """Keeps state.json up to date during training: `with Heartbeat(run) as heartbeat: …; heartbeat.end(reason)`."""
+    """Keeps status.json up to date during training: `with Heartbeat(run) as heartbeat: …; heartbeat.end(reason)`."""
 
     def __init__(self, run: RunFolder, every: float = _BEAT_S) -> None:
         self._run, self._every = run, every
@@ -80,13 +81,13 @@ class Heartbeat:
 
 
 def _write_status(run: RunFolder, status: Status) -> None:
-    """Write state.json, unless another driver has taken the run over; a failure is reported and stops nothing."""
+    """Write status.json, unless another driver has taken the run over; a failure is reported and stops nothing."""
     try:
         if run.is_ours():
             record = asdict(_Record(status.state, status.why, run.token))
-            storage.write_json_atomic(storage.join(run.path, STATE_FILE), record)
+            storage.write_json_atomic(storage.join(run.path, STATUS_FILE), record)
     except (OSError, TwilbertError) as error:
-        cli.say(f"the run's {STATE_FILE} could not be written: {error}")
+        cli.say(f"the run's {STATUS_FILE} could not be written: {error}")
 
 
 def mark_finished(run: RunFolder) -> None:
@@ -106,9 +107,11 @@ def read_status(path: str, *, last_step: int, max_steps: int, hang_timeout: floa
     """Return the status of the run at `path`.
 
     `last_step` of its metrics, `max_steps` of its recipe and `hang_timeout` (minutes) decide for folders without a
-    state.json of their last driver: older runs, and runs that are just starting.
+    status.json of their last driver: older runs, and runs that are just starting.
     """
-    record, owner = storage.join(path, STATE_FILE), storage.join(path, OWNER)
+    record, owner = storage.join(path, STATUS_FILE), storage.join(path, OWNER)
+    if not storage.exists(record):
+        record = storage.join(path, _STATUS_FILE_BEFORE)
     if storage.exists(record):
         written = read_record(record, _Record)
         if not storage.exists(owner) or read_record(owner, Owner).token == written.driver:
@@ -145,7 +148,8 @@ def _span(seconds: float) -> str:
 IDENTITY = "identity.json"
 OWNER = "owner.json"
 RAY_FOLDER = ".ray"  # Ray Train's own files, of no use once it has ended
-_SHOWN = 8  # differences named in a refusal
+_REMEDY = "start it under another name with run.name=NAME"
+_SCHEDULE_STEPS = "training.schedule_steps"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
 PUBLISHED = "training.json"  # in the model folder: which checkpoint it is, and how far the run had come
 
@@ -248,13 +252,10 @@ def find(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder | Non
     if not storage.exists(record):
         return None
     held = read_record(record, Identity)
-    differences = _differences(held.identity, identity)
-    if differences:
-        raise UsageError(
-            f"run {name} at {path} was started with another recipe or other data:\n"
-            + "\n".join(f"  {line}" for line in differences)
-            + "\n  start it under another name with run.name=NAME, or undo these changes to resume it"
-        )
+    remedy = f"{_REMEDY}, or undo these changes to resume it"
+    if held.identity.get(_SCHEDULE_STEPS) != identity.get(_SCHEDULE_STEPS):
+        remedy += f"; to train longer give {_SCHEDULE_STEPS} its old value"
+    outputs.Claim(path, "a run", identity, remedy).require_same(held.identity)
     return RunFolder(path, name, held.id, held.identity)
 
 
@@ -263,10 +264,7 @@ def claim(recipe: Recipe, name: str, identity: dict[str, Any]) -> RunFolder:
     run = find(recipe, name, identity)
     if run is None:
         run = RunFolder(storage.join(recipe.run.storage_path, name), name, uuid.uuid4().hex[:8], identity)
-        there = storage.list_dir(run.path) if storage.is_folder(run.path) else [name] * storage.exists(run.path)
-        if strangers := [file for file in there if not storage.is_temporary(file)]:
-            what = f"already holds something that is no run ({outputs.shown(strangers)})"
-            raise UsageError(f"{run.path}: {what}; start it under another name with run.name=NAME")
+        outputs.Claim(run.path, "a run", identity, _REMEDY).require_new()
         storage.write_json_atomic(storage.join(run.path, IDENTITY), {"id": run.id, "identity": identity})
     run = replace(run, token=uuid.uuid4().hex)
     storage.write_json_atomic(storage.join(run.path, OWNER), {"token": run.token})
@@ -283,16 +281,6 @@ def claimed(recipe: Recipe, name: str, identity: dict[str, Any]) -> Iterator[Run
     def stays() -> bool:
         return (run is not None and not run.is_ours()) or any("checkpoint-" in name for name in storage.list_dir(path))
 
-    with storage.undone_if_interrupted(path, stays):
+    with outputs.Claim(path, "a run", identity, _REMEDY).held(stays, alone=False):  # a later driver takes it over
         run = claim(recipe, name, identity)
         yield run
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key, "absent"), new.get(key, "absent")
-        if before != after:
-            remedy = "; give training.schedule_steps its old value" if key == "training.schedule_steps" else ""
-            lines.append(f"{key}: was {before!s:.200}, now {after}{remedy}")
-    return [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else lines

@@ -12,16 +12,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from twilbert import __version__, cli, storage
+from twilbert import __version__, cli, outputs, storage
 from twilbert.cluster import ray_session
 from twilbert.cluster.joining import wait_for_room
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.finetuning import resume
 from twilbert.finetuning.data import task_faults
 from twilbert.finetuning.encoders import Base, RivalBase, load_base, short_name
 from twilbert.finetuning.run import Prepared, prepare
 from twilbert.finetuning.test_scores import Scores
-from twilbert.parsing import dump_yaml, read_checked, read_yaml
+from twilbert.parsing import read_checked
 from twilbert.recipe import loading, search_space
 from twilbert.recipe.tuning import TuneRecipe
 from twilbert.report.html import Page
@@ -204,32 +203,29 @@ def _labels(models: Sequence[str]) -> dict[str, str]:
     return labels
 
 
-def claim(recipe: TuneRecipe, out: str) -> None:
-    """A new folder, or that of the same sweep to go on with; UsageError where OUT holds another."""
-    written = storage.join(out, SWEEP)
-    if storage.exists(written):
-        before = read_yaml(written)
-        now = recipe.identity()
-        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-        if changed:
-            told = "; ".join(f"{key}: {before.get(key)!r} → {now.get(key)!r}" for key in changed)
-            raise UsageError(f"{out}: holds a sweep with other settings ({told:.600}); choose another --out")
-        return
-    if storage.exists(out) and storage.list_dir(out):
-        raise UsageError(f"{out}: already holds something else; choose another --out")
-    storage.probe_write(out)
-    storage.write_bytes_atomic(written, dump_yaml(recipe.identity()).encode())
+def claim(recipe: TuneRecipe, out: str) -> outputs.Claim:
+    """Return the claim of a resolved recipe on its folder; the record is SWEEP."""
+    return outputs.Claim(out, "a sweep", recipe.identity(), "choose another --out")
 
 
 def run(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> dict[str, Any]:
     """Search and final scoring of a resolved recipe in OUT; returns what OUT/results.json holds.
 
-    Interrupted where the user ended it; the same call goes on. TwilbertError where a study came to nothing.
+    A finished sweep is read. Interrupted where the user ended it; the same call goes on. TwilbertError where a study
+    came to nothing.
     """
+    folder, results = claim(recipe, out), storage.join(out, RESULTS)
+    if (before := folder.record(SWEEP)) is not None and storage.exists(results):
+        folder.require_same(before)
+        finished = read_results(results)
+        if all(study["dev"] for study in finished["studies"]):  # else it failed, and does so again
+            cli.say(f"{out}: this sweep is finished; these are its results")
+            return finished
     made = studies(recipe, out, trust_remote_code)
+    plans = [plan for study in made for plan in study.plans]
     threads = recipe.cluster.cpus_per_trial
-    with resume.held(out):
-        claim(recipe, out)
+    with folder.held(lambda: any(records.read(plan.folder).evaluations for plan in plans)):
+        folder.begin(SWEEP)
         with ray_session.ensure_ray(max(recipe.cluster.num_cpus or 0, threads), recipe.cluster.address):
             found = search_and_score(recipe, made, out)
         return _write(recipe, made, found, out)
