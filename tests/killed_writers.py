@@ -1,7 +1,7 @@
 """Kills commands that replace their output, at random moments, and counts what is then there: python FILE HOME TIMES.
 
-HOME: the folder of tests/test_outputs.py's world. Every command has two settings, so that old and new can be told
-apart; its output must be one of the two, and after it has once ended nothing else may be left beside it.
+HOME: the folder of tests/test_outputs.py's world. Every command has two settings, so that old and new can be
+told apart; its output must be one of the two, and after it has once ended nothing else may be left beside it.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def works(home: Path) -> dict[str, Work]:
 
 
 def digest(folder: Path) -> str:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        found.update(f"{path.relative_to(folder)}".encode())
-        found.update(path.read_bytes() if path.is_file() else b"/")
-    return found.hexdigest()
+        sha256.update(f"{path.relative_to(folder)}".encode())
+        sha256.update(path.read_bytes() if path.is_file() else b"/")
+    return sha256.hexdigest()
 
 
 def child(work: Work, setting: int, out: Path) -> int:
@@ -103,7 +103,7 @@ def attack(work: Work, out: Path, times: int) -> dict[str, int]:
         known.append(digest(out))
     assert known[0] != known[1]
     rng, now = random.Random(0), 1
-    counts = {"old": 0, "new": 0, "other": 0, "hidden folders seen": 0}
+    counts = {"old": 0, "new": 0, "other": 0, "hidden folders": 0}
     for _ in range(times):
         pid, began, until = child(work, 1 - now, out), time.monotonic(), rng.uniform(0, 1.05 * seconds)
         while (waited := time.monotonic() - began) < until:
@@ -113,10 +113,10 @@ def attack(work: Work, out: Path, times: int) -> dict[str, int]:
             time.sleep(0.0005)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        found = digest(out)
-        what = "old" if found == known[now] else "new" if found == known[1 - now] else "other"
+        content = digest(out)
+        what = "old" if content == known[now] else "new" if content == known[1 - now] else "other"
         counts[what] += 1
-        counts["hidden folders seen"] += any(path.name.startswith(".") for path in out.parent.iterdir())
+        counts["hidden folders"] += any(path.name.startswith(".") for path in out.parent.iterdir())
         if what == "new":
             now = 1 - now
     assert os.waitstatus_to_exitcode(os.waitpid(child(work, 0, out), 0)[1]) == 0

@@ -31,18 +31,18 @@ def make_base(folder: Path) -> str:
 def write_marked_task(
     folder: Path, *, rows: int = 192, problem: str = "single_label_classification", two: bool = False, **settings
 ) -> str:
-    """A task file and its data: a text's label is told by one of its words (where there are two: the second's)."""
+    """A task file and its data: a mark among a text's words decides its label (with two texts: the second's)."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     for split, count in (("train", rows), ("dev", 32), ("test", 32)):
         lines = ["\t".join(["ID", "TEXT", *(["NEXT"] if two else []), "CLASS"])]
         for i in range(count):
             text = [f"w{rng.randrange(40)}" for _ in range(rng.randrange(1, 8))]
-            told, label = _label(problem, i)
+            marks, label = _label(problem, i)
             if two:
-                cells = [" ".join(text), " ".join([*told, f"w{rng.randrange(40)}"])]
+                cells = [" ".join(text), " ".join([*marks, f"w{rng.randrange(40)}"])]
             else:
-                for word in told:
+                for word in marks:
                     text.insert(rng.randrange(len(text) + 1), word)
                 cells = [" ".join(text)]
             lines.append("\t".join([f"{split}-{i}", *cells, label]))
@@ -61,7 +61,7 @@ def write_marked_task(
 
 
 def _label(problem: str, i: int) -> tuple[list[str], str]:
-    """The words that tell row i's label, and the label."""
+    """Return the marks of row i's label, and the label."""
     if problem == "multi_label_classification":
         flags = (i % 2, i // 2 % 2)
         return [mark for mark, flag in zip(MARKS.values(), flags, strict=True) if flag], "|".join(map(str, flags))

@@ -1,4 +1,4 @@
-"""twilbert-finetune from task file to folder: what is learned, what is written, what is refused at the start."""
+"""twilbert-finetune from task file to folder: learning, the files it writes, wrong usage refused at the start."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_the_command_learns_scores_and_writes_what_predict_reads(model, task, tm
     results = json.loads((out / "results.json").read_text())
     assert results["test"]["mean"] > 0.9 and results["test"]["rows"] == 32 and results["dev"]["n"] == 1
     assert results["test"]["interval"]["low"] <= results["test"]["mean"] <= results["test"]["interval"]["high"]
-    told = lines(out / "predictions-test.jsonl")
-    assert [row["id"] for row in told] == [f"test-{i}" for i in range(32)]
+    written = lines(out / "predictions-test.jsonl")
+    assert [row["id"] for row in written] == [f"test-{i}" for i in range(32)]
     loaded = twilbert.load(str(out / "model"), precision="fp32")
-    again = loaded.predict([row["text"] for row in told])
-    for row, one in zip(told, again, strict=True):
+    again = loaded.predict([row["text"] for row in written])
+    for row, one in zip(written, again, strict=True):
         assert one.label == row["predicted"] and one.probabilities == pytest.approx(row["probabilities"], abs=1e-5)
-    wrong = [row for row in told if row["predicted"] != row["truth"]]
+    wrong = [row for row in written if row["predicted"] != row["truth"]]
     assert len(lines(out / "errors-test.jsonl")) == len(wrong)
     counts = [line.split("\t") for line in (out / "confusion-test.tsv").read_text().splitlines()]
     assert counts[0][1:] == ["N", "P"] and sum(int(n) for row in counts[1:] for n in row[1:]) == 32
@@ -72,7 +72,7 @@ def test_the_command_learns_scores_and_writes_what_predict_reads(model, task, tm
 def test_the_best_by_dev_comes_out_not_the_last(model, task, tmp_path):
     recipe = quick_recipe(task, model, "training.epochs=4", "training.learning_rate=0.05", "training.patience=null")
     results = finetune.run(recipe, str(tmp_path / "out"))
-    history = [seen["score"] for seen in results["seeds"][0]["history"]]
+    history = [one["score"] for one in results["seeds"][0]["history"]]
     assert len(history) == 4 and results["dev"]["mean"] == max(history)
     prepared = running.prepare(recipe)
     loaded = twilbert.load(str(tmp_path / "out" / "model"), precision="fp32")
@@ -95,13 +95,13 @@ def test_test_rows_are_read_once_after_all_trainings(model, task, tmp_path, monk
 
 def test_what_trains_never_opens_the_test_file(model, task, monkeypatch):
     recipe = quick_recipe(task, model, "training.epochs=1")
-    prepared = running.prepare(recipe)  # the validator has looked at faults and counts
+    prepared = running.prepare(recipe)  # which checks the test file's rows
     opened = []
     from twilbert.tasks import rows as task_rows
 
     real = task_rows.read_table
     monkeypatch.setattr(task_rows, "read_table", lambda t, split: (opened.append(split), real(t, split))[1])
-    loop.train(prepared.base, prepared.data, prepared.task, recipe, 0, lambda seen: None)
+    loop.train(prepared.base, prepared.data, prepared.task, recipe, 0, lambda _: None)
     running.encode_task(prepared.base, prepared.task, recipe)
     assert "train" in opened and "test" not in opened
 
@@ -130,16 +130,16 @@ def test_multi_label_regression_and_pairs(model, tmp_path):
         results = finetune.run(recipe, str(folder / "out"))
         score = results["test"]["mean"]
         assert score < 0.35 if problem == REGRESSION else score > least, (problem, two, score)
-        told = lines(folder / "out" / "predictions-test.jsonl")
+        written = lines(folder / "out" / "predictions-test.jsonl")
         loaded = twilbert.load(str(folder / "out" / "model"), precision="fp32")
-        again = loaded.predict([r["text"] for r in told], [r["text_b"] for r in told] if two else None)
+        again = loaded.predict([r["text"] for r in written], [r["text_b"] for r in written] if two else None)
         if problem == REGRESSION:
-            assert [one.label for one in again] == pytest.approx([r["predicted"] for r in told], abs=1e-5)
+            assert [one.label for one in again] == pytest.approx([r["predicted"] for r in written], abs=1e-5)
         elif problem == MULTI:
-            assert [list(one.label) for one in again] == [r["predicted"] for r in told]
-            assert any(len(r["truth"]) == 2 for r in told) and any(not r["truth"] for r in told)
+            assert [list(one.label) for one in again] == [r["predicted"] for r in written]
+            assert any(len(r["truth"]) == 2 for r in written) and any(not r["truth"] for r in written)
         else:
-            assert [one.label for one in again] == [r["predicted"] for r in told]
+            assert [one.label for one in again] == [r["predicted"] for r in written]
         assert lines(folder / "out" / "errors-test.jsonl") is not None
 
 
@@ -149,8 +149,8 @@ def test_a_test_without_labels_gives_predictions_and_no_score(model, tmp_path, c
     assert finetune.main(["--task", path, "--model", model, "--out", str(out), *QUICK, "training.epochs=1"]) == 0
     assert "no labels" in capsys.readouterr().out
     assert "test" not in json.loads((out / "results.json").read_text())
-    told = lines(out / "predictions-test.jsonl")
-    assert len(told) == 32 and all("truth" not in row and row["predicted"] in "NP" for row in told)
+    written = lines(out / "predictions-test.jsonl")
+    assert len(written) == 32 and all("truth" not in row and row["predicted"] in "NP" for row in written)
     assert not (out / "errors-test.jsonl").exists()
 
 
@@ -170,22 +170,22 @@ def test_own_head_and_own_loss_by_import_path(model, task, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     mine = ("head.own=mine_for_finetune:Middle", "loss.name=mine_for_finetune:focal")
     finetune.run(quick_recipe(task, model, *mine, "training.epochs=1"), str(tmp_path / "out"))
-    told = lines(tmp_path / "out" / "predictions-test.jsonl")
+    written = lines(tmp_path / "out" / "predictions-test.jsonl")
     again = twilbert.load(str(tmp_path / "out" / "model"), precision="fp32", trust_remote_code=True)
-    again = again.predict([row["text"] for row in told])
-    assert [one.label for one in again] == [row["predicted"] for row in told]
+    again = again.predict([row["text"] for row in written])
+    assert [one.label for one in again] == [row["predicted"] for row in written]
     with pytest.raises(UsageError, match=r"mine_for_finetune has no Midle; did you mean mine_for_finetune:Middle"):
         finetune.run(quick_recipe(task, model, "head.own=mine_for_finetune:Midle"), str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
 
 
-def test_a_transformers_encoder_stands_in_the_same_place(task, tmp_path):
+def test_a_third_party_encoder_is_fine_tuned_alike(task, tmp_path):
     bert, out = make_bert(tmp_path), tmp_path / "out"
     results = finetune.run(quick_recipe(task, bert, "head.pooling=concat", "head.special_tokens=false"), str(out))
     assert results["test"]["mean"] > 0.85 and results["model"] == bert
-    told = lines(out / "predictions-test.jsonl")
+    written = lines(out / "predictions-test.jsonl")
     loaded = twilbert.load(str(out / "model"), precision="fp32")
-    for row, one in zip(told, loaded.predict([row["text"] for row in told]), strict=True):
+    for row, one in zip(written, loaded.predict([row["text"] for row in written]), strict=True):
         assert one.probabilities == pytest.approx(row["probabilities"], abs=1e-5)
     pairs = write_marked_task(tmp_path / "pairs", two=True)
     decayed = ("encoder.layer_decay=0.9", "encoder.trainable_layers=[1]", "encoder.output_dropout=0.0")
@@ -210,7 +210,7 @@ def test_without_a_model_the_newest_finished_run_or_the_commands_that_make_one(t
     assert "runs/one, the newest finished run" in capsys.readouterr().err
 
 
-def test_everything_wrong_is_told_before_anything_is_written(model, task, tmp_path, capsys, monkeypatch):
+def test_all_faults_are_reported_before_anything_is_written(model, task, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = ("--model", model, "--out", "out")
     assert "which task?" in refused(capsys, *out)

@@ -72,8 +72,8 @@ def test_killed_in_publishing_and_started_again(ray_local, tmp_path, when, capsy
 
     before = storage.sha256_file(str(run / "metrics.jsonl"))
     assert pretrain.main([recipe, "run.name=killed"]) == 0
-    said = capsys.readouterr().err
-    assert ("already finished" if when == "after" else f"at step {STEPS}") in said
+    printed = capsys.readouterr().err
+    assert ("already finished" if when == "after" else f"at step {STEPS}") in printed
     assert storage.sha256_file(str(run / "metrics.jsonl")) == before, "nothing was trained"
     assert ModelFolder.open(str(run / "model")).load_pretrained()
     assert json.loads(storage.read_bytes(str(run / "status.json")))["state"] == "finished"

@@ -92,13 +92,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def snapshot(folder: Path) -> dict[str, str]:
     """Every path below a folder: what it is, and the hash of its contents."""
-    found = {}
+    paths = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            found[str(path)] = f"link to {path.readlink()}"
+            paths[str(path)] = f"link to {path.readlink()}"
         else:
-            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-    return found
+            paths[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return paths
 
 
 def wrong_folders(verb: str, world: Path) -> list[str]:
@@ -134,8 +134,8 @@ def test_no_folder_is_replaced_that_the_command_did_not_write(verb, world, monke
             named = ["--out", "tasks"]
         for more in ([], ["--overwrite"] if verb != "tune" else []):
             assert FOLDERS[verb]([*arguments(verb, world / "home"), *named, *more]) == 2, (out, more)
-            said = capsys.readouterr().err
-            assert "error: " in said and "--overwrite" not in said.split("error: ")[1], (out, said)
+            printed = capsys.readouterr().err
+            assert "error: " in printed and "--overwrite" not in printed.split("error: ")[1], (out, printed)
         shutil.rmtree(world / "tasks", ignore_errors=True)
     assert snapshot(world.parent) == before
 
@@ -162,9 +162,9 @@ def test_no_file_is_replaced_unasked_and_an_input_never(verb, world, monkeypatch
         ]:
             more = ["--overwrite"] if overwrite else []
             assert main([*arguments(verb, home), flag, out, *more]) == 2, (flag, out, more)
-            said = capsys.readouterr().err
-            advised = "--overwrite" in said.split("error: ")[1]
-            assert advised == (out in ("theirs.parquet", "theirs.png", "file.txt")), (out, said)
+            printed = capsys.readouterr().err
+            advised = "--overwrite" in printed.split("error: ")[1]
+            assert advised == (out in ("theirs.parquet", "theirs.png", "file.txt")), (out, printed)
     if len(flags) > 1:
         same = [flags[0], "new.png", flags[1], "./new.png"]
         assert main([*arguments(verb, home), *same]) == 2 and "name two files" in capsys.readouterr().err
@@ -347,7 +347,7 @@ def test_a_command_killed_at_any_moment_leaves_the_old_output_or_the_new(world):
     command = [sys.executable, str(Path(__file__).with_name("killed_writers.py")), str(home), "40"]
     results = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     assert len(results) == 7
-    assert all(not found["other"] and not found["left over"] for found in results.values()), results
+    assert all(not counts["other"] and not counts["left over"] for counts in results.values()), results
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{", '{"sample": 3}', '{"vocab": ["a", "below/b"]}'])

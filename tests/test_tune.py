@@ -1,4 +1,4 @@
-"""Sweeps: what is drawn, that no trial sees test rows, that nothing is lost when processes die, and what comes out."""
+"""Sweeps: the draws, no test row in a trial, nothing lost when processes die, and the results."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def resolved(tmp_path: Path, *overrides: str, tasks: tuple[str, ...] | None = No
 
 
 def test_trials_are_drawn_from_the_ranges_alike_for_every_model_and_differ_between_tasks():
-    found = search_space.dimensions(recipes.load("tune.yaml").settings())
-    first, _ = search_space.trials(found, "random", 8, 0, "a", lambda _: [])
-    again, _ = search_space.trials(found, "random", 8, 0, "a", lambda _: [])
-    other, _ = search_space.trials(found, "random", 8, 0, "b", lambda _: [])
+    dimensions = search_space.dimensions(recipes.load("tune.yaml").settings())
+    first, _ = search_space.trials(dimensions, "random", 8, 0, "a", lambda _: [])
+    again, _ = search_space.trials(dimensions, "random", 8, 0, "a", lambda _: [])
+    other, _ = search_space.trials(dimensions, "random", 8, 0, "b", lambda _: [])
     assert first == again != other
     assert len({json.dumps(drawn) for drawn in first}) == 8
     assert all(2e-5 <= drawn["training.learning_rate"] <= 5e-4 for drawn in first)
@@ -61,21 +61,21 @@ def test_trials_are_drawn_from_the_ranges_alike_for_every_model_and_differ_betwe
 
 def test_a_grid_has_every_combination_and_refuses_ranges():
     values = {"training": {"epochs": {"choice": [1, 2]}, "batch_size": {"choice": [8, 16, 32]}}}
-    made, _ = search_space.trials(search_space.dimensions(values), "grid", 1, 0, "a", lambda _: [])
-    assert sorted((d["training.epochs"], d["training.batch_size"]) for d in made) == [
+    grid, _ = search_space.trials(search_space.dimensions(values), "grid", 1, 0, "a", lambda _: [])
+    assert sorted((d["training.epochs"], d["training.batch_size"]) for d in grid) == [
         (epochs, batch) for epochs in (1, 2) for batch in (8, 16, 32)
     ]
     with pytest.raises(UsageError, match="learning_rate: log_uniform is continuous"):
         recipes.load("tune.yaml", ["search.kind=grid"])
 
 
-def test_faults_of_a_space_are_told_together():
-    with pytest.raises(UsageError) as told:
+def test_all_faults_of_a_search_space_are_in_one_message():
+    with pytest.raises(UsageError) as caught:
         recipes.load(
             "tune.yaml", ["head.poling=cls", "training.batch_size={choice: [0]}", "text.max_len={choice: [8]}"]
         )
     for part in ("did you mean head.pooling", "training.batch_size: 0", "text.max_len: texts are encoded once"):
-        assert part in str(told.value)
+        assert part in str(caught.value)
     with pytest.raises(UsageError, match="expected a value, or one of choice"):
         recipes.load("tune.yaml", ["training.epochs={chioce: [1]}"])
 
@@ -95,14 +95,14 @@ def test_a_broken_task_among_sound_ones_starts_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_model_the_commands_that_make_one_are_told(tmp_path, capsys, monkeypatch):
+def test_without_a_model_the_message_has_the_commands_that_make_one(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert tune.main(["--task", make_task(tmp_path / "data"), *TINY]) == 2
     assert "twilbert-pretrain recipes/tiny.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [tune, finetune])
-def test_a_recipe_file_among_the_settings_is_told_its_flag(capsys, verb):
+def test_a_recipe_file_among_the_settings_is_refused_with_its_flag(capsys, verb):
     assert verb.main(["my.yaml", "--task", "stance17", "--model", "runs/a"]) == 2
     assert "my.yaml: a recipe file goes with --recipe: --recipe my.yaml" in capsys.readouterr().err
 
@@ -121,15 +121,15 @@ def test_a_trial_cannot_read_test_rows(tmp_path):
 def test_search_runs_without_the_test_file_and_final_scoring_needs_it(ray_local, tmp_path):
     """The validator looks at test at the start; then the file is away until every trial is over."""
     recipe, out = resolved(tmp_path), str(tmp_path / "out")
-    made = sweep.studies(recipe, out)
+    studies = sweep.studies(recipe, out)
     sweep.claim(recipe, out).begin(sweep.SWEEP)
     test = tmp_path / "data" / "test.tsv"
     content = test.read_bytes()
     test.unlink()
     with pytest.raises(Exception, match=r"test\.tsv"):
-        sweep.search_and_score(recipe, made, out)
-    assert [records.read(plan.folder).status for plan in made[0].plans] != ["open", "open"]
-    assert all(records.read(plan.folder).evaluations for plan in made[0].plans)
+        sweep.search_and_score(recipe, studies, out)
+    assert [records.read(plan.folder).status for plan in studies[0].plans] != ["open", "open"]
+    assert all(records.read(plan.folder).evaluations for plan in studies[0].plans)
     test.write_bytes(content)
     results = tune.search(recipe, out)
     assert results["studies"][0]["test"]["rows"] == 8
@@ -141,15 +141,15 @@ def test_search_runs_without_the_test_file_and_final_scoring_needs_it(ray_local,
 def test_a_best_trial_whose_weights_are_damaged_is_named_and_trained_again(ray_local, tmp_path, capsys):
     """Before test is read; the other trial is over and stays so."""
     recipe, out = resolved(tmp_path), str(tmp_path / "out")
-    made = sweep.studies(recipe, out)
+    studies = sweep.studies(recipe, out)
     sweep.claim(recipe, out).begin(sweep.SWEEP)
     test = tmp_path / "data" / "test.tsv"
     content = test.read_bytes()
     test.unlink()
     with pytest.raises(TwilbertError, match=r"test\.tsv"):
-        sweep.search_and_score(recipe, made, out)
+        sweep.search_and_score(recipe, studies, out)
     test.write_bytes(content)
-    best = records.best_trial(made[0].plans)
+    best = records.best_trial(studies[0].plans)
     assert best is not None
     file = Path(best.folder, "best.safetensors")
     file.write_bytes(file.read_bytes()[:-20])
@@ -157,7 +157,7 @@ def test_a_best_trial_whose_weights_are_damaged_is_named_and_trained_again(ray_l
     assert f"{file}: missing or damaged" in capsys.readouterr().err
     assert results["studies"][0]["test"]["rows"] == 8
     starts = {trial["trial"]: trial["starts"] for trial in results["studies"][0]["trials"]}
-    assert starts == {plan.number: 2 if plan is best else 1 for plan in made[0].plans}
+    assert starts == {plan.number: 2 if plan is best else 1 for plan in studies[0].plans}
 
 
 # ---- a sweep
@@ -188,7 +188,7 @@ def test_a_sweep_over_tasks_and_models_loses_no_trial_when_a_process_is_killed(r
     folder = Path(out, studies[0]["study"])
     assert twilbert.load(str(folder / "model")).predict("hola w1").label in ("N", "P")
     assert (folder / "model" / "README.md").exists()
-    assert len(list(Path(out).glob("*/trials/*/best.safetensors"))) == 4, "weights of the best trials alone are kept"
+    assert len(list(Path(out).glob("*/trials/*/best.safetensors"))) == 4, "only the weights of the best trials remain"
     for study in studies:
         for trial in study["trials"]:
             assert history_of(out, study["study"], trial["trial"]) == [e[1] for e in trial["evaluations"]]
@@ -201,10 +201,10 @@ def test_a_sweep_over_tasks_and_models_loses_no_trial_when_a_process_is_killed(r
 def killing(share):
     """`share` whose first study kills the process that reads it, once."""
 
-    def wrapped(made):
-        shared = share(made)
+    def wrapped(studies):
+        shared = share(studies)
         name = next(iter(shared))
-        marker = Path(made[0].plans[0].folder).parent / "killed"
+        marker = Path(studies[0].plans[0].folder).parent / "killed"
         kind = type(shared[name])
         shared[name] = Deadly(kind(shared[name].task, shared[name].base, shared[name].data), str(marker))
         return shared
@@ -239,7 +239,7 @@ def run_name(file: Path) -> str:
 
 
 @pytest.mark.ray
-def test_a_study_whose_trials_all_die_is_told_and_the_others_stand(ray_local, tmp_path, monkeypatch):
+def test_a_study_whose_trials_all_die_is_reported_and_the_others_are_scored(ray_local, tmp_path, monkeypatch):
     tasks = (make_task(tmp_path / "a", "one"), make_task(tmp_path / "b", "two"))
     recipe = resolved(tmp_path, "cluster.max_failures=0", "tracking.mode=disabled", "search.trials=1", tasks=tasks)
     monkeypatch.setattr(sweep, "share", killing(sweep.share))

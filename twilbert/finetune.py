@@ -15,9 +15,9 @@ from twilbert.recipe.finetuning import FinetuneRecipe
 def run(
     recipe: FinetuneRecipe, out: str, *, overwrite: bool = False, trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Fine-tune as the recipe says into the folder `out`; returns what results.json holds.
+    """Fine-tune as the recipe says into the folder `out`; return the content of results.json.
 
-    In the folder of the same fine-tuning it goes on with the seeds that are not over; a finished one is read.
+    An interrupted fine-tuning is resumed there; the results of a finished one are read.
     """
     from twilbert.finetuning.run import finetune
 
@@ -31,10 +31,10 @@ def _show(results: Mapping[str, Any]) -> None:
         [split, metric_name(results), score_with_spread(results.get(split)), _rows(results, split)]
         for split in ("dev", "test")
     ]
-    clean = (results.get("test") or {}).get("without_rows_in_train")
-    if clean:
-        left = results["test"]["rows"] - results["test"]["rows_also_in_train"]
-        rows.append(["test without texts of train", metric_name(results), mean_and_sd(clean), f"{left:,}"])
+    new_texts = (results.get("test") or {}).get("without_rows_in_train")
+    if new_texts:
+        count = results["test"]["rows"] - results["test"]["rows_also_in_train"]
+        rows.append(["test without texts of train", metric_name(results), mean_and_sd(new_texts), f"{count:,}"])
     cli.table([results["task"], "metric", "score", "rows"], rows)
 
 
@@ -45,28 +45,28 @@ def _rows(results: Mapping[str, Any], split: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         "finetune",
         "Fine-tune a model on a task; dev chooses the best checkpoint, the test set is scored once, at the end.",
         "twilbert-finetune --task stance17 --model runs/tiny-1a2b3c4d --out stance seeds=5\n"
         "  twilbert-finetune --task my.yaml --model dccuchile/bert-base-spanish-wwm-cased training.epochs=3",
     )
-    made.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the recipe's")
-    made.add_argument("--task", metavar="NAME", help="registered task, or a task file's path")
-    made.add_argument(
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the recipe's")
+    parser.add_argument("--task", metavar="NAME", help="registered task, or a task file's path")
+    parser.add_argument(
         "--model", help="model folder, checkpoint, run, transformers folder or hub id (default: newest finished run)"
     )
-    made.add_argument("--out", metavar="DIR", help="folder or URI (default: finetuned/TASK); the same one goes on")
-    made.add_argument("--recipe", metavar="FILE", default=finetuning.SHIPPED, help="YAML file (finetune.yaml)")
-    made.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
-    made.add_argument("--overwrite", action="store_true", help="replace an earlier fine-tuning at DIR")
-    cli.add_trust(made)
-    made.add_argument("--dry-run", action="store_true", help="show the resolved recipe and checks, train nothing")
-    return made
+    parser.add_argument("--out", metavar="DIR", help="folder or URI (default: finetuned/TASK); resumes there")
+    parser.add_argument("--recipe", metavar="FILE", default=finetuning.SHIPPED, help="YAML file (finetune.yaml)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier fine-tuning at DIR")
+    cli.add_trust(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show the resolved recipe and checks, train nothing")
+    return parser
 
 
 def resolved(args: argparse.Namespace) -> FinetuneRecipe:
-    """The recipe with what the flags name, every path absolute."""
+    """Return the recipe with the flags' values, data_dir absolute."""
     loading.refuse_files(args.overrides)
     recipe = finetuning.load(args.recipe, args.overrides)
     given = {"task": args.task, "model": args.model, "data_dir": args.data_dir}
@@ -99,7 +99,7 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command twilbert-finetune."""
+    """Run the command twilbert-finetune."""
     return cli.run(_parser(), _command, argv)
 
 

@@ -1,12 +1,12 @@
-"""What a command may replace: only what the same command wrote, and never what it reads.
+"""Outputs: a command replaces only what the same command wrote, and never what it reads.
 
-A folder says so itself: its .twilbert.json (RECORD), written with it, lists its files under the command that wrote
-them. With --overwrite a folder is replaced where that list names all it holds; a stranger's file in it, another
-command's folder, an input, a folder that holds an input or the working directory are refused, whatever flags are given.
-The new folder stands whole beside the old one before they change places.
+A folder holds a record, .twilbert.json (RECORD): its files by the command that wrote them. With --overwrite a folder
+is replaced where the record lists all it holds. A stranger's file in it, another command's folder, an input, a folder
+that holds an input or the working directory are refused, whatever flags are given. The new folder is complete before it
+changes places with the old one.
 
-A single file is replaced with --overwrite. Without it only where the same command wrote it, which pages, JSON and
-pictures say in their first bytes (`marks`). An input is never replaced.
+A single file is replaced with --overwrite; without it only where the same command wrote it, which pages, JSON and
+pictures show in their first bytes (`marks`). An input is never replaced.
 
 A folder that a long command fills (a run, a fine-tuning, a sweep) is claimed by it (`Claim`): the same command resumes
 it, one with other settings or data is refused.
@@ -47,12 +47,12 @@ def new_folder(
     before: Collection[str] = (),
     keep: bool = False,
 ) -> Iterator[str]:
-    """A folder that appears whole or not at all: yields where to write, gives it its name on a clean exit.
+    """Yield where to write a folder, which gets its name, whole, on a clean exit.
 
-    `by`: the command that writes. `inputs`: files and folders that it reads. `before`: where there is no record, the
-    files that version 0.2 of the command wrote, the first one there. With `keep` strangers' files are no reason to
-    refuse: they move to the new folder with their names, where it has not such a file itself. On an object store the
-    place to write is `path` itself. UsageError where there is something that may not be replaced, before and after the
+    `by`: the command that writes. `inputs`: files and folders that it reads. `before`: for folders without a record,
+    the files that version 0.2 of the command wrote, one that is always there first. With `keep`, strangers' files are
+    not refused but moved to the new folder, unless it has a file of the same name. On an object store the place to
+    write is `path` itself. UsageError where there is something that may not be replaced, checked before and after the
     work; after any fault the old folder is untouched.
     """
     path, inputs = storage.absolute(path), list(inputs)
@@ -85,7 +85,7 @@ def check_folder(
     before: Collection[str] = (),
     keep: bool = False,
 ) -> list[str]:
-    """UsageError where `new_folder` would refuse; what strangers have there (of interest with `keep`)."""
+    """UsageError where `new_folder` refuses; return the strangers' files there."""
     if not storage.exists(path):
         return []
     if not storage.is_folder(path):
@@ -114,7 +114,7 @@ def refuse_inputs(path: str, inputs: Iterable[str]) -> None:
 
 
 def strangers_in(path: str, by: str, before: Collection[str] = ()) -> list[str]:
-    """The files (and empty folders, with a slash) in the folder `path` that its record does not name under `by`."""
+    """Return the files (and empty folders, with a slash) in a folder that its record does not list under `by`."""
     names = _names_in(path)
     ours = set(recorded(path).get(by, ()))
     if RECORD not in names and before and next(iter(before)) in names:
@@ -123,14 +123,14 @@ def strangers_in(path: str, by: str, before: Collection[str] = ()) -> list[str]:
 
 
 def recorded(path: str) -> dict[str, list[str]]:
-    """A folder's record: command → its files; empty where there is none that can be read."""
+    """Return a folder's record, command → its files; empty where there is no readable one."""
     file = storage.join(path, RECORD)
     if not storage.exists(file):
         return {}
     try:
         return read_record(file, dict[str, list[str]])
     except TwilbertError:
-        return {}  # a damaged record names nothing: all that is there counts as strangers'
+        return {}  # all that is there counts as strangers'
 
 
 def _write_record(path: str, by: str) -> None:
@@ -139,16 +139,16 @@ def _write_record(path: str, by: str) -> None:
 
 
 def add_to_record(path: str, by: str, names: Collection[str]) -> None:
-    """Name files that `by` has added to the folder `path`, where that has a record."""
+    """List files that `by` has added to a folder in its record, where it has one."""
     if record := recorded(path):
         record[by] = sorted({*record.get(by, ()), *names})
         storage.write_json_atomic(storage.join(path, RECORD), record)
 
 
 def _names_in(path: str) -> list[str]:
-    """Every file under a folder, and every empty folder (with a slash), by its path in it; links are not followed.
+    """Return every file under a folder, and every empty folder (with a slash), by its path in it.
 
-    What is just being written, or was when its command was killed, does not count.
+    Links are not followed. Temporary files, of commands that are running or were killed, are left out.
     """
     if not storage.is_local(path):
         system, inner = storage.filesystem(path)
@@ -167,7 +167,7 @@ def _names_in(path: str) -> list[str]:
 
 
 def _holds(folder: str, path: str) -> bool:
-    """Whether `path` is `folder` or lies in it, whatever links and dots lead there."""
+    """Return whether `path` is `folder` or lies in it, through links and dots too."""
     folder, path = storage.absolute(folder), storage.absolute(path)
     if storage.is_uri(folder) or storage.is_uri(path):
         return f"{os.path.normpath(path)}/".startswith(f"{os.path.normpath(folder)}/")
@@ -176,7 +176,7 @@ def _holds(folder: str, path: str) -> bool:
 
 
 def shown(names: Sequence[str]) -> str:
-    """The first of many names, and how many more there are."""
+    """Return the first of many names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -286,7 +286,7 @@ def _value(value: Any) -> str:
 
 
 def marks(by: str) -> dict[bytes, bytes]:
-    """How a file of the command `by` begins (HTML, JSON, PNG, SVG) → what else stands in its first bytes."""
+    """Return the first bytes of HTML, JSON, PNG and SVG → the mark that follows them in a file of the command `by`."""
     return {
         b"<!doctype html>": f'<meta name="generator" content="twilbert-{by}">'.encode(),
         b"{": f'"written_by": "twilbert-{by}"'.encode(),
@@ -296,7 +296,7 @@ def marks(by: str) -> dict[bytes, bytes]:
 
 
 def check_files(named: Mapping[str, str | None], by: str, *, overwrite: bool, inputs: Iterable[str]) -> None:
-    """UsageError where a file that a flag names (flag → path) may not be written."""
+    """UsageError where a file may not be written; `named`: flag → path."""
     inputs = list(inputs)
     given = {flag: path for flag, path in named.items() if path is not None}
     flag_of: dict[str, str] = {}
@@ -323,7 +323,7 @@ def check_files(named: Mapping[str, str | None], by: str, *, overwrite: bool, in
 
 
 def _holds_file(given: str, path: str, *, own: bool) -> bool:
-    """Whether the file `path` is the input `given`, or is in that folder (where it may have been written by us)."""
+    """Return whether the file `path` is the input `given`, or lies in that folder and is not the command's `own`."""
     return storage.exists(given) and not (own and storage.is_folder(given)) and _holds(given, path)
 
 
@@ -335,10 +335,10 @@ def _bears_mark(path: str, by: str) -> bool:
 
 
 def marked_json(value: Mapping[str, Any], by: str) -> bytes:
-    """A JSON file that says which command wrote it."""
+    """Return a JSON file with the command's mark."""
     return (json.dumps({"written_by": f"twilbert-{by}", **value}, indent=1) + "\n").encode()
 
 
 def marked_page(html: str, by: str) -> bytes:
-    """An HTML page that says which command wrote it."""
+    """Return an HTML page with the command's mark."""
     return html.replace("<head>\n", f"<head>\n{marks(by)[b'<!doctype html>'].decode()}\n", 1).encode()

@@ -60,24 +60,24 @@ def _show(results: Mapping[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         "tune",
         "Search the settings of fine-tuning for one task or several; dev chooses, each test set is scored once.",
         "twilbert-tune --task stance17\n"
         "  twilbert-tune --task all --model runs/a --model runs/b search.trials=8 final.seeds=5\n"
         "  twilbert-tune --task my.yaml training.epochs=3 training.batch_size={choice: [16, 64]}",
     )
-    made.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the recipe's")
-    made.add_argument("--task", metavar="NAME", action="extend", nargs="+", help="registered tasks, task files, or all")
-    made.add_argument(
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the recipe's")
+    parser.add_argument("--task", metavar="NAME", action="extend", nargs="+", help="task names, task files, or all")
+    parser.add_argument(
         "--model", metavar="MODEL", action="append", help="as in finetune; give it again for a table of models"
     )
-    made.add_argument("--out", metavar="DIR", help="folder or URI (default: tuned/TASK-HASH); the same sweep goes on")
-    made.add_argument("--recipe", metavar="FILE", default=recipes.SHIPPED, help="YAML file (tune.yaml)")
-    made.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
-    cli.add_trust(made)
-    made.add_argument("--dry-run", action="store_true", help="check everything and list the trials, train nothing")
-    return made
+    parser.add_argument("--out", metavar="DIR", help="folder or URI (default: tuned/TASK-HASH); the same sweep goes on")
+    parser.add_argument("--recipe", metavar="FILE", default=recipes.SHIPPED, help="YAML file (tune.yaml)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where registered tasks' data lies (default: tasks)")
+    cli.add_trust(parser)
+    parser.add_argument("--dry-run", action="store_true", help="check everything and list the trials, train nothing")
+    return parser
 
 
 def resolved(args: argparse.Namespace) -> TuneRecipe:
@@ -98,12 +98,12 @@ def _dry_run(recipe: TuneRecipe, out: str | None, trust_remote_code: bool) -> st
 
     recipe = sweep.resolve(recipe)
     out = storage.absolute(out) if out else sweep.default_out(recipe)
-    made = sweep.studies(recipe, out, trust_remote_code)
+    studies = sweep.studies(recipe, out, trust_remote_code)
     print(loading.dump(recipe), end="")
-    lines = [[plan.key, page.settings_text(plan.drawn)] for study in made for plan in study.plans]
+    lines = [[plan.key, page.settings_text(plan.drawn)] for study in studies for plan in study.plans]
     cli.table(["trial", "settings"], lines)
-    studies = "1 study" if len(made) == 1 else f"{len(made)} studies"
-    return f"{studies}, {len(lines)} trials fit; would write {out}; nothing was trained"
+    count = "1 study" if len(studies) == 1 else f"{len(studies)} studies"
+    return f"{count}, {len(lines)} trials fit; would write {out}; nothing was trained"
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.report.parsing import shows_texts_as_they_are
 from twilbert.finetuning import page
-from twilbert.finetuning.predictions import Judged
+from twilbert.finetuning.predictions import SplitPredictions
 from twilbert.model.problems import MULTI, REGRESSION, SINGLE
 from twilbert.tasks.rows import Rows
 from twilbert.tasks.task import Task
@@ -23,7 +23,7 @@ def of_run(problem: str, text: str, *, pairs: bool) -> str:
     truths = {SINGLE: np.array([0, 1]), MULTI: np.array([[1, 0], [1, 1]], np.float32), REGRESSION: np.array([0.0, 1.0])}
     scores = {SINGLE: [[0.2, 0.8], [0.9, 0.1]], MULTI: [[0.2, 0.8], [0.9, 0.1]], REGRESSION: [[0.5], [0.25]]}
     rows = Rows([text, text], [text, text] if pairs else None, truths[problem], ["1", "2"], {})
-    split = Judged("dev", rows, np.array(scores[problem], np.float32))
+    split = SplitPredictions("dev", rows, np.array(scores[problem], np.float32))
     one = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 1, "predicted": 1}
     results: dict[str, Any] = {
         "metric": text, "class_metric": [text], "average": None, "model": text, "device": text, "chosen_seed": 0,

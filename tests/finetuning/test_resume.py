@@ -1,4 +1,4 @@
-"""A fine-tuning that was ended goes on with the seeds that are not over, and never beside other settings."""
+"""An interrupted fine-tuning resumes with its unfinished seeds, and never with other settings."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Trainings:
         self.dies: int | None = None
         self._train = running.train
 
-    def __call__(self, base, data, task, settings, seed, heard):
+    def __call__(self, base, data, task, settings, seed, *callbacks):
         self.seeds.append(seed)
         if seed == self.dies:
             raise KeyboardInterrupt
-        return self._train(base, data, task, settings, seed, heard)
+        return self._train(base, data, task, settings, seed, *callbacks)
 
     def of(self, settings, out: Path, dies: int | None = None, **more) -> list[int]:
         """The seeds that a fine-tuning trains, ended in that of seed `dies`."""
@@ -70,13 +70,13 @@ def scores(out: Path) -> list:
     return [results["dev"], results["test"], results["chosen_seed"], seeds]
 
 
-def test_ended_seeds_are_not_trained_again_and_the_results_are_the_same(world, tmp_path, trainings, capsys):
-    """Unless what was kept of one is damaged: that one is."""
+def test_finished_seeds_are_not_trained_again_and_the_results_are_the_same(world, tmp_path, trainings, capsys):
+    """Unless a file of one is damaged: that one is."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert trainings.of(recipe(world), whole) == [0, 1, 2]
     assert trainings.of(recipe(world), out, dies=2) == [0, 1, 2]
     assert not (out / "results.json").exists() and (out / "seed-1" / "ended.json").exists()
-    check_that_damage_is_told(out / "seed-1", capsys)
+    check_damage_is_reported(out / "seed-1", capsys)
     with (out / "seed-1" / "best.safetensors").open("r+b") as file:
         file.truncate(1000)
     assert trainings.of(recipe(world), out) == [1, 2] and scores(out) == scores(whole)
@@ -97,8 +97,8 @@ DAMAGES = {
 }
 
 
-def check_that_damage_is_told(seed: Path, capsys) -> None:
-    """Whatever happens to one of the files of a kept seed, it is not taken for sound, and named; then it is whole."""
+def check_damage_is_reported(seed: Path, capsys) -> None:
+    """A damaged file of a finished seed is named and the seed not read; afterwards the files are whole again."""
     assert resume.read_seed(str(seed)) is not None
     for name, damages in DAMAGES.items():
         sound = (seed / name).read_bytes()
@@ -109,8 +109,8 @@ def check_that_damage_is_told(seed: Path, capsys) -> None:
                 (seed / name).write_bytes(damage(sound))
             capsys.readouterr()
             assert resume.read_seed(str(seed)) is None
-            told = rf"{seed / name}: .*(damaged|missing|edited).*: that seed is trained again"
-            assert re.search(told, capsys.readouterr().err)
+            expected = rf"{seed / name}: .*(damaged|missing|edited|not readable).*: that seed is trained again"
+            assert re.search(expected, capsys.readouterr().err)
             (seed / name).write_bytes(sound)
 
 
@@ -127,7 +127,7 @@ def test_one_that_died_in_its_final_scoring_trains_nothing_again(world, tmp_path
     assert trainings.of(recipe(world), out) == [] and (out / "results.json").exists()
 
 
-def test_nothing_goes_on_beside_other_settings_data_or_weights(world, tmp_path, trainings):
+def test_other_settings_data_or_weights_are_refused(world, tmp_path, trainings):
     task, out = world[0], tmp_path / "out"
     trainings.of(recipe(world), out, dies=1)
     faster = recipe(world, "training.learning_rate=0.02")
@@ -200,7 +200,7 @@ def test_a_killed_command_goes_on(world, tmp_path):
     first = (out / "seed-0" / "ended.json").read_bytes()
     again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
-    assert "marked seed 0: over since an earlier start" in again.stderr and "marked seed 0 epoch" not in again.stderr
+    assert "marked seed 0: finished at an earlier start" in again.stderr and "marked seed 0 epoch" not in again.stderr
     results = json.loads((out / "results.json").read_text())
     assert [seed["seed"] for seed in results["seeds"]] == [0, 1] and len(results["seeds"][1]["history"]) == 200
     assert results["seeds"][0]["history"] == json.loads(first)["history"]

@@ -16,7 +16,7 @@ from twilbert.recipe import finetuning
 from twilbert.tasks.task import load_task
 
 TRAIN = ["mira https://t.co/abc hola", "@ana que tal", "RT esto no", "tú &amp; yo…", "solo en train"]
-# (text, label, what the first seed says, what the second says)
+# (text, label, the first seed's prediction, the second's)
 COPIES = [
     ("mira http://x.es/z?a=1 hola", "P", "P", "N"),  # another link
     ("@luis que  tal", "N", "N", "N"),  # another mention, another space
@@ -32,8 +32,8 @@ NEW = [
 ]
 
 
-def judged(folder: Path, monkeypatch, rows, train=TRAIN, **settings) -> dict:
-    """`test_scores.score` of a task with these test rows, whose two seeds say what `rows` says."""
+def scored(folder: Path, monkeypatch, rows, train=TRAIN, **settings) -> dict:
+    """The test scores of a task with these test rows and the two seeds' predictions in them."""
     two = len(rows[0]) == 5
     header = "ID\tTEXT\tNEXT\tCLASS" if two else "ID\tTEXT\tCLASS"
     texts = [text if isinstance(text, tuple) else (text,) for text in train]
@@ -43,20 +43,22 @@ def judged(folder: Path, monkeypatch, rows, train=TRAIN, **settings) -> dict:
     write_rows(folder, "test.tsv", [(str(i), *row[:-2]) for i, row in enumerate(rows)], header=header)
     columns = {"columns": {"text_b": "NEXT"}} if two else {}
     task = load_task(write_task(folder, **{"metric": "accuracy", **columns, **settings}))
-    says = [np.array([[1.0, 0.0] if row[seed] == "N" else [0.0, 1.0] for row in rows], np.float32) for seed in (-2, -1)]
-    monkeypatch.setattr(test_scores, "_test_probabilities", lambda *_: says)
-    seen = Evaluation(1, 1.0, 0.5, 0.1, 0.1, 1e-3, 1.0, 1.0, 0)
+    predicted = [
+        np.array([[1.0, 0.0] if row[seed] == "N" else [0.0, 1.0] for row in rows], np.float32) for seed in (-2, -1)
+    ]
+    monkeypatch.setattr(test_scores, "_test_probabilities", lambda *_: predicted)
+    evaluation = Evaluation(1, 1.0, 0.5, 0.1, 0.1, 1e-3, 1.0, 1.0, 0)
     dev = np.tile(np.float32([0.4, 0.6]), (len(train), 1))
-    outcomes = [Outcome(seed, seen, [seen], dev, {"w": torch.zeros(1)}, False) for seed in (0, 1)]
-    nothing = None  # neither a model nor its rows are needed where what it says is given
+    outcomes = [Outcome(seed, evaluation, [evaluation], dev, {"w": torch.zeros(1)}, False) for seed in (0, 1)]
+    nothing = None  # with given predictions, neither a model nor its rows are needed
     scores = test_scores.score(nothing, task, nothing, finetuning.load(), outcomes).scores
     return scores["test"] | {"seeds": [seed["test"] for seed in scores["seeds"]]}
 
 
 def test_rows_whose_cleaned_text_stands_in_train_are_left_out_of_the_second_score(tmp_path, monkeypatch):
-    test = judged(tmp_path, monkeypatch, COPIES + NEW)
+    test = scored(tmp_path, monkeypatch, COPIES + NEW)
     assert test["rows"] == 9 and test["rows_also_in_train"] == 4
-    # Of 9 rows the seeds say 5 and 7 right; of the 5 new ones 2 and 4.
+    # Of 9 rows the seeds have 5 and 7 right; of the 5 new ones 2 and 4.
     assert test["seeds"] == pytest.approx([5 / 9, 7 / 9])
     assert test["mean"] == pytest.approx(6 / 9) and test["n"] == 2
     unseen = test["without_rows_in_train"]
@@ -65,23 +67,23 @@ def test_rows_whose_cleaned_text_stands_in_train_are_left_out_of_the_second_scor
 
 
 def test_a_task_that_keeps_rt_compares_with_it(tmp_path, monkeypatch):
-    assert judged(tmp_path, monkeypatch, COPIES + NEW, remove_rt=False)["rows_also_in_train"] == 3
+    assert scored(tmp_path, monkeypatch, COPIES + NEW, remove_rt=False)["rows_also_in_train"] == 3
 
 
 def test_of_two_texts_both_must_stand_in_train_together(tmp_path, monkeypatch):
     train = [("a @x", "b"), ("c", "d http://y.es")]
     rows = [("a @z", "b", "P", "P", "N"), ("a @z", "d url", "N", "P", "N"), ("c", "d https://k.es", "P", "P", "P")]
-    test = judged(tmp_path, monkeypatch, rows, train)
+    test = scored(tmp_path, monkeypatch, rows, train)
     assert test["rows_also_in_train"] == 2 and test["without_rows_in_train"]["mean"] == pytest.approx(0.5)
 
 
 def test_without_or_with_nothing_but_copies_there_is_no_second_score(tmp_path, monkeypatch):
-    none, every = judged(tmp_path, monkeypatch, NEW), judged(tmp_path, monkeypatch, COPIES)
+    none, every = scored(tmp_path, monkeypatch, NEW), scored(tmp_path, monkeypatch, COPIES)
     assert none["rows_also_in_train"] == 0 and "without_rows_in_train" not in none
     assert every["rows_also_in_train"] == 4 and "without_rows_in_train" not in every
 
 
-def test_a_second_score_that_is_undefined_is_told_as_none(capsys):
+def test_a_second_score_that_is_undefined_is_a_dash(capsys):
     """A correlation over one row that is left: null in JSON, a dash on the terminal."""
     nothing = {"mean": None, "sd": None, "n": 1}
     assert (

@@ -15,7 +15,7 @@ from twilbert.data.batches import Sequences
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetuning import train as loop
 from twilbert.finetuning.data import Split, epoch_batches, inputs, padded_batch
-from twilbert.finetuning.encoders import OwnBase, load_base
+from twilbert.finetuning.encoders import TwilbertBase, load_base
 from twilbert.finetuning.optimization import Weights, is_trained
 from twilbert.finetuning.run import Prepared, prepare
 from twilbert.model.classifier import ClassificationModel, HeadConfig
@@ -33,7 +33,7 @@ def recipe(*overrides: str) -> finetuning.FinetuneRecipe:
 
 
 def train(prepared: Prepared, *overrides: str, seed: int = 0) -> loop.Outcome:
-    return loop.train(prepared.base, prepared.data, prepared.task, recipe(*overrides), seed, lambda seen: None)
+    return loop.train(prepared.base, prepared.data, prepared.task, recipe(*overrides), seed, lambda _: None)
 
 
 def test_an_epoch_has_every_sample_once_and_little_padding():
@@ -146,7 +146,7 @@ def test_adamw_is_the_papers_with_decay_of_matrices_alone(prepared):
 
 def test_a_block_that_layers_share_learns_as_the_last_of_them(prepared):
     shared = dataclasses.replace(CONFIG, n_encoders=4, cross_sharing=True)
-    base = OwnBase("shared", shared, {}, prepared.base.tokenizer)
+    base = TwilbertBase("shared", shared, {}, prepared.base.tokenizer)
     assert base.layer_of("encoder.blocks.0.attention.out.weight") == 3
     assert base.layer_of("encoder.embeddings.token.weight") == -1 and base.layer_of("classifier.bias") == 4
 
@@ -172,14 +172,14 @@ def test_bf16_keeps_masters_that_small_updates_move(prepared):
 
 
 def test_updates_without_a_finite_gradient_are_skipped_and_many_of_them_stop(prepared, monkeypatch):
-    real, seen = loop.build_loss, []
+    real, batches = loop.build_loss, []
 
     def sometimes(*args):
         loss = real(*args)
 
         def spoiled(logits, targets):
-            seen.append(len(targets))
-            bad = len(seen) == 3 or always
+            batches.append(len(targets))
+            bad = len(batches) == 3 or always
             return loss(logits, targets) * (math.nan if bad and len(targets) <= 16 else 1)
 
         return spoiled
@@ -215,10 +215,10 @@ def test_losses_that_approximate_metrics_and_class_weights_learn(prepared):
         assert train(prepared, f"loss.name={loss}", f"loss.class_weights={weights}").best.score > 0.85, loss
 
 
-def test_judging_dev_depends_on_no_batch(prepared):
+def test_an_evaluation_depends_on_no_batch(prepared):
     network = loop.new_network(prepared.base, recipe(), prepared.task, 0)
     split = prepared.data.dev
-    scores, _ = loop.judge(network, None, split, prepared.task.problem, torch.device("cpu"))
+    scores, _ = loop.evaluate(network, None, split, prepared.task.problem, torch.device("cpu"))
     for row in (0, 7, 31):
         ids, segments, lengths = inputs(padded_batch(split.sequences, np.array([row])), torch.device("cpu"))
         with torch.no_grad():
@@ -226,10 +226,10 @@ def test_judging_dev_depends_on_no_batch(prepared):
         assert scores[row] == pytest.approx(alone.numpy(), abs=1e-5)
 
 
-def test_more_looks_at_dev_than_epochs(prepared):
+def test_more_evaluations_than_epochs(prepared):
     history = train(prepared, "training.epochs=2", "training.evals_per_epoch=3", "training.patience=null").history
-    assert [seen.step for seen in history] == [4, 8, 12, 16, 20, 24]
-    assert [round(seen.epoch, 3) for seen in history] == [0.333, 0.667, 1.0, 1.333, 1.667, 2.0]
+    assert [one.step for one in history] == [4, 8, 12, 16, 20, 24]
+    assert [round(one.epoch, 3) for one in history] == [0.333, 0.667, 1.0, 1.333, 1.667, 2.0]
 
 
 def test_patience_that_runs_out_at_the_end_stopped_nothing_early(prepared):
@@ -239,11 +239,11 @@ def test_patience_that_runs_out_at_the_end_stopped_nothing_early(prepared):
         assert len(outcome.history) == 3 and outcome.best is outcome.history[0] and outcome.stopped_early == early
 
 
-def test_a_fine_tuned_model_lends_its_encoder(prepared, tmp_path, capsys):
+def test_a_fine_tuned_models_encoder_is_trained_on(prepared, tmp_path, capsys):
     outcome = train(prepared, "training.epochs=1")
     network = ClassificationModel(CONFIG, HeadConfig(("N", "P")))
     network.load_state_dict(outcome.state)
     prepared.base.save(str(tmp_path / "model"), network, {"remove_rt": True, "max_len": 12}, {})
     base = load_base(str(tmp_path / "model"), "runs")
-    assert "its encoder goes on" in capsys.readouterr().err
+    assert "its encoder is trained on" in capsys.readouterr().err
     assert np.array_equal(base.weights["embeddings.token.weight"], outcome.state["encoder.embeddings.token.weight"])

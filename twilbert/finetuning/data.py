@@ -1,4 +1,4 @@
-"""A task's train and dev as a model reads them, encoded once for any number of trainings; test is not opened here.
+"""A task's train and dev splits, encoded once for any number of trainings; the test file is not opened here.
 
 Letters: N samples, B of a batch, C labels.
 """
@@ -18,7 +18,7 @@ from twilbert.finetuning.encoders import Base
 from twilbert.model import task_losses
 from twilbert.plugins import is_import_path
 from twilbert.recipe.finetuning import FinetuneRecipe
-from twilbert.tasks.rows import Rows, read_split
+from twilbert.tasks.rows import read_split
 from twilbert.tasks.task import Task
 
 _WINDOW = 32  # batches among which samples are sorted by length
@@ -37,7 +37,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """What trials learn from and are judged by."""
+    """Train and dev, encoded for one model."""
 
     train: Split
     dev: Split
@@ -45,40 +45,29 @@ class TaskData:
     """Tokens of one text."""
 
 
-def encode_rows(base: Base, task: Task, rows: Rows, max_len: int) -> Sequences:
-    """Rows cleaned as the task says, in the model's ids."""
-    return base.encode(rows.texts, rows.texts_b, max_len, task.remove_rt)
-
-
-def text_length(base: Base, recipe: FinetuneRecipe) -> int:
-    """Tokens of one text; UsageError where the recipe asks for more than the model has positions for."""
-    asked = recipe.text.max_len
-    if asked is not None and asked > base.longest_text:
-        raise UsageError(f"text.max_len: {asked} tokens, {base.name} takes {base.longest_text}; lower it")
-    return asked or base.usual_text
-
-
 def encode_task(base: Base, task: Task, recipe: FinetuneRecipe) -> TaskData:
-    """Train and dev of a task that `task_check.require` has passed."""
-    max_len = text_length(base, recipe)
+    """Encode train and dev of a checked task; UsageError where the model has no positions for the recipe's max_len."""
+    max_len = recipe.text.max_len or base.usual_text
+    if max_len > base.longest_text:
+        raise UsageError(f"text.max_len: {max_len} tokens, {base.name} takes {base.longest_text}; lower it")
 
     def split(name: Literal["train", "dev"]) -> Split:
         rows = read_split(task, name)
         assert rows.labels is not None
-        return Split(encode_rows(base, task, rows, max_len), rows.labels)
+        return Split(base.encode(rows.texts, rows.texts_b, max_len, task.remove_rt), rows.labels)
 
     return TaskData(split("train"), split("dev"), max_len)
 
 
 def task_faults(recipe: FinetuneRecipe, task: Task, n_layers: int) -> list[str]:
-    """Faults of a recipe that only task and model together show, each with the remedy."""
+    """Return the faults of a recipe that only task and model together show, each with the remedy."""
     loss, faults = recipe.loss, []
     if loss.name is None or not is_import_path(loss.name):
         name = loss.name or task_losses.default_loss(task.problem)
-        found = task_losses.loss_faults(
+        of_loss = task_losses.loss_faults(
             name, task.problem, loss.class_weights is not None, loss.label_smoothing, loss.beta
         )
-        faults += ["loss.name" + fault[4:] if fault.startswith("loss:") else f"loss.{fault}" for fault in found]
+        faults += ["loss.name" + fault[4:] if fault.startswith("loss:") else f"loss.{fault}" for fault in of_loss]
     elif loss.class_weights is not None or loss.label_smoothing or loss.beta != 1:
         faults.append("loss: class_weights, label_smoothing and beta are for named losses; leave them out")
     weights = loss.class_weights
@@ -92,10 +81,10 @@ def task_faults(recipe: FinetuneRecipe, task: Task, n_layers: int) -> list[str]:
 
 
 def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """All samples in batches of like lengths, in an order that seed and epoch decide.
+    """Return the row numbers of all samples in shuffled batches of similar lengths, a function of seed and epoch.
 
-    A shuffled order is cut into windows of some batches; a window's samples are sorted by length and cut, and all
-    batches shuffled: batches hold little padding, and who shares one changes from epoch to epoch.
+    A shuffled order is cut into windows of 32 batches, each sorted by length and cut: little padding, and another
+    composition of batches every epoch.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
@@ -108,14 +97,14 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -
 
 
 def padded_batch(sequences: Sequences, rows: np.ndarray) -> Batch:
-    """The samples numbered `rows`; T is a multiple of 8, so that few shapes occur."""
+    """Return the samples numbered `rows`, [B, T]; T is a multiple of 8, so that few shapes occur."""
     lengths = sequences.lengths
     longest = int(lengths[rows].max())
     return padded(sequences, rows, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, int(lengths.max())))
 
 
 def inputs(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """ids and segments [B, T] on the device, lengths [B] on the CPU (None where nothing is padded)."""
+    """Return ids and segments [B, T] on the device, lengths [B] on the CPU (None where nothing is padded)."""
     no_padding = int(batch.lengths.min()) == batch.input_ids.shape[1]
     ids, segments = (
         torch.from_numpy(array).to(device, non_blocking=True) for array in (batch.input_ids, batch.segment_ids)

@@ -1,6 +1,6 @@
-"""The encoder that fine-tuning starts from: one of ours, or any of transformers'. Read once for many trainings.
+"""The base model of a fine-tuning: an encoder that this program wrote, or one of transformers'.
 
-A base is plain data (weights as numpy arrays), so that it can be put where many processes of a node read it.
+Plain data (weights as numpy arrays), loaded once for many trainings: the processes of a node share it in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,50 +29,16 @@ from twilbert.plugins import Trust
 from twilbert.recipe.finetuning import Encoder
 from twilbert.tracking.history import newest_run
 
-_RIVAL_LENGTH = 128  # tokens of one text where neither recipe nor model says
+_USUAL_LENGTH = 128  # tokens of one text for a third-party encoder, where the recipe does not say
 _PREFIX = "encoder."
 
 
-class Base(Protocol):
-    """What a training needs to know of an encoder."""
-
-    @property
-    def name(self) -> str: ...  # as told to the user: a folder or hub id
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def n_layers(self) -> int: ...
-    @property
-    def longest_text(self) -> int: ...  # tokens of one text at most
-    @property
-    def usual_text(self) -> int: ...  # tokens of one text where the recipe does not say
-
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_len: int, remove_rt: bool) -> Sequences:
-        """Texts as the model's input."""
-        ...
-
-    def network(self, head: HeadConfig, settings: Encoder) -> nn.Module:
-        """A new classifier: fp32, on the CPU; the head (and with settings.random the encoder) is drawn."""
-        ...
-
-    def layer_of(self, parameter: str) -> int:
-        """The layer of a network's parameter, from 0; -1 = embeddings, n_layers = head."""
-        ...
-
-    def save(self, path: str, network: nn.Module, text: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-        """Write a fine-tuned model's folder, whole or not at all."""
-        ...
-
-    def digest(self) -> str:
-        """Hex SHA-256 of configuration and weights."""
-        ...
-
-
 @dataclass(frozen=True)
-class OwnBase:
+class TwilbertBase:
     """An encoder that pretrain or convert wrote."""
 
     name: str
+    """As users see it: a folder or hub id."""
     config: ModelConfig
     weights: dict[str, np.ndarray]
     tokenizer: Tokenizer
@@ -87,35 +53,39 @@ class OwnBase:
 
     @property
     def longest_text(self) -> int:
+        """Tokens of one text at most."""
         return self.config.max_len
 
     @property
     def usual_text(self) -> int:
+        """Tokens of one text where the recipe does not say."""
         return self.config.max_len
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_len: int, remove_rt: bool) -> Sequences:
+        """Return token ids and segments of cleaned texts, or pairs of texts."""
         return batches.encode(self.tokenizer, texts, pairs, max_len=max_len, remove_rt=remove_rt)
 
     def network(self, head: HeadConfig, settings: Encoder) -> nn.Module:
-        network = ClassificationModel(self._config(settings), head)
+        """Return a new classifier, fp32, on the CPU; the head (and with settings.random the encoder) is drawn."""
+        dropout = {"input_dropout": settings.input_dropout, "output_dropout": settings.output_dropout}
+        config = dataclasses.replace(self.config, **{key: rate for key, rate in dropout.items() if rate is not None})
+        network = ClassificationModel(config, head)
         if not settings.random:
             network.encoder.load_state_dict(_tensors(self.weights))
         return network
 
-    def _config(self, settings: Encoder) -> ModelConfig:
-        asked = {"input_dropout": settings.input_dropout, "output_dropout": settings.output_dropout}
-        return dataclasses.replace(self.config, **{key: value for key, value in asked.items() if value is not None})
-
     def layer_of(self, parameter: str) -> int:
+        """Return the layer of a classifier's parameter, from 0; -1: embeddings, n_layers: head."""
         if parameter.startswith("encoder.blocks."):
             owner = int(parameter.split(".")[2])
             if not self.config.cross_sharing or owner in self.config.memory_layers:
                 return owner
-            # One block serves many layers: it learns as the last of them.
+            # One block serves many layers: it has the learning rate of the last of them.
             return max(layer for layer in range(self.n_layers) if layer not in self.config.memory_layers)
         return -1 if parameter.startswith(_PREFIX) else self.n_layers
 
     def save(self, path: str, network: nn.Module, text: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Write a fine-tuned model's folder, whole or not at all."""
         assert isinstance(network, ClassificationModel)
         with outputs.new_folder(path, "finetune", overwrite=True, keep=True) as folder:
             state = network.state_dict()
@@ -123,12 +93,13 @@ class OwnBase:
             self.tokenizer.save(folder)
 
     def digest(self) -> str:
+        """Return the hex SHA-256 of configuration and weights."""
         return sha256_of(self.config, *itertools.chain(*self.weights.items()))
 
 
 @dataclass(frozen=True)
-class RivalBase:
-    """An encoder of transformers."""
+class ThirdPartyBase:
+    """An encoder of transformers; members as of `TwilbertBase`."""
 
     name: str
     config: Any
@@ -151,7 +122,7 @@ class RivalBase:
 
     @property
     def usual_text(self) -> int:
-        return min(_RIVAL_LENGTH, self.longest_text)
+        return min(_USUAL_LENGTH, self.longest_text)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_len: int, remove_rt: bool) -> Sequences:
         limit = encoders.longest(self.config, self.tokenizer)
@@ -180,12 +151,15 @@ class RivalBase:
         encoders.save(path, network, self.tokenizer, text, files)
 
     @property
-    def own_code(self) -> bool:
-        """Whether it is made by modules of its own folder, which other processes do not have."""
+    def brings_code(self) -> bool:
+        """Whether modules of its own folder define it, which other processes have not imported."""
         return any(type(part).__module__.startswith("transformers_modules") for part in (self.config, self.tokenizer))
 
     def digest(self) -> str:
         return sha256_of(self.config.to_json_string(), *itertools.chain(*self.weights.items()))
+
+
+Base = TwilbertBase | ThirdPartyBase
 
 
 def _tensors(weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -198,25 +172,25 @@ def _arrays(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 def sha256_of(*parts: Any) -> str:
-    """Hex SHA-256 of arrays, and of anything whose repr says all of it."""
-    found = hashlib.sha256()
+    """Return the hex SHA-256 of arrays, and of the repr of anything else."""
+    digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            found.update(f"{part.dtype} {part.shape}".encode())
-            found.update(np.ascontiguousarray(part).view(np.uint8).data)
+            digest.update(f"{part.dtype} {part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).view(np.uint8).data)
         else:
-            found.update(repr(part).encode())
-    return found.hexdigest()
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
 
 
 def short_name(model: str) -> str:
-    """The last part of a model's path or hub id that says something."""
+    """Return the last part of a model's path or hub id that is not just "model"."""
     parts = [part for part in model.rstrip("/").split("/") if part not in ("", "model")]
     return parts[-1] if parts else "model"
 
 
 def load_base(name: str | None, runs: str, trust: Trust = False) -> Base:
-    """The encoder that `name` means; None: the newest finished run's, which is announced. UsageError where none is.
+    """Load the encoder that `name` means (None: that of the newest finished run); UsageError where there is none.
 
     UntrustedCode for code that its folder brings or names, unless `trust` has it.
     """
@@ -230,8 +204,8 @@ def load_base(name: str | None, runs: str, trust: Trust = False) -> Base:
             raise
     folder = ModelFolder.open(name, trust, any_encoder=True)
     if folder.is_fine_tuned:
-        cli.say(f"model: {folder.path} is a fine-tuned model; its encoder goes on, its head is replaced")
+        cli.say(f"model: {folder.path} is a fine-tuned model; its encoder is trained on, its head is replaced")
     weights = _arrays(folder.load_encoder())
     if folder.third_party:
-        return RivalBase(name, folder.config, weights, folder.tokenizer, trust is True)
-    return OwnBase(name, folder.config, weights, folder.tokenizer)
+        return ThirdPartyBase(name, folder.config, weights, folder.tokenizer, trust is True)
+    return TwilbertBase(name, folder.config, weights, folder.tokenizer)

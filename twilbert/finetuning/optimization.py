@@ -1,4 +1,4 @@
-"""What an update changes: fp32 weights, an optimiser for each learning rate, and the bf16 copy that computes."""
+"""The update of a fine-tuning: fp32 weights, an optimiser for each learning rate, the bf16 copy that computes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from twilbert.recipe.finetuning import FinetuneRecipe, Training
 class Weights:
     """The trainable parameters of a network.
 
-    fp32: those themselves. bf16: fp32 masters beside a network that is turned into bf16; gradients are added up in
-    fp32, and masters copied back after an update. Layers with a learning rate of their own have an optimiser of their
-    own; clipping and the test for finite gradients are over all of them.
+    fp32: those themselves. bf16: fp32 masters beside a network in bf16; gradients are added up in fp32, and masters
+    copied back after an update. There is an optimiser for each learning rate; gradients are clipped, and tested for
+    finite values, over all of them.
     """
 
     def __init__(self, network: nn.Module, base: Base, recipe: FinetuneRecipe, *, bf16: bool) -> None:
@@ -35,7 +35,7 @@ class Weights:
         self._optimizers = _optimizers(self._masters, base, recipe)
 
     def take_gradients(self) -> None:
-        """After a backward pass: move its gradients to the masters."""
+        """Add the gradients of a backward pass to the masters'."""
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             if master is parameter or parameter.grad is None:
@@ -48,10 +48,10 @@ class Weights:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> bool:
-        """One update; False, with the weights as they were, where a gradient is not finite."""
+        """Update the weights; return False, and leave them, where a gradient is not finite."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._masters.values() if p.grad is not None])
-        taken = bool(norm.isfinite())
-        if taken:
+        is_finite = bool(norm.isfinite())
+        if is_finite:
             if self._max_grad_norm:
                 torch.nn.utils.clip_grads_with_norm_(self._masters.values(), self._max_grad_norm, norm)
             for scale, optimizer in self._optimizers:
@@ -61,22 +61,20 @@ class Weights:
                     parameter.copy_(self._masters[name])
         for master in self._masters.values():
             master.grad = None
-        return taken
+        return is_finite
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of all of the network's weights and buffers, fp32, on the CPU."""
-        buffers = dict(self.network.named_buffers())
-        state = dict(self._frozen_state)  # in bf16 what is frozen is only a rounded copy in the network
-        for name in state:
-            if name in self._masters:
-                state[name] = self._masters[name].detach().cpu().clone()
-            elif name in buffers:
-                state[name] = buffers[name].detach().cpu().clone()
-        return state
+        """Return a copy of all of the network's weights and buffers, fp32, on the CPU."""
+        # A network in bf16 holds only rounded copies of frozen weights.
+        changed = dict(self.network.named_buffers()) | self._masters
+        return {
+            name: changed[name].detach().cpu().clone() if name in changed else frozen
+            for name, frozen in self._frozen_state.items()
+        }
 
 
 def is_trained(base: Base, name: str, recipe: FinetuneRecipe) -> bool:
-    """Whether a parameter learns: the head's always, a layer's where trainable_layers has it."""
+    """Return whether a parameter is trained: the head's always, a layer's where trainable_layers has it."""
     layers, layer = recipe.encoder.trainable_layers, base.layer_of(name)
     if layer == base.n_layers or layers == "all":
         return True
@@ -86,7 +84,7 @@ def is_trained(base: Base, name: str, recipe: FinetuneRecipe) -> bool:
 def _optimizers(
     masters: dict[str, nn.Parameter], base: Base, recipe: FinetuneRecipe
 ) -> list[tuple[float, torch.optim.Optimizer]]:
-    """(share of the learning rate, optimiser) for each group of layers that learn alike."""
+    """Return (factor of the learning rate, optimiser) for each group of layers with one rate."""
     groups: dict[float, dict[str, nn.Parameter]] = {}
     for name, master in masters.items():
         depth = base.n_layers - base.layer_of(name)  # 0: the head; 1: the last layer
@@ -96,7 +94,7 @@ def _optimizers(
 
 
 def _fused_adamw(group: dict[str, nn.Parameter], settings: Training) -> torch.optim.Optimizer:
-    """Torch's, one pass over memory for each tensor; what has one dimension is not decayed."""
+    """Torch's AdamW, in one pass over memory; one-dimensional parameters are not decayed."""
     kinds = [[p for p in group.values() if (p.dim() > 1) == decayed] for decayed in (True, False)]
     return torch.optim.AdamW(
         [
@@ -111,7 +109,7 @@ def _fused_adamw(group: dict[str, nn.Parameter], settings: Training) -> torch.op
 
 
 def _of_pretraining(group: dict[str, nn.Parameter], settings: Training) -> FragmentOptimizer:
-    """The original's Adam, and LAMB, as in pre-training; each tensor is one fragment."""
+    """Adam of the original, or LAMB, as in pre-training; each tensor is one fragment."""
     optimizer = OPTIMIZERS[settings.optimizer](
         group.values(),
         beta1=settings.beta1,

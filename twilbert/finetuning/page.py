@@ -1,4 +1,4 @@
-"""The page of a fine-tuning: scores, learning curves, confusion, labels, errors, settings; and its scores in words."""
+"""The page of a fine-tuning: scores, learning curves, confusion, labels, errors, settings; and scores as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from twilbert.finetuning.predictions import Judged, row_record, worst_errors
+from twilbert.finetuning.predictions import SplitPredictions, row_record, worst_errors
 from twilbert.model.problems import REGRESSION, SINGLE
 from twilbert.recipe.pretraining import flattened
 from twilbert.report import html
@@ -19,8 +19,8 @@ _MOST_CONFUSED = 12  # labels up to which a confusion matrix is drawn
 _MOST_ERRORS = 25  # on the page
 
 
-def of_run(task: Task, results: Mapping[str, Any], splits: Sequence[Judged]) -> str:
-    """The page of results.json and the chosen model's predictions."""
+def of_run(task: Task, results: Mapping[str, Any], splits: Sequence[SplitPredictions]) -> str:
+    """Render results.json and the chosen model's predictions."""
     charts = ((f"dev {task.metric}", "score", task.metric), ("Loss on train", "train_loss", "loss"))
     charts += (("Loss on dev", "dev_loss", "loss"),)
     return html.render(
@@ -37,7 +37,7 @@ def of_run(task: Task, results: Mapping[str, Any], splits: Sequence[Judged]) -> 
 
 
 def metric_name(results: Mapping[str, Any]) -> str:
-    """The metric with how it averages: f1 macro, f1 of 1."""
+    """Return the metric with its averaging: f1 macro, f1 of 1."""
     labels = results["class_metric"]
     if labels is not None:
         return f"{results['metric']} of {labels if isinstance(labels, str) else ', '.join(labels)}"
@@ -45,7 +45,7 @@ def metric_name(results: Mapping[str, Any]) -> str:
 
 
 def score_with_spread(scores: Mapping[str, Any] | None) -> str:
-    """A split's score: mean ± sd of several seeds, or one with its interval."""
+    """Return a split's score: mean ± sd of several seeds, or one with its interval."""
     if scores is None or scores["mean"] is None:
         return "–"
     if scores["n"] > 1:
@@ -57,7 +57,7 @@ def score_with_spread(scores: Mapping[str, Any] | None) -> str:
 
 
 def mean_and_sd(scores: Mapping[str, Any]) -> str:
-    """mean, or mean ± sd; – where there is none (a correlation with a constant)."""
+    """Return mean, or mean ± sd; – where there is none (a correlation with a constant)."""
     if scores["mean"] is None:
         return "–"
     return f"{scores['mean']:.4f}" + ("" if scores["sd"] is None else f" ± {scores['sd']:.4f}")
@@ -76,10 +76,10 @@ def _tiles(results: Mapping[str, Any]) -> list[Tile]:
             which = "" if scores["n"] == 1 else f"of seed {results['chosen_seed']}, "
             note += f"; 95 % interval {which}{interval['low']:.3f} to {interval['high']:.3f}"
         tiles.append((f"{split} {metric_name(results)}", f"{scores['mean']:.3f}{spread}", note))
-    unseen = (results.get("test") or {}).get("without_rows_in_train")
-    if unseen and unseen["mean"] is not None:
-        note = f"without rows whose text stands in train: {results['test']['rows_also_in_train']:,}"
-        tiles.append(("test, unseen texts", f"{unseen['mean']:.3f}", note))
+    new_rows = (results.get("test") or {}).get("without_rows_in_train")
+    if new_rows and new_rows["mean"] is not None:
+        note = f"without rows whose text is in train: {results['test']['rows_also_in_train']:,}"
+        tiles.append(("test, unseen texts", f"{new_rows['mean']:.3f}", note))
     seconds = sum(seed["seconds"] for seed in results["seeds"])
     return [*tiles, ("Training", f"{seconds:,.0f} s", f"{len(results['seeds'])} seeds on {results['device']}")]
 
@@ -91,11 +91,11 @@ def _lines(seeds: Sequence[Mapping[str, Any]], key: str) -> list[Series]:
     ]
 
 
-def _split(task: Task, split: Judged, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of one split."""
+def _split(task: Task, split: SplitPredictions, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The template's values of one split."""
     counts = None
     if task.problem == SINGLE and len(task.labels) <= _MOST_CONFUSED:
-        counts = metrics.confusion(split.truths(task), split.predictions(task), len(task.labels)).tolist()
+        counts = metrics.confusion(split.truths(task), split.predicted(task), len(task.labels)).tolist()
     wrong = worst_errors(task, split)
     texts = {"text": "text"} if split.rows.texts_b is None else {"text": "text", "text_b": "second text"}
     return {

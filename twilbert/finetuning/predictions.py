@@ -1,4 +1,4 @@
-"""What the chosen model says of a split's rows, as it is written and shown."""
+"""The chosen model's predictions for a split, as files and pages show them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from twilbert.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Rows of a split with what the chosen model says of them: probabilities (or values), float32 [N, C]."""
+class SplitPredictions:
+    """A split's rows with the probabilities (or values) that the chosen model gives them."""
 
     name: str
     rows: Rows
     probabilities: np.ndarray
+    """float32 [N, C]."""
 
-    def predictions(self, task: Task) -> np.ndarray:
-        """As `metrics` takes them."""
+    def predicted(self, task: Task) -> np.ndarray:
+        """Return the predictions as `metrics` takes them."""
         return predictions(task.problem, self.probabilities)
 
     def truths(self, task: Task) -> np.ndarray:
-        """As `metrics` takes them; only where there are labels."""
+        """Return the labels, which there must be, as `metrics` takes them."""
         assert self.rows.labels is not None
         return self.rows.labels.astype(np.int64) if task.problem == MULTI else self.rows.labels
 
 
-def row_record(task: Task, judged: Judged, i: int) -> dict[str, Any]:
-    """One row: id, texts, truth where known, prediction, probabilities."""
-    rows, scores = judged.rows, judged.probabilities[i]
+def row_record(task: Task, split: SplitPredictions, i: int) -> dict[str, Any]:
+    """Return row i: id, texts, truth where known, prediction, probabilities."""
+    rows, scores = split.rows, split.probabilities[i]
     record: dict[str, Any] = {"id": rows.ids[i], "text": rows.texts[i]}
     if rows.texts_b is not None:
         record["text_b"] = rows.texts_b[i]
-    said = judged.predictions(task)[i]
     if rows.labels is not None:
-        record["truth"] = _named(task, judged.truths(task)[i])
-    record["predicted"] = _named(task, said)
+        record["truth"] = _named(task, split.truths(task)[i])
+    record["predicted"] = _named(task, split.predicted(task)[i])
     if task.problem != REGRESSION:
         record["probabilities"] = {label: round(float(p), 6) for label, p in zip(task.labels, scores, strict=True)}
     return record
@@ -54,17 +54,16 @@ def _named(task: Task, value: Any) -> Any:
     return task.labels[int(value)]
 
 
-def worst_errors(task: Task, judged: Judged) -> list[int]:
-    """Rows that are wrong, those first that the model was surest of (regression: the farthest off)."""
-    truths, said, scores = judged.truths(task), judged.predictions(task), judged.probabilities
+def worst_errors(task: Task, split: SplitPredictions) -> list[int]:
+    """Return the numbers of rows with a wrong prediction, the most confident first (regression: the farthest off)."""
+    truths, predicted, scores = split.truths(task), split.predicted(task), split.probabilities
     if task.problem == REGRESSION:
-        badness = np.abs(truths - said)
-        wrong = badness > 0
+        error = np.abs(truths - predicted)
+        wrong = error > 0
     elif task.problem == MULTI:
-        badness = np.abs(truths - scores).max(1)
-        wrong = (truths != said).any(1)
+        error = np.abs(truths - scores).max(1)
+        wrong = (truths != predicted).any(1)
     else:
-        badness = 1 - scores[np.arange(len(truths)), truths]
-        wrong = truths != said
-    order = np.argsort(-badness, kind="stable")
-    return [int(i) for i in order if wrong[i]]
+        error = 1 - scores[np.arange(len(truths)), truths]
+        wrong = truths != predicted
+    return [int(i) for i in np.argsort(-error, kind="stable") if wrong[i]]

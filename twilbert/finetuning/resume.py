@@ -1,17 +1,16 @@
-"""What is kept of a fine-tuning until its results are written, so that the same command goes on after any end.
+"""The files from which an interrupted fine-tuning resumes.
 
 OUT/  started.json                what decides the results: settings, task, device, data, weights
-      seed-N/best.safetensors     weights at the seed's best look at dev, and what they say of dev
-             ended.json           every look at dev; written last: with it the seed is over
-Both hold their own SHA-256: a seed of which either is damaged is trained again, and that is said.
-Once results.json is there, the weights of the seeds are removed.
+      seed-N/best.safetensors     weights at the seed's best dev evaluation, and dev's probabilities
+             ended.json           all dev evaluations; written last, when the seed is finished
+Both files of a seed hold their own SHA-256: a seed with a damaged one is trained again. They are removed once
+results.json is written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,15 +31,16 @@ from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetuning.data import TaskData
 from twilbert.finetuning.encoders import Base, sha256_of
 from twilbert.finetuning.train import Evaluation, Outcome, resolve_precision
+from twilbert.model.tensor_files import read_header
 from twilbert.recipe.finetuning import FinetuneRecipe
 from twilbert.tasks.task import Task
 from twilbert.tracking.metrics import METRICS_FILE
 
 STARTED = "started.json"
-NEW = ".new"  # of the folder beside OUT that replaces it
+NEW = ".new"  # suffix of the folder beside OUT that is going to replace it
 WEIGHTS, _ENDED = "best.safetensors", "ended.json"
 _SUM = "sha256"
-_PROBABILITIES = "dev/probabilities"  # beside the weights: both or neither are of the best evaluation
+_PROBABILITIES = "dev/probabilities"  # in one file with the weights, so that both are of the same evaluation
 _OURS = re.compile(
     r"(started|results)\.json|recipe\.yaml|report\.html|(predictions|errors)-(dev|test)\.jsonl|"
     r"confusion-(dev|test)\.tsv|seed-\d+/(metrics\.jsonl|best\.safetensors|ended\.json|(wandb/.*)?)|model/.*"
@@ -58,13 +58,13 @@ class _Ended:
 
     seed: int
     best: int
-    """Which of `history`."""
+    """Index in `history`."""
     history: list[Evaluation]
     stopped_early: bool
 
 
 def identity(recipe: FinetuneRecipe, task: Task, base: Base, data: TaskData) -> dict[str, Any]:
-    """What must be the same for ended seeds to stand beside new ones, as JSON."""
+    """Return, as JSON, what must be the same for the results of all seeds to be comparable."""
     device = find_device(recipe.training.device)
     rows = [part for split in (data.train, data.dev) for part in (*vars(split.sequences).values(), split.labels)]
     return recipe.model_dump(mode="json", exclude={"tracking", "runs"}) | {
@@ -129,7 +129,7 @@ def _has_trained(out: str) -> bool:
 
 
 def write_seed(folder: str, outcome: Outcome) -> None:
-    """Keep an ended training."""
+    """Write a finished training."""
     write_weights(storage.join(folder, WEIGHTS), outcome.probabilities, outcome.state)
     best = outcome.history.index(outcome.best)
     ended = _Ended(outcome.seed, best, outcome.history, outcome.stopped_early)
@@ -137,7 +137,7 @@ def write_seed(folder: str, outcome: Outcome) -> None:
 
 
 def read_seed(folder: str) -> Outcome | None:
-    """What `write_seed` kept there; None where that training has not ended, or, with a line, where it is damaged."""
+    """Return the training that `write_seed` wrote; None where it is not finished, or damaged, which is reported."""
     if not storage.exists(storage.join(folder, _ENDED)):
         return None
     try:
@@ -152,27 +152,25 @@ def read_seed(folder: str) -> Outcome | None:
 
 
 def drop_seed(folder: str, *, logs: bool = False) -> None:
-    """Remove what `write_seed` kept; the logs stay, or go too."""
-    for name in (_ENDED, WEIGHTS, *(("metrics.jsonl", "wandb") if logs else ())):  # first what makes it a seed
+    """Remove the files of `write_seed`, and with `logs` those of the training too."""
+    for name in (_ENDED, WEIGHTS, *((METRICS_FILE, "wandb") if logs else ())):  # first what marks it as finished
         storage.delete(storage.join(folder, name))
 
 
 def write_weights(path: str, probabilities: np.ndarray, state: Mapping[str, Tensor]) -> None:
-    """Write weights and what they say of dev as a safetensors file that holds the SHA-256 of its tensors."""
+    """Write weights and dev's probabilities as a safetensors file that holds the SHA-256 of its tensors."""
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     tensors[_PROBABILITIES] = torch.from_numpy(np.ascontiguousarray(probabilities))
     storage.write_bytes_atomic(path, save_safetensors(tensors, {_SUM: _sum(tensors)}))
 
 
 def read_weights(path: str) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """What was given to `write_weights`; TwilbertError naming the file when it is missing or damaged."""
+    """Return dev's probabilities and weights; TwilbertError naming the file when it is missing or damaged."""
     try:
-        content = storage.read_bytes(path)
-        tensors = load_safetensors(content)
+        tensors = load_safetensors(storage.read_bytes(path))
     except (OSError, SafetensorError) as error:
         raise TwilbertError(f"{path}: missing or damaged ({error})") from error
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    written = header.get("__metadata__", {}).get(_SUM)  # none in files of 0.2.0
+    written = read_header(path).get("__metadata__", {}).get(_SUM)  # none in files of 0.2.0
     if written is not None and written != _sum(tensors):
         raise TwilbertError(f"{path}: damaged: its tensors do not give its own SHA-256")
     return tensors.pop(_PROBABILITIES).numpy(), tensors

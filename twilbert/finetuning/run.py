@@ -1,6 +1,6 @@
 """A fine-tuning from its recipe to its folder.
 
-OUT/  recipe.yaml  seed-0/{metrics.jsonl, wandb/} …  model/  report.html  results.json (last; until then: kept.py)
+OUT/  recipe.yaml  seed-0/{metrics.jsonl, wandb/} …  model/  report.html  results.json (last; until then: resume.py)
       predictions-{dev,test}.jsonl  errors-{dev,test}.jsonl (the worst first)  confusion-{dev,test}.tsv
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from twilbert.errors import UsageError
 from twilbert.finetuning import page, resume, test_scores
 from twilbert.finetuning.data import TaskData, encode_task, task_faults
 from twilbert.finetuning.encoders import Base, load_base, short_name
-from twilbert.finetuning.predictions import Judged, row_record, worst_errors
-from twilbert.finetuning.test_scores import Final, Scores
+from twilbert.finetuning.predictions import SplitPredictions, row_record, worst_errors
+from twilbert.finetuning.test_scores import Scores
 from twilbert.finetuning.train import Evaluation, Outcome, build_loss, new_network, resolve_precision, train
 from twilbert.hub.card import code, plain
 from twilbert.model.problems import SINGLE
@@ -35,12 +35,12 @@ from twilbert.tracking.wandb_runs import Wandb
 RESULTS = "results.json"
 REPORT = "report.html"
 _RECIPE = "recipe.yaml"
-_WORST = 200  # errors that are written
+_MOST_ERRORS = 200  # in errors-*.jsonl
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked recipe's task, its encoder and its encoded rows: what any number of trainings share."""
+    """The task, base model and encoded rows of a checked recipe, which any number of trainings share."""
 
     task: Task
     findings: Findings
@@ -51,8 +51,8 @@ class Prepared:
 def prepare(recipe: FinetuneRecipe, base: Base | None = None, *, trust_remote_code: bool = False) -> Prepared:
     """Check task, recipe and model against each other, then encode; UsageError before anything is trained.
 
-    `base`: the model where it has been read already; else code that its folder brings or names runs only with
-    `trust_remote_code`, or where it is the head that the recipe names itself.
+    `base`: the model where it is loaded already; else code that its folder brings or names runs only with
+    `trust_remote_code`, or where it is the head that the recipe names.
     """
     if recipe.task is None:
         raise UsageError("which task? --task NAME, or task: in the recipe")
@@ -66,7 +66,7 @@ def prepare(recipe: FinetuneRecipe, base: Base | None = None, *, trust_remote_co
     if faults:
         raise UsageError("\n".join([f"{task.name}: the recipe does not fit", *(f"  {fault}" for fault in faults)]))
     data = encode_task(base, task, recipe)
-    build_loss(recipe, task, data.train.labels)  # a user's own code is met now
+    build_loss(recipe, task, data.train.labels)  # imports a user's own loss and, next, head: faults are reported now
     new_network(base, recipe, task, recipe.training.seed)
     return Prepared(task, findings, base, data)
 
@@ -74,10 +74,9 @@ def prepare(recipe: FinetuneRecipe, base: Base | None = None, *, trust_remote_co
 def finetune(
     recipe: FinetuneRecipe, out: str, *, overwrite: bool = False, trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Train every seed, score the test set once, write OUT; returns what OUT/results.json holds.
+    """Train every seed, score the test set once, write OUT; return the content of OUT/results.json.
 
-    Goes on in the OUT of the same fine-tuning that was ended before its results: seeds that are over are not trained
-    again. One that is finished is read.
+    An interrupted fine-tuning is resumed: finished seeds are not trained again. The results of a finished one are read.
     """
     prepared = prepare(recipe, trust_remote_code=trust_remote_code)
     identity = resume.identity(recipe, prepared.task, prepared.base, prepared.data)
@@ -88,7 +87,7 @@ def finetune(
             cli.say(f"{out}: this fine-tuning is finished; these are its results")
             results = read_results(out)
         else:
-            results = train_and_score(prepared, recipe, out)
+            results = _train_and_score(prepared, recipe, out)
         for seed in _seeds(recipe):
             resume.drop_seed(_seed_folder(out, seed))
     return results
@@ -96,7 +95,7 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Results:
-    """results.json, as far as it is read."""
+    """results.json: the entries that are read."""
 
     task: str
     metric: str
@@ -108,12 +107,11 @@ class _Results:
 
 
 def read_results(out: str) -> dict[str, Any]:
-    """What OUT/results.json holds; TwilbertError where it is of another shape."""
+    """Return the content of OUT/results.json; TwilbertError where it is of another shape."""
     return read_checked(storage.join(out, RESULTS), _Results)
 
 
-def train_and_score(prepared: Prepared, recipe: FinetuneRecipe, out: str) -> dict[str, Any]:
-    """The trainings of a recipe that `prepare` has passed, and their final scoring."""
+def _train_and_score(prepared: Prepared, recipe: FinetuneRecipe, out: str) -> dict[str, Any]:
     storage.write_bytes_atomic(storage.join(out, _RECIPE), loading.dump(recipe).encode())
     wandb = Wandb(recipe.tracking.project, recipe.tracking.mode, cli.say)
     outcomes = [_one_seed(prepared, recipe, out, seed, wandb) for seed in _seeds(recipe)]
@@ -131,44 +129,9 @@ def _seed_folder(out: str, seed: int) -> str:
 def score_and_write(
     prepared: Prepared, recipe: FinetuneRecipe, out: str, outcomes: Sequence[Outcome]
 ) -> dict[str, Any]:
-    """The final scoring of ended trainings: everything of OUT but recipe.yaml and the logs."""
-    found = test_scores.score(prepared.base, prepared.task, prepared.data, recipe, outcomes)
-    return _write(prepared, recipe, out, found)
-
-
-def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int, wandb: Wandb) -> Outcome:
-    task, folder = prepared.task, _seed_folder(out, seed)
-    before = resume.read_seed(folder)
-    if before is not None:
-        cli.say(f"{task.name} seed {seed}: over since an earlier start, dev {task.metric} {before.best.score:.4f}")
-        return before
-    resume.drop_seed(folder, logs=True)  # of a process that died in it
-    name = f"{storage.absolute(out).rsplit('/', 1)[-1].removesuffix(resume.NEW)}-seed-{seed}"
-    config = recipe.model_dump(mode="json") | {"task": task.name, "model": short_name(prepared.base.name), "seed": seed}
-    tracker = Tracker(folder, name, wandb, config, f"{_run_id(out)}-{seed}", 0)
-    cli.say(tracker.first_line)
-
-    def heard(seen: Evaluation) -> None:
-        tracker.log(seen.step, seen.row())
-        cli.say(
-            f"{task.name} seed {seed} epoch {seen.epoch:.2f} step {seen.step}: loss {seen.train_loss:.4f}, "
-            f"dev {task.metric} {seen.score:.4f}, {seen.samples_per_second:,.0f} samples/s"
-        )
-
-    try:
-        outcome = train(prepared.base, prepared.data, task, recipe, seed, heard)
-    finally:
-        tracker.close()
-    resume.write_seed(folder, outcome)
-    return outcome
-
-
-def _run_id(out: str) -> str:
-    return uuid.uuid5(uuid.NAMESPACE_URL, storage.absolute(out)).hex[:8] + uuid.uuid4().hex[:4]
-
-
-def _write(prepared: Prepared, recipe: FinetuneRecipe, out: str, found: Final) -> dict[str, Any]:
+    """Score finished trainings and write all of OUT but recipe.yaml and the logs; return what results.json holds."""
     task, base = prepared.task, prepared.base
+    final = test_scores.score(base, task, prepared.data, recipe, outcomes)
     device = find_device(recipe.training.device)
     results = {
         "task": task.name,
@@ -177,45 +140,68 @@ def _write(prepared: Prepared, recipe: FinetuneRecipe, out: str, found: Final) -
         "twilbert": __version__,
         "device": str(device),
         "precision": resolve_precision(recipe.training, device),
-        **found.scores,
+        **final.scores,
         "counts": prepared.findings.counts,
         "notices": prepared.findings.notices,
         "recipe": recipe.model_dump(mode="json"),
     }
-    for judged in found.judged:
-        _write_split(task, out, judged)
-    network = new_network(base, recipe, task, found.chosen.seed)
-    network.load_state_dict(found.chosen.state)
+    for split in final.splits:
+        _write_split(task, out, split)
+    network = new_network(base, recipe, task, final.chosen.seed)
+    network.load_state_dict(final.chosen.state)
     text = {"remove_rt": task.remove_rt, "max_len": prepared.data.max_len}
     base.save(storage.join(out, "model"), network, text, {"README.md": _card(results).encode()})
-    html = page.of_run(task, results, found.judged)
-    storage.write_bytes_atomic(storage.join(out, REPORT), html.encode())
+    storage.write_bytes_atomic(storage.join(out, REPORT), page.of_run(task, results, final.splits).encode())
     storage.write_json_atomic(storage.join(out, RESULTS), results)
     return results
 
 
-def _write_split(task: Task, out: str, judged: Judged) -> None:
-    rows = [row_record(task, judged, i) for i in range(len(judged.rows))]
-    _write_lines(storage.join(out, f"predictions-{judged.name}.jsonl"), rows)
-    if judged.rows.labels is None:
+def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int, wandb: Wandb) -> Outcome:
+    task, folder = prepared.task, _seed_folder(out, seed)
+    before = resume.read_seed(folder)
+    if before is not None:
+        cli.say(f"{task.name} seed {seed}: finished at an earlier start, dev {task.metric} {before.best.score:.4f}")
+        return before
+    resume.drop_seed(folder, logs=True)  # of a process that died while training it
+    name = f"{storage.absolute(out).rsplit('/', 1)[-1].removesuffix(resume.NEW)}-seed-{seed}"
+    config = recipe.model_dump(mode="json") | {"task": task.name, "model": short_name(prepared.base.name), "seed": seed}
+    run_id = uuid.uuid5(uuid.NAMESPACE_URL, storage.absolute(out)).hex[:8] + uuid.uuid4().hex[:4]
+    tracker = Tracker(folder, name, wandb, config, f"{run_id}-{seed}", 0)
+    cli.say(tracker.first_line)
+
+    def log(evaluation: Evaluation) -> None:
+        tracker.log(evaluation.step, evaluation.row())
+        cli.say(
+            f"{task.name} seed {seed} epoch {evaluation.epoch:.2f} step {evaluation.step}: "
+            f"loss {evaluation.train_loss:.4f}, dev {task.metric} {evaluation.score:.4f}, "
+            f"{evaluation.samples_per_second:,.0f} samples/s"
+        )
+
+    try:
+        outcome = train(prepared.base, prepared.data, task, recipe, seed, log)
+    finally:
+        tracker.close()
+    resume.write_seed(folder, outcome)
+    return outcome
+
+
+def _write_split(task: Task, out: str, split: SplitPredictions) -> None:
+    def write(name: str, lines: Iterable[str]) -> None:
+        storage.write_bytes_atomic(storage.join(out, name), "".join(f"{line}\n" for line in lines).encode())
+
+    rows = [json.dumps(row_record(task, split, i), ensure_ascii=False) for i in range(len(split.rows))]
+    write(f"predictions-{split.name}.jsonl", rows)
+    if split.rows.labels is None:
         return
-    worst = [rows[i] for i in worst_errors(task, judged)[:_WORST]]
-    _write_lines(storage.join(out, f"errors-{judged.name}.jsonl"), worst)
+    write(f"errors-{split.name}.jsonl", [rows[i] for i in worst_errors(task, split)[:_MOST_ERRORS]])
     if task.problem == SINGLE:
-        counts = metrics.confusion(judged.truths(task), judged.predictions(task), len(task.labels)).tolist()
-        lines = ["\t".join(["true\\predicted", *task.labels])]
-        lines += ["\t".join([label, *map(str, row)]) for label, row in zip(task.labels, counts, strict=True)]
-        path = storage.join(out, f"confusion-{judged.name}.tsv")
-        storage.write_bytes_atomic(path, ("\n".join(lines) + "\n").encode())
-
-
-def _write_lines(path: str, records: list[dict[str, Any]]) -> None:
-    data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    storage.write_bytes_atomic(path, data.encode())
+        counts = metrics.confusion(split.truths(task), split.predicted(task), len(task.labels)).tolist()
+        table = [["true\\predicted", *task.labels]]
+        table += [[label, *map(str, row)] for label, row in zip(task.labels, counts, strict=True)]
+        write(f"confusion-{split.name}.tsv", map("\t".join, table))
 
 
 def _card(results: dict[str, Any]) -> str:
-    """The model card."""
     trust = ", trust_remote_code=True" if results["recipe"]["head"]["own"] else ""
     recipe = results["recipe"]
     training, head = recipe["training"], recipe["head"]

@@ -1,4 +1,4 @@
-"""The final scoring: the one place where test rows are read, once, after every training has ended."""
+"""The final scoring: the one place where test rows are read, once, after every training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from twilbert.data.cleaning import clean
 from twilbert.devices import find_device
-from twilbert.finetuning.data import TaskData, encode_rows
+from twilbert.finetuning.data import TaskData
 from twilbert.finetuning.encoders import Base
-from twilbert.finetuning.predictions import Judged
+from twilbert.finetuning.predictions import SplitPredictions
 from twilbert.finetuning.train import Outcome, dev_score, logits, new_network, resolve_precision
 from twilbert.model.classifier import probabilities
 from twilbert.model.problems import REGRESSION
@@ -25,18 +25,18 @@ from twilbert.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Final:
-    """Everything that is told of a fine-tuning."""
+class FinalScores:
+    """The scores of a fine-tuning, its chosen training, and that one's predictions."""
 
     scores: dict[str, Any]
-    """What goes into results.json."""
+    """Entries of results.json."""
     chosen: Outcome
-    judged: list[Judged]
+    splits: list[SplitPredictions]
     """dev, and test where there is one."""
 
 
 def best_by_dev(task: Task, outcomes: Sequence[Outcome]) -> Outcome:
-    """The training with the best dev score; the first of equals."""
+    """Return the training with the best dev score; the first of equals."""
     best = outcomes[0]
     for outcome in outcomes[1:]:
         if metrics.better(task.metric, outcome.best.score, best.best.score):
@@ -44,27 +44,27 @@ def best_by_dev(task: Task, outcomes: Sequence[Outcome]) -> Outcome:
     return best
 
 
-def score(base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcomes: Sequence[Outcome]) -> Final:
-    """Judge all trainings; reads the test rows, so nothing may be trained or chosen after it."""
+def score(base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcomes: Sequence[Outcome]) -> FinalScores:
+    """Score all trainings; reads the test rows, so nothing may be trained or chosen after it."""
     chosen = best_by_dev(task, outcomes)
-    judged = [Judged("dev", read_split(task, "dev"), chosen.probabilities)]
+    splits = [SplitPredictions("dev", read_split(task, "dev"), chosen.probabilities)]
     scores: dict[str, Any] = {
         "metric": task.metric,
         "average": task.averaging,
         "class_metric": task.class_metric,
-        "dev": _spread([outcome.best.score for outcome in outcomes]) | _details(task, judged[0]),
+        "dev": _spread([outcome.best.score for outcome in outcomes]) | _details(task, splits[0]),
         "seeds": [_of_seed(outcome) for outcome in outcomes],
         "chosen_seed": chosen.seed,
     }
     test = read_test(task)
     if test is not None:
         every = _test_probabilities(base, task, data, recipe, outcomes, test)
-        judged.append(Judged("test", test, every[outcomes.index(chosen)]))
+        splits.append(SplitPredictions("test", test, every[outcomes.index(chosen)]))
         if test.labels is not None:
-            scores["test"] = _test_scores(task, test, every, judged[1])
+            scores["test"] = _test_scores(task, test, every, splits[1])
             for entry, probabilities_NC in zip(scores["seeds"], every, strict=True):
                 entry["test"] = _number(dev_score(task, test.labels, probabilities_NC))
-    return Final(scores, chosen, judged)
+    return FinalScores(scores, chosen, splits)
 
 
 def _test_probabilities(
@@ -72,25 +72,25 @@ def _test_probabilities(
 ) -> list[np.ndarray]:
     device = find_device(recipe.training.device)
     bf16 = resolve_precision(recipe.training, device) == "bf16"
-    sequences = encode_rows(base, task, test, data.max_len)
-    found = []
+    sequences = base.encode(test.texts, test.texts_b, data.max_len, task.remove_rt)
+    every = []
     for outcome in outcomes:
         network = new_network(base, recipe, task, outcome.seed)
         network.load_state_dict(outcome.state)
         network.to(device, torch.bfloat16 if bf16 else torch.float32)
-        found.append(probabilities(task.problem, logits(network, sequences, device)).numpy())
-    return found
+        every.append(probabilities(task.problem, logits(network, sequences, device)).numpy())
+    return every
 
 
-def _test_scores(task: Task, test: Rows, every: list[np.ndarray], judged: Judged) -> dict[str, Any]:
-    """Mean and sd over seeds, the chosen model's interval, and all again without rows whose text stands in train."""
+def _test_scores(task: Task, test: Rows, every: list[np.ndarray], chosen: SplitPredictions) -> dict[str, Any]:
+    """Mean and sd over seeds, the chosen model's interval, and all again without rows whose text is in train."""
     assert test.labels is not None
-    scores = _spread([dev_score(task, test.labels, one) for one in every]) | _details(task, judged)
-    seen = set(_cleaned(task, read_split(task, "train")))
-    unseen = np.array([texts not in seen for texts in _cleaned(task, test)])
-    scores["rows_also_in_train"] = int((~unseen).sum())
-    if unseen.any() and not unseen.all():
-        scores["without_rows_in_train"] = _spread([dev_score(task, test.labels[unseen], one[unseen]) for one in every])
+    scores = _spread([dev_score(task, test.labels, one) for one in every]) | _details(task, chosen)
+    train_texts = set(_cleaned(task, read_split(task, "train")))
+    is_new = np.array([texts not in train_texts for texts in _cleaned(task, test)])
+    scores["rows_also_in_train"] = int((~is_new).sum())
+    if is_new.any() and not is_new.all():
+        scores["without_rows_in_train"] = _spread([dev_score(task, test.labels[is_new], one[is_new]) for one in every])
     return scores
 
 
@@ -100,21 +100,20 @@ def _cleaned(task: Task, rows: Rows) -> list[tuple[str, ...]]:
     return list(zip(*([clean(text, task.remove_rt) for text in side] for side in sides), strict=True))
 
 
-def _details(task: Task, judged: Judged) -> dict[str, Any]:
+def _details(task: Task, split: SplitPredictions) -> dict[str, Any]:
     """Scores of the chosen model: its metric with a bootstrap interval, all others, and those of each label."""
-    truths, said = judged.truths(task), judged.predictions(task)
-    interval = metrics.bootstrap(truths, said, task.metric, average=task.averaging, labels=task.metric_labels)
-    n_labels = len(task.labels)
-    found: dict[str, Any] = {
+    truths, predicted, n_labels = split.truths(task), split.predicted(task), len(task.labels)
+    interval = metrics.bootstrap(truths, predicted, task.metric, average=task.averaging, labels=task.metric_labels)
+    scores: dict[str, Any] = {
         "rows": len(truths),
-        "chosen": _number(metrics.score(truths, said, task.metric, average=task.averaging, labels=task.metric_labels)),
+        "chosen": _number(dev_score(task, truths, split.probabilities)),
         "interval": {key: _number(value) for key, value in asdict(interval).items()} | {"level": 0.95},
-        "all": {key: _number(value) for key, value in metrics.report(truths, said, task.problem, n_labels).items()},
+        "all": {key: _number(one) for key, one in metrics.report(truths, predicted, task.problem, n_labels).items()},
     }
     if task.problem != REGRESSION:
-        per_label = metrics.per_label(truths, said, n_labels)
-        found["labels"] = {label: asdict(one) for label, one in zip(task.labels, per_label, strict=True)}
-    return found
+        per_label = metrics.per_label(truths, predicted, n_labels)
+        scores["labels"] = {label: asdict(one) for label, one in zip(task.labels, per_label, strict=True)}
+    return scores
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class _Interval:
 
 @dataclass(frozen=True)
 class Scores(Spread):
-    """A split's scores in results.json, as far as they are read."""
+    """A split's scores in results.json: the entries that are read."""
 
     rows: int
     interval: _Interval
@@ -157,10 +156,10 @@ def _of_seed(outcome: Outcome) -> dict[str, Any]:
         "stopped_early": outcome.stopped_early,
         "seconds": round(outcome.history[-1].seconds, 2),
         "skipped_steps": outcome.history[-1].skipped,
-        "history": [{key: _number(value) for key, value in asdict(seen).items()} for seen in outcome.history],
+        "history": [{key: _number(value) for key, value in asdict(one).items()} for one in outcome.history],
     }
 
 
 def _number(value: float) -> float | None:
-    """JSON knows no nan: None."""
+    """A number for JSON, which has no nan: None."""
     return None if math.isnan(value) else value

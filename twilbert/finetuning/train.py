@@ -1,4 +1,4 @@
-"""One training: a classifier learns a task's train split and is judged on dev; the best by dev is what comes out.
+"""One training: a classifier learns a task's train split; its weights at the best dev evaluation are the outcome.
 
 Read `train` from top to bottom. Letters: N samples, B of a batch, C labels.
 """
@@ -33,17 +33,20 @@ from twilbert.tasks import metrics
 from twilbert.tasks.task import Task
 
 _EVALUATION_TOKENS = {"cpu": 4096, "cuda": 65536}
-_MOST_SKIPPED = 10  # steps in a row without a finite loss and gradient
+_MOST_SKIPPED = 10  # updates in a row without a finite loss and gradient
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A look at dev: after which update, how much of train was seen, and what was found."""
+    """An evaluation on dev."""
 
     step: int
+    """Updates so far."""
     epoch: float
+    """Passes over train so far."""
     score: float
+    """The task's metric."""
     dev_loss: float
     train_loss: float
     """Mean over the batches since the last evaluation."""
@@ -55,7 +58,7 @@ class Evaluation:
     skipped: int
 
     def row(self) -> dict[str, float]:
-        """As metrics."""
+        """Return the row of metrics.jsonl."""
         return {
             "train/loss": self.train_loss,
             "valid/loss": self.dev_loss,
@@ -69,7 +72,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training ended with."""
+    """The result of a training."""
 
     seed: int
     best: Evaluation
@@ -82,19 +85,19 @@ class Outcome:
 
 
 def head_config(recipe: FinetuneRecipe, task: Task) -> HeadConfig:
-    """The head that a recipe and a task ask for."""
+    """Return the classification head of a recipe for a task."""
     head = recipe.head
     return HeadConfig(task.labels, task.problem, head.pooling, head.special_tokens, head.dropout, head.own)
 
 
 def new_network(base: Base, recipe: FinetuneRecipe, task: Task, seed: int) -> nn.Module:
-    """The classifier before its first update; the seed draws what has no weights yet."""
+    """Return the classifier before its first update; the seed draws what has no weights yet."""
     torch.manual_seed(seed)
     return base.network(head_config(recipe, task), recipe.encoder)
 
 
 def build_loss(recipe: FinetuneRecipe, task: Task, labels: np.ndarray) -> Loss:
-    """The loss that the recipe names; `labels` of train decide the weights that are auto."""
+    """Return the recipe's loss; class weights that are auto come from `labels`, those of train."""
     settings = recipe.loss
     if settings.name is not None and is_import_path(settings.name):
         own = load_object(settings.name, "loss.name")
@@ -107,7 +110,7 @@ def build_loss(recipe: FinetuneRecipe, task: Task, labels: np.ndarray) -> Loss:
 
 
 def resolve_precision(settings: Settings, device: torch.device) -> str:
-    """fp32 or bf16, auto decided by the device."""
+    """Return fp32 or bf16; auto means what the device computes best."""
     if settings.precision != "auto":
         return settings.precision
     return "bf16" if computes_bf16(device) else "fp32"
@@ -122,10 +125,9 @@ def train(
     on_evaluation: Callable[[Evaluation], None],
     on_best: Callable[[Evaluation, np.ndarray, dict[str, Tensor]], None] | None = None,
 ) -> Outcome:
-    """Fine-tune a new network on one device; `on_evaluation` hears of every look at dev.
+    """Fine-tune a new network on one device; `on_evaluation` is called after each dev evaluation.
 
-    `on_best` is given, before that, each one that is the best so far, with what an `Outcome` keeps of it.
-
+    `on_best` is called before it where the evaluation is the best so far, with dev's probabilities and the weights.
     TwilbertError where loss or gradient stay without a finite value.
     """
     settings, device = recipe.training, find_device(recipe.training.device)
@@ -133,9 +135,9 @@ def train(
     loss = build_loss(recipe, task, data.train.labels)
     weights = Weights(network, base, recipe, bf16=resolve_precision(settings, device) == "bf16")
     lengths = data.train.sequences.lengths
-    passes = -(-len(data.train) // settings.batch_size)
-    updates = -(-passes // settings.accumulation)  # an epoch's
-    looks = {-(-updates * (i + 1) // settings.evals_per_epoch) for i in range(settings.evals_per_epoch)}
+    n_batches = -(-len(data.train) // settings.batch_size)
+    updates = -(-n_batches // settings.accumulation)  # of an epoch
+    evaluated_updates = {-(-updates * (i + 1) // settings.evals_per_epoch) for i in range(settings.evals_per_epoch)}
     step = skipped = in_a_row = worse = 0
     history: list[Evaluation] = []
     best: tuple[Evaluation, np.ndarray, dict[str, Tensor]] | None = None
@@ -164,26 +166,26 @@ def train(
                         f"{in_a_row} updates in a row without a finite loss and gradient, up to update {step}; lower "
                         "training.learning_rate, or give training.precision=fp32"
                     )
-            if update not in looks:
+            if update not in evaluated_updates:
                 continue
             train_loss, speed = interval.close()
-            scores, dev_loss = judge(network, loss, data.dev, task.problem, device)
-            seen = Evaluation(
+            scores, dev_loss = evaluate(network, loss, data.dev, task.problem, device)
+            evaluation = Evaluation(
                 step, epoch + update / updates, dev_score(task, data.dev.labels, scores), dev_loss, train_loss, rate,
                 time.monotonic() - began, speed, skipped,
             )  # fmt: skip
-            history.append(seen)
-            if metrics.better(task.metric, seen.score, None if best is None else best[0].score):
-                best, worse = (seen, scores, weights.state()), 0
+            history.append(evaluation)
+            if metrics.better(task.metric, evaluation.score, None if best is None else best[0].score):
+                best, worse = (evaluation, scores, weights.state()), 0
                 if on_best is not None:
                     on_best(*best)
             else:
                 worse += 1
-            on_evaluation(seen)
+            on_evaluation(evaluation)
             interval = _Interval()
             if settings.patience is not None and worse >= settings.patience:
                 assert best is not None
-                return Outcome(seed, best[0], history, best[1], best[2], seen.epoch < settings.epochs)
+                return Outcome(seed, best[0], history, best[1], best[2], evaluation.epoch < settings.epochs)
     assert best is not None
     return Outcome(seed, best[0], history, best[1], best[2], False)
 
@@ -206,18 +208,18 @@ class _Interval:
         self._samples = 0
 
     def add(self, value: Tensor, samples: int) -> None:
-        """A batch's mean loss."""
+        """Count a batch's mean loss."""
         self._losses.append(value.detach() * samples)
         self._samples += samples
 
     def close(self) -> tuple[float, float]:
-        """(mean loss, samples a second)."""
+        """Return (mean loss, samples a second)."""
         total = float(torch.stack(self._losses).sum())
         return total / self._samples, self._samples / max(1e-9, time.monotonic() - self._began)
 
 
 def learning_rate(settings: Settings, update: int, updates: int, hidden_size: int) -> float:
-    """The learning rate of update 1 … `updates`, before layers take their share."""
+    """Return the learning rate of update 1 … `updates`, before a layer's own factor."""
     warmup_steps = max(1, round(settings.warmup * updates))
     peak = settings.learning_rate or (hidden_size * warmup_steps) ** -0.5
     start = {"peak": peak, "warmup_steps": warmup_steps}
@@ -236,10 +238,10 @@ def learning_rate(settings: Settings, update: int, updates: int, hidden_size: in
 
 
 @torch.inference_mode()
-def judge(
+def evaluate(
     network: nn.Module, loss: Loss | None, split: Split, problem: str, device: torch.device
 ) -> tuple[np.ndarray, float]:
-    """Probabilities (or values) of a split, float32 [N, C], and its loss, over all samples at once."""
+    """Return the probabilities (or values) of a split, float32 [N, C], and its loss over all samples at once."""
     logits_NC = logits(network, split.sequences, device)
     value = math.nan if loss is None else float(loss(logits_NC, torch.from_numpy(split.labels)))
     return probabilities(problem, logits_NC).numpy(), value
@@ -247,24 +249,23 @@ def judge(
 
 @torch.inference_mode()
 def logits(network: nn.Module, sequences: sequences_.Sequences, device: torch.device) -> Tensor:
-    """fp32 [N, C] on the CPU, in the sequences' order."""
+    """Return the logits, fp32 [N, C] on the CPU, in the sequences' order."""
     network.eval()
-    found: dict[int, Tensor] = {}
+    logits_of: dict[int, Tensor] = {}
     for batch in sequences_.batches(sequences, _EVALUATION_TOKENS.get(device.type, _EVALUATION_TOKENS["cpu"])):
-        made_BC = network(*inputs(batch, device)).float().cpu()
-        found |= dict(zip(batch.rows.tolist(), made_BC, strict=True))
-    return torch.stack([found[row] for row in range(len(found))])
+        logits_BC = network(*inputs(batch, device)).float().cpu()
+        logits_of |= dict(zip(batch.rows.tolist(), logits_BC, strict=True))
+    return torch.stack([logits_of[row] for row in range(len(logits_of))])
 
 
 def predictions(problem: str, scores: np.ndarray) -> np.ndarray:
-    """What `metrics` scores: label numbers int64 [N], flags int64 [N, C], or values float [N]."""
+    """Return what `metrics` scores: label numbers int64 [N], flags int64 [N, C], or values float [N]."""
     if problem == REGRESSION:
         return scores[:, 0].astype(np.float64)
     return (scores >= THRESHOLD).astype(np.int64) if problem == MULTI else scores.argmax(1)
 
 
 def dev_score(task: Task, labels: np.ndarray, scores: np.ndarray) -> float:
-    """The task's metric."""
-    truths = labels.astype(np.int64) if task.problem == MULTI else labels
-    said = predictions(task.problem, scores)
-    return metrics.score(truths, said, task.metric, average=task.averaging, labels=task.metric_labels)
+    """Return the task's metric."""
+    truths, predicted = labels.astype(np.int64) if task.problem == MULTI else labels, predictions(task.problem, scores)
+    return metrics.score(truths, predicted, task.metric, average=task.averaging, labels=task.metric_labels)

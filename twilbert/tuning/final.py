@@ -1,4 +1,4 @@
-"""The end of a sweep: each study's best trial by dev is scored on test, once, when nothing is trained any more."""
+"""The end of a sweep: after all trainings, each study's best trial by dev is scored on test, once."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 def score_all(
-    made: Sequence[Study], shared: dict[str, Shared], recipe: TuneRecipe, out: str
+    studies: Sequence[Study], shared: dict[str, Shared], recipe: TuneRecipe, out: str
 ) -> dict[str, dict[str, Any]]:
-    """study → results.json of its best trial, for every study that has one; those that were scored are read."""
+    """Return study → results.json of its best trial, where it has one; studies that were scored before are read."""
     import ray
 
     from twilbert.tuning.search import place, resources
 
     needs, where = resources(recipe.cluster), place(recipe.cluster)
     options = {"num_cpus": needs["cpu"], "num_gpus": needs["gpu"], "max_retries": recipe.cluster.max_failures}
-    found, running, extra = {}, {}, {}
-    for study in made:
+    results, running, extra = {}, {}, {}
+    for study in studies:
         folder = storage.join(out, study.name)
         if storage.exists(storage.join(folder, RESULTS)):
-            found[study.name] = read_results(folder)
+            results[study.name] = read_results(folder)
             continue
         best = records.best_trial(study.plans)
         if best is None:
@@ -52,23 +52,23 @@ def score_all(
         cli.say(f"the best settings of {len(running)} studies are trained with {recipe.final.seeds - 1} more seeds")
         trainings = [reference for seeds in extra.values() for reference in seeds]
         ray.wait(trainings, num_returns=len(trainings), fetch_local=False)  # every training ends before any test
-    waiting = {
+    scoring = {
         name: ray.remote(**options)(_score).remote(
             study.prepared.task, study.prepared.findings, shared[name], best, folder, extra[name], where
         )
         for name, (study, best, folder) in running.items()
     }
-    for name, reference in waiting.items():
+    for name, reference in scoring.items():
         with user_errors():
-            found[name] = ray.get(reference)
-        cli.say(f"{name}: test {score_with_spread(found[name].get('test'))}")
-    return found
+            results[name] = ray.get(reference)
+        cli.say(f"{name}: test {score_with_spread(results[name].get('test'))}")
+    return results
 
 
 def _score(
     task: Task, findings: Findings, shared: Shared, best: TrialPlan, folder: str, extra: list[Any], place: Place
 ) -> dict[str, Any]:
-    """Scores and folder of a study's best trial; the one function of tuning that has the task's test file."""
+    """Score a study's best trial and write its folder; the one function of tuning that gets the task's test file."""
     import ray
 
     base, data = shared.get()

@@ -15,7 +15,7 @@ HEADERS = ("task", "model", "metric", "dev", "test", "trials", "best settings")
 
 
 def of_sweep(results: Mapping[str, Any]) -> str:
-    """The page of results.json."""
+    """Render results.json."""
     studies = results["studies"]
     return html.render(
         "tuning/page.html.jinja",
@@ -30,7 +30,7 @@ def of_sweep(results: Mapping[str, Any]) -> str:
 
 
 def rows(studies: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A line a study, under HEADERS."""
+    """Return a row for each study, under HEADERS."""
     return [
         [
             study["task"],
@@ -46,7 +46,7 @@ def rows(studies: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def model_table(studies: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: tasks down, models across."""
+    """Return headers and rows: tasks down, models across."""
     models = list(dict.fromkeys(study["model"] for study in studies))
     tasks = {study["task"]: metric_name(study) for study in studies}
     scores = {(study["task"], study["model"]): _score(study) for study in studies}
@@ -60,7 +60,7 @@ def _score(study: Mapping[str, Any]) -> str:
 
 
 def trial_counts(trials: Sequence[Mapping[str, Any]]) -> str:
-    """16: 6 finished, 10 stopped; 1 started again."""
+    """Return e.g. 16: 6 finished, 10 stopped; 1 started again."""
     states = [trial["status"] for trial in trials]
     parts = [f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed", "open") if state in states]
     again = sum(trial["starts"] > 1 for trial in trials)
@@ -68,7 +68,7 @@ def trial_counts(trials: Sequence[Mapping[str, Any]]) -> str:
 
 
 def settings_text(settings: Mapping[str, Any] | None) -> str:
-    """learning_rate 0.0001, batch_size 32."""
+    """Return e.g. learning_rate 0.0001, batch_size 32."""
     if settings is None:
         return "–"
     return ", ".join(f"{_short(path)} {_value(value)}" for path, value in settings.items())
@@ -87,7 +87,7 @@ def _tiles(studies: Sequence[Mapping[str, Any]]) -> list[Tile]:
     trials = [trial for study in studies for trial in study["trials"]]
     seconds = sum(trial["seconds"] or 0 for trial in trials)
     tiles = [
-        ("Studies", str(len(studies)), "a task with a model each"),
+        ("Studies", str(len(studies)), "each a task with a model"),
         ("Trials", f"{len(trials):,}", trial_counts(trials).partition(": ")[2]),
         ("Training", f"{seconds:,.0f} s", "of all trials, one after another"),
     ]
@@ -98,7 +98,7 @@ def _tiles(studies: Sequence[Mapping[str, Any]]) -> list[Tile]:
 
 
 def _study(study: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of one study."""
+    """The template's values of one study."""
     trials = sorted(study["trials"], key=lambda trial: (trial["trial"] != study["best_trial"], trial["trial"]))
     paths = list(trials[0]["settings"])
     return {
@@ -118,7 +118,7 @@ def _study(study: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _curves(study: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Chart:
-    """The score on dev of every trial over its epochs, the best one's set off."""
+    """Draw each trial's dev score over its epochs, the best trial highlighted."""
     lines = []
     for trial in [trial for trial in trials if trial["evaluations"]][:_MOST_DRAWN]:
         is_best = trial["trial"] == study["best_trial"]

@@ -1,9 +1,9 @@
-"""What is kept of each trial, written as it happens: the one account of a sweep, from which it goes on after any end.
+"""The records of trials, written while they run, from which an interrupted sweep resumes.
 
 TRIAL/  started.json       how many times it was started
-        evaluations.json   every look at dev since its last start
-        best.safetensors   weights at the best of them, and what they say of dev
-        ended.json         finished, stopped (by the scheduler) or failed, and why; without it the trial is not over
+        evaluations.json   all dev evaluations since its last start
+        best.safetensors   weights at the best of them, and dev's probabilities
+        ended.json         finished, stopped (by the scheduler) or failed, and why; missing: the trial is open
 Weights of ended trials that are not the best of their study are removed. Every file holds its own SHA-256.
 """
 
@@ -33,17 +33,15 @@ class Study:
 
     name: str
     model: str
-    """As it is told: a run's or folder's name."""
+    """The run's or folder's name."""
     random: bool
-    """From random weights of the model's sizes."""
+    """Trained from random weights, in the model's sizes."""
     prepared: Prepared
-    recipe: FinetuneRecipe
-    """Without what is drawn."""
     plans: list[TrialPlan]
 
 
 def number(value: float) -> float | None:
-    """JSON knows no nan: None."""
+    """Return the value for JSON, which has no nan: None."""
     return None if math.isnan(value) else value
 
 
@@ -54,7 +52,7 @@ _Shape = TypeVar("_Shape")
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """A trial before it starts."""
+    """The settings of a trial."""
 
     study: str
     task: str
@@ -67,7 +65,7 @@ class TrialPlan:
 
     @property
     def key(self) -> str:
-        """study/number: its name wherever it is told."""
+        """study/number."""
         return f"{self.study}/{self.number:03d}"
 
 
@@ -95,7 +93,7 @@ class _Ended:
 
 @dataclass(frozen=True)
 class TrialState:
-    """What is known of a trial."""
+    """The state of a trial, from its records."""
 
     status: Status
     starts: int
@@ -103,29 +101,29 @@ class TrialState:
     error: str | None = None
 
     def best(self, metric: str) -> Evaluation | None:
-        """The best look at dev; the first of equals, as training keeps it."""
-        found: Evaluation | None = None
-        for seen in self.evaluations:
-            if metrics.better(metric, seen.score, None if found is None else found.score):
-                found = seen
-        return found
+        """Return the best evaluation; the first of equals, as in training."""
+        best: Evaluation | None = None
+        for evaluation in self.evaluations:
+            if metrics.better(metric, evaluation.score, None if best is None else best.score):
+                best = evaluation
+        return best
 
 
 def read(folder: str) -> TrialState:
-    """A trial's state; open, with nothing, before it was started. TwilbertError where one of its files is damaged."""
+    """Return a trial's state: open before it was started. TwilbertError where one of its files is damaged."""
     names = storage.list_dir(folder)
 
-    def held(name: str, shape: type[_Shape], nothing: _Shape) -> _Shape:
+    def record(name: str, shape: type[_Shape], default: _Shape) -> _Shape:
         remedy = f"delete {folder} to train that trial again"
-        return checksums.read_json(storage.join(folder, name), shape, remedy) if name in names else nothing
+        return checksums.read_json(storage.join(folder, name), shape, remedy) if name in names else default
 
-    started, ended = held(_STARTED, _Started, _Started(0)), held(_ENDED, _Ended, _Ended("open", None))
-    seen = held(_EVALUATIONS, _Evaluations, _Evaluations([]))
-    return TrialState(ended.status, started.starts, seen.evaluations, ended.error)
+    started, ended = record(_STARTED, _Started, _Started(0)), record(_ENDED, _Ended, _Ended("open", None))
+    evaluations = record(_EVALUATIONS, _Evaluations, _Evaluations([])).evaluations
+    return TrialState(ended.status, started.starts, evaluations, ended.error)
 
 
 def start(folder: str) -> None:
-    """Count a start and forget what an earlier one saw: a training begins at its beginning."""
+    """Count a start and remove an earlier one's evaluations and weights: trials are trained from the beginning."""
     starts = read(folder).starts + 1
     checksums.write_json(storage.join(folder, _STARTED), asdict(_Started(starts)))
     write_evaluations(folder, [])
@@ -133,22 +131,22 @@ def start(folder: str) -> None:
 
 
 def write_evaluations(folder: str, evaluations: list[Evaluation]) -> None:
-    """All looks at dev so far."""
+    """Write all evaluations so far."""
     checksums.write_json(storage.join(folder, _EVALUATIONS), asdict(_Evaluations(evaluations)))
 
 
 def write_best(folder: str, probabilities: np.ndarray, state: dict[str, Tensor]) -> None:
-    """Weights of the best evaluation so far."""
+    """Write the weights of the best evaluation so far, and dev's probabilities."""
     resume.write_weights(storage.join(folder, resume.WEIGHTS), probabilities, state)
 
 
 def end(folder: str, status: Status, error: str | None = None) -> None:
-    """The trial is over."""
+    """Write how the trial ended."""
     checksums.write_json(storage.join(folder, _ENDED), asdict(_Ended(status, error)))
 
 
 def outcome(plan: TrialPlan) -> Outcome:
-    """What an ended trial came to, weights too."""
+    """Return the result of an ended trial, with its weights."""
     state = read(plan.folder)
     best = state.best(plan.metric)
     assert best is not None
@@ -158,16 +156,17 @@ def outcome(plan: TrialPlan) -> Outcome:
 
 
 def best_trial(plans: list[TrialPlan]) -> TrialPlan | None:
-    """The ended trial of a study with the best dev score; the first of equals; None where none saw dev."""
-    chosen: tuple[TrialPlan, float] | None = None
+    """Return the ended trial of a study with the best dev score, the first of equals; None where none was evaluated."""
+    best: TrialPlan | None = None
+    best_score: float | None = None
     for plan in plans:
         state = read(plan.folder)
-        seen = state.best(plan.metric)
-        if seen is None or state.status in ("open", "failed"):
+        evaluation = state.best(plan.metric)
+        if evaluation is None or state.status in ("open", "failed"):
             continue
-        if metrics.better(plan.metric, seen.score, None if chosen is None else chosen[1]):
-            chosen = (plan, seen.score)
-    return None if chosen is None else chosen[0]
+        if metrics.better(plan.metric, evaluation.score, best_score):
+            best, best_score = plan, evaluation.score
+    return best
 
 
 def drop_weights(plans: list[TrialPlan]) -> None:
@@ -179,7 +178,7 @@ def drop_weights(plans: list[TrialPlan]) -> None:
 
 
 def reopen_damaged(plans: list[TrialPlan]) -> bool:
-    """Whether the weights of a study's best trial are lost or damaged; it is open then, to be trained again."""
+    """Return whether the weights of a study's best trial are lost or damaged; that trial is open again then."""
     best = best_trial(plans)
     if best is None:
         return False

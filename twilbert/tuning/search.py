@@ -1,27 +1,25 @@
-"""The search: every trial that is not over runs on Ray Tune, in whatever order there is room for.
+"""The search: runs all open trials on Ray Tune.
 
-Ray Tune schedules, stops and restarts trials; what they came to is in `records`, so that a sweep goes on after any end
-of any process: a new search over what is still open. Ray's own snapshots lag by seconds and are pickles: not used.
+Ray Tune schedules, stops and restarts trials; their results are in `records`, so that an interrupted sweep resumes as a
+new search over the trials that are still open. Ray's own snapshots lag by seconds and are pickles: not used.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
 import signal
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from twilbert import cli
-from twilbert.cluster.ray_errors import summary
+from twilbert import cli, signals
+from twilbert.cluster import ray_errors
 from twilbert.credentials import hidden_from_ray_tune
 from twilbert.errors import Interrupted, UsageError
 from twilbert.recipe.tuning import Cluster, Scheduler, TuneRecipe
@@ -32,7 +30,7 @@ from twilbert.tuning.trial import Place, Shared, oriented, run_trial
 
 
 class StudySchedulers(FIFOScheduler):
-    """Asynchronous successive halving (Li et al. 2020) of each study, in the order of the trials."""
+    """Asynchronous successive halving (ASHA; Li et al. 2020), each study for itself."""
 
     def __init__(self, settings: Scheduler, plans: Sequence[TrialPlan]) -> None:
         super().__init__()
@@ -48,14 +46,14 @@ class StudySchedulers(FIFOScheduler):
         }  # fmt: skip
 
     def remember(self, plans: Sequence[TrialPlan]) -> None:
-        """Trials that ended before a restart: later ones are compared with them as if there had been none."""
+        """Count trials that ended in an earlier process: later ones are compared with them."""
         for plan in plans:
             past: Any = SimpleNamespace(trial_id=plan.key)
             scheduler: Any = self._of[plan.study]
             scheduler.on_trial_add(None, past)
-            for seen in records.read(plan.folder).evaluations:
-                score = oriented(plan.metric, seen.score)
-                scheduler.on_trial_result(None, past, {"epoch": seen.epoch, "score": score})
+            for evaluation in records.read(plan.folder).evaluations:
+                score = oriented(plan.metric, evaluation.score)
+                scheduler.on_trial_result(None, past, {"epoch": evaluation.epoch, "score": score})
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
@@ -80,7 +78,7 @@ _GPU_SHARE = 0.25  # of a GPU a trial, where the recipe does not say
 
 
 def resources(cluster: Cluster) -> dict[str, float]:
-    """Logical CPUs and GPUs of one trial on the Ray that was joined."""
+    """Return the logical CPUs and GPUs of one trial on the cluster."""
     import ray
 
     gpus = cluster.gpus_per_trial
@@ -90,7 +88,7 @@ def resources(cluster: Cluster) -> dict[str, float]:
 
 
 def require_room(needs: Mapping[str, float]) -> None:
-    """UsageError where no node of the Ray that was joined has what one trial takes: Ray waits in silence."""
+    """UsageError where no node has the resources of one trial: Ray would wait for ever, in silence."""
     import ray
 
     have = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -98,72 +96,61 @@ def require_room(needs: Mapping[str, float]) -> None:
         return
     most = {kind: max((node.get(kind, 0) for node in have), default=0) for kind in ("CPU", "GPU")}
     raise UsageError(
-        f"cluster: a trial takes {told(needs)}, no node has that (at most {most['CPU']:g} CPU, {most['GPU']:g} GPU); "
-        "lower cluster.cpus_per_trial or cluster.gpus_per_trial, or add nodes"
+        f"cluster: a trial takes {as_text(needs)}, no node has that (at most {most['CPU']:g} CPU, {most['GPU']:g} GPU)"
+        "; lower cluster.cpus_per_trial or cluster.gpus_per_trial, or add nodes"
     )
 
 
-def told(needs: Mapping[str, float]) -> str:
-    """1 CPU and 0.25 GPU."""
+def as_text(needs: Mapping[str, float]) -> str:
+    """Return e.g. 1 CPU and 0.25 GPU."""
     return f"{needs['cpu']:g} CPU" + (f" and {needs['gpu']:g} GPU" if needs["gpu"] else "")
 
 
 def place(cluster: Cluster) -> Place:
-    """The same as processes are told of it."""
+    """Return the resources of a worker process."""
     return Place(cluster.cpus_per_trial, resources(cluster)["gpu"] > 0)
 
 
 def search(plans: Sequence[TrialPlan], shared: Mapping[str, Shared], recipe: TuneRecipe, log: SweepLog) -> None:
-    """Run all open trials to an end, each recorded; Interrupted where the user ended it."""
-    over = [plan for plan in plans if records.read(plan.folder).status != "open"]
-    still = [plan for plan in plans if plan not in over]
-    if not still:
+    """Run all open trials to their end; Interrupted where the user stopped the search."""
+    ended = [plan for plan in plans if records.read(plan.folder).status != "open"]
+    still_open = [plan for plan in plans if plan not in ended]
+    if not still_open:
         return
-    if over:
-        cli.say(f"{len(over):,} of {len(plans):,} trials are over; going on with {len(still):,}")
+    if ended:
+        cli.say(f"{len(ended):,} of {len(plans):,} trials have ended; resuming with {len(still_open):,}")
     scheduler = None
     if recipe.scheduler.kind == "asha":
         scheduler = StudySchedulers(recipe.scheduler, plans)
-        scheduler.remember(over)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told by Watch, in a line
-    # Ray's own files say nothing that records do not.
+        scheduler.remember(ended)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Watch reports failures, in a line
+    # Ray's own files hold nothing that records do not.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # with verbose=0: silent
     folder = tempfile.mkdtemp(prefix="twilbert-tune-")
     try:
-        with _sigterm_as_ctrl_c(), hidden_from_ray_tune():
-            _tuner(still, plans, shared, recipe, log, scheduler, folder).fit()
+        # Ray Tune ends a search in good order at SIGINT alone.
+        sigterm_as_ctrl_c = signals.handled(lambda *_: signal.raise_signal(signal.SIGINT), signal.SIGTERM)
+        with sigterm_as_ctrl_c, hidden_from_ray_tune():
+            _tuner(still_open, plans, shared, recipe, log, scheduler, folder).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     left = sum(records.read(plan.folder).status == "open" for plan in plans)
     if left:
-        raise Interrupted(f"{len(plans) - left:,} of {len(plans):,} trials are over; the same command goes on")
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Ray Tune ends a search in good order at SIGINT alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise Interrupted(f"{len(plans) - left:,} of {len(plans):,} trials have ended; the same command resumes")
 
 
 def _tuner(
-    still: Sequence[TrialPlan], plans: Sequence[TrialPlan], shared: Mapping[str, Shared], recipe: TuneRecipe,
+    still_open: Sequence[TrialPlan], plans: Sequence[TrialPlan], shared: Mapping[str, Shared], recipe: TuneRecipe,
     log: SweepLog, scheduler: Any, folder: str,
 ) -> Any:  # fmt: skip
     cluster = recipe.cluster
     trainable = tune.with_parameters(
-        run_trial, plans={plan.key: plan for plan in still}, shared=dict(shared), place=place(cluster)
+        run_trial, plans={plan.key: plan for plan in still_open}, shared=dict(shared), place=place(cluster)
     )
     return tune.Tuner(
         tune.with_resources(trainable, resources(cluster)),
-        param_space={"trial": tune.grid_search([plan.key for plan in still])},
+        param_space={"trial": tune.grid_search([plan.key for plan in still_open])},
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
@@ -184,7 +171,7 @@ def _tuner(
 
 
 class Watch(tune.Callback):
-    """On the driver: logs evaluations, records how trials end, and tells of it."""
+    """The driver's side of a search: logs evaluations, records and reports how trials end."""
 
     def __init__(self, plans: Sequence[TrialPlan], log: SweepLog) -> None:
         self._plans = {plan.key: plan for plan in plans}
@@ -198,10 +185,10 @@ class Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         plan = self._plans[trial.config["trial"]]
         state = records.read(plan.folder)
-        if state.status == "open":  # ended by the scheduler, unless it was at its end anyway
+        if state.status == "open":  # stopped by the scheduler, unless it was at its end
             whole = bool(state.evaluations) and state.evaluations[-1].epoch >= plan.recipe.training.epochs
             records.end(plan.folder, "finished" if whole else "stopped")
-        self._over(plan)
+        self._end(plan)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         cli.say(f"{trial.config['trial']}: its process failed; it is started again")
@@ -210,16 +197,16 @@ class Watch(tune.Callback):
         plan = self._plans[trial.config["trial"]]
         if records.read(plan.folder).status == "open":
             error = trial.get_pickled_error() or trial.get_error()
-            records.end(plan.folder, "failed", summary(error)[:300])
-        self._over(plan)
+            records.end(plan.folder, "failed", ray_errors.summary(error)[:300])
+        self._end(plan)
 
-    def _over(self, plan: TrialPlan) -> None:
+    def _end(self, plan: TrialPlan) -> None:
         study = [other for other in self._plans.values() if other.study == plan.study]
         records.drop_weights(study)
         self._log.end(plan)
         state, best = records.read(plan.folder), records.best_trial(study)
-        seen = state.best(plan.metric)
-        told = f"dev {plan.metric} {seen.score:.4f} in {len(state.evaluations)} evaluations" if seen else state.error
+        top = state.best(plan.metric)
+        summary = f"dev {plan.metric} {top.score:.4f} in {len(state.evaluations)} evaluations" if top else state.error
         ended = sum(records.read(other.folder).status != "open" for other in study)
-        leads = f"; best so far: trial {best.number}" if best else ""
-        cli.say(f"{plan.study} trial {plan.number} {state.status}: {told} ({ended} of {len(study)} over{leads})")
+        leader = f"; best so far: trial {best.number}" if best else ""
+        cli.say(f"{plan.study} trial {plan.number} {state.status}: {summary} ({ended} of {len(study)} ended{leader})")

@@ -17,7 +17,7 @@ from twilbert.cluster import ray_session
 from twilbert.cluster.joining import wait_for_room
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetuning.data import task_faults
-from twilbert.finetuning.encoders import Base, RivalBase, load_base, short_name
+from twilbert.finetuning.encoders import Base, ThirdPartyBase, load_base, short_name
 from twilbert.finetuning.run import Prepared, prepare
 from twilbert.finetuning.test_scores import Scores
 from twilbert.parsing import read_checked
@@ -33,6 +33,8 @@ from twilbert.tuning.trial import Shared, without_test
 
 @dataclass(frozen=True)
 class _Trial:
+    """A trial in results.json: the entries that are read."""
+
     trial: int
     status: Status
     starts: int
@@ -45,6 +47,8 @@ class _Trial:
 
 @dataclass(frozen=True)
 class _Study:
+    """A study in results.json: the entries that are read."""
+
     study: str
     task: str
     title: str
@@ -69,24 +73,24 @@ class _Results:
 
 
 def read_results(path: str) -> dict[str, Any]:
-    """What a sweep's results.json holds; TwilbertError where it is of another shape."""
+    """Return the content of a sweep's results.json; TwilbertError where it is of another shape."""
     return read_checked(path, _Results)
 
 
 @dataclass(frozen=True)
 class Sweep(Run, Page):
-    """A sweep; `metrics` has a curve "STUDY/TRIAL" for each trial, its score on dev over epochs."""
+    """A sweep; `metrics` has a curve "STUDY/TRIAL" for each trial, its dev score over epochs."""
 
     results: Mapping[str, Any]
-    """What results.json holds."""
+    """The content of results.json."""
 
     def html(self) -> str:
-        """The page that lies in the folder as report.html."""
+        """Return the page that is report.html in the folder."""
         return page.of_sweep(self.results)
 
 
 def of_results(out: str, results: Mapping[str, Any]) -> Sweep:
-    """The sweep in the folder `out`, whose results.json holds `results`."""
+    """Return the sweep in the folder `out`, whose results.json holds `results`."""
     curves = {}
     for study in results["studies"]:
         for trial in study["trials"]:
@@ -101,7 +105,7 @@ RESULTS, REPORT, SWEEP = "results.json", "report.html", "sweep.yaml"
 
 
 def resolve(recipe: TuneRecipe) -> TuneRecipe:
-    """Tasks and models named, every path absolute; UsageError where one cannot be."""
+    """Return the recipe with its tasks and models named, every path absolute; UsageError where that cannot be."""
     if not recipe.tasks:
         raise UsageError(f"which tasks? --task NAME…, --task all, or task files; registered: {', '.join(registered())}")
     names = registered() if "all" in recipe.tasks else list(dict.fromkeys(recipe.tasks))
@@ -116,14 +120,14 @@ def resolve(recipe: TuneRecipe) -> TuneRecipe:
 
 
 def default_out(recipe: TuneRecipe) -> str:
-    """tuned/NAME-HASH: the same sweep again goes on in its own folder."""
+    """Return tuned/NAME-HASH; the hash of the settings makes the same sweep resume in its folder."""
     stems = [task.rsplit("/", 1)[-1].removesuffix(".yaml") for task in recipe.tasks]
     name = stems[0] if len(stems) == 1 else ("all" if stems == registered() else f"{len(stems)}-tasks")
     return storage.absolute(storage.join("tuned", f"{name}-{loading.short_hash(recipe.identity())}"))
 
 
 def studies(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> list[Study]:
-    """Everything checked, read, encoded and drawn; UsageError with the faults of all tasks, before any trial.
+    """Check, read and encode all tasks and models, and draw all trials; UsageError with the faults of all tasks.
 
     Code that a model's folder brings or names runs only with `trust_remote_code`, or where the recipe names that head.
     """
@@ -131,24 +135,24 @@ def studies(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> li
     trust = trust_remote_code or search_space.named(recipe.settings(), "head.own")
     bases = {model: load_base(model, recipe.runs, trust) for model in recipe.models}
     for model, base in bases.items():
-        if isinstance(base, RivalBase) and base.own_code:
+        if isinstance(base, ThirdPartyBase) and base.brings_code:
             raise UsageError(f"{model}: its own code is not found by the processes of a sweep; use twilbert-finetune")
-    made, faults = [], []
+    all_studies, faults = [], []
     for task in recipe.tasks:
         for model in recipe.models:
             try:
-                made += _studies_of(recipe, out, task, model, labels[model], bases[model])
+                all_studies += _studies_of(recipe, out, task, model, labels[model], bases[model])
             except UsageError as error:
                 faults.append(str(error))
-                break  # the task's fault for every model
+                break  # a task's fault is one for every model
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)))
-    return made
+    return all_studies
 
 
 def _studies_of(recipe: TuneRecipe, out: str, task: str, model: str, label: str, base: Base) -> list[Study]:
     several = len(recipe.models) > 1 or recipe.random_weights
-    prepared, made = None, []
+    prepared, studies_of_task = None, []
     for random in (False, True) if recipe.random_weights else (False,):
         settings = recipe.settings()
         settings["encoder"] = settings["encoder"] | {"random": random}
@@ -156,12 +160,12 @@ def _studies_of(recipe: TuneRecipe, out: str, task: str, model: str, label: str,
         named |= {"seeds": recipe.final.seeds, "tracking": recipe.tracking}
         fixed = search_space.build(settings, {}).model_copy(update=named)
         prepared = prepared or prepare(fixed, base)
-        told = f"{label}, random weights" if random else label
         stem = prepared.task.name
         name = f"{stem}--{label}{'--random' if random else ''}" if several else stem
         plans = _plans(recipe, settings, prepared, name, storage.join(out, name), named)
-        made.append(Study(name, told, random, prepared, fixed, plans))
-    return made
+        model_name = f"{label}, random weights" if random else label
+        studies_of_task.append(Study(name, model_name, random, prepared, plans))
+    return studies_of_task
 
 
 def _plans(
@@ -172,16 +176,16 @@ def _plans(
     folder: str,
     named: dict[str, Any],
 ) -> list[TrialPlan]:
-    """A study's trials; draws that do not fit its task are left out, and told of."""
+    """Draw a study's trials; draws that do not fit its task are left out, which is reported."""
     task, n_layers = prepared.task, prepared.base.n_layers
 
-    def fits(drawn: search_space.Drawn) -> list[str]:
+    def faults_of(drawn: search_space.Drawn) -> list[str]:
         faults = search_space.recipe_faults(settings, drawn)
         return faults or task_faults(search_space.build(settings, drawn), task, n_layers)
 
     search = recipe.search
-    found = search_space.dimensions(settings)
-    drawn, left_out = search_space.trials(found, search.kind, search.trials, search.seed, task.name, fits)
+    dimensions = search_space.dimensions(settings)
+    drawn, left_out = search_space.trials(dimensions, search.kind, search.trials, search.seed, task.name, faults_of)
     if left_out:
         cli.say(f"{name}: {left_out} draws that do not fit the task were left out")
     return [
@@ -194,7 +198,7 @@ def _plans(
 
 
 def _labels(models: Sequence[str]) -> dict[str, str]:
-    """A short name for each model: the last part of its path that says something."""
+    """Return a short, unique name for each model."""
     labels: dict[str, str] = {}
     for model in models:
         name = short_name(model)
@@ -209,88 +213,91 @@ def claim(recipe: TuneRecipe, out: str) -> outputs.Claim:
 
 
 def run(recipe: TuneRecipe, out: str, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Search and final scoring of a resolved recipe in OUT; returns what OUT/results.json holds.
+    """Search and score a resolved recipe in OUT; return the content of OUT/results.json.
 
-    A finished sweep is read. Interrupted where the user ended it; the same call goes on. TwilbertError where a study
-    came to nothing.
+    An interrupted sweep is resumed, the results of a finished one are read. Interrupted where the user stops it.
+    TwilbertError where all trials of a study failed.
     """
     folder, results = claim(recipe, out), storage.join(out, RESULTS)
     if (before := folder.record(SWEEP)) is not None and storage.exists(results):
         folder.require_same(before)
         finished = read_results(results)
-        if all(study["dev"] for study in finished["studies"]):  # else it failed, and does so again
+        if all(study["dev"] for study in finished["studies"]):  # else it failed, and fails again
             cli.say(f"{out}: this sweep is finished; these are its results")
             return finished
-    made = studies(recipe, out, trust_remote_code)
-    plans = [plan for study in made for plan in study.plans]
+    all_studies = studies(recipe, out, trust_remote_code)
+    plans = [plan for study in all_studies for plan in study.plans]
     threads = recipe.cluster.cpus_per_trial
     with folder.held(lambda: any(records.read(plan.folder).evaluations for plan in plans)):
         folder.begin(SWEEP)
         with ray_session.ensure_ray(max(recipe.cluster.num_cpus or 0, threads), recipe.cluster.address):
-            found = search_and_score(recipe, made, out)
-        return _write(recipe, made, found, out)
+            best = search_and_score(recipe, all_studies, out)
+        return _write(recipe, all_studies, best, out)
 
 
-def search_and_score(recipe: TuneRecipe, made: Sequence[Study], out: str) -> dict[str, dict[str, Any]]:
-    """Every trial to its end, then the test sets, once: study → results of its best trial."""
-    from twilbert.tuning.search import require_room, resources, search, told
+def search_and_score(recipe: TuneRecipe, all_studies: Sequence[Study], out: str) -> dict[str, dict[str, Any]]:
+    """Run all trials, then score the test sets, once; return study → results of its best trial."""
+    from twilbert.tuning.search import as_text, require_room, resources, search
     from twilbert.tuning.tracking import SweepLog
 
     needs = resources(recipe.cluster)
     require_room(needs)
     wait_for_room([{kind.upper(): amount for kind, amount in needs.items() if amount}])
-    shared = share(made)
-    # All studies' first trials come first, so that every study has something early.
-    plans = sorted((plan for study in made for plan in study.plans), key=lambda plan: plan.number)
-    cli.say(f"{len(made):,} studies, {len(plans):,} trials, each with {told(needs)}; in {out}")
+    shared = share(all_studies)
+    # All studies' first trials come first, so that every study has a result early.
+    plans = sorted((plan for study in all_studies for plan in study.plans), key=lambda plan: plan.number)
+    cli.say(f"{len(all_studies):,} studies, {len(plans):,} trials, each with {as_text(needs)}; in {out}")
     log = SweepLog(out, recipe.tracking, plans)
     cli.say(log.first_line)
     try:
         log.repair()
         search(plans, shared, recipe, log)
-        unscored = [study for study in made if not storage.exists(storage.join(out, study.name, RESULTS))]
-        if any([records.reopen_damaged(study.plans) for study in unscored]):  # all of them, and once
+        unscored = [study for study in all_studies if not storage.exists(storage.join(out, study.name, RESULTS))]
+        if any([records.reopen_damaged(study.plans) for study in unscored]):  # a list: all of them are checked
             search(plans, shared, recipe, log)
     finally:
         log.close()
-    return final.score_all(made, shared, recipe, out)
+    return final.score_all(all_studies, shared, recipe, out)
 
 
-def share(made: Sequence[Study]) -> dict[str, Shared]:
-    """Weights and encoded rows put into Ray's shared memory, each once however many studies use it."""
+def share(all_studies: Sequence[Study]) -> dict[str, Shared]:
+    """Put base models and encoded rows into Ray's shared memory, each once however many studies use it."""
     import ray
 
-    put: dict[int, Any] = {}
+    references: dict[int, Any] = {}
 
-    def once(thing: Any) -> Any:
-        if id(thing) not in put:
-            put[id(thing)] = ray.put(thing)
-        return put[id(thing)]
+    def put(value: Any) -> Any:
+        if id(value) not in references:
+            references[id(value)] = ray.put(value)
+        return references[id(value)]
 
     return {
-        study.name: Shared(without_test(study.prepared.task), once(study.prepared.base), once(study.prepared.data))
-        for study in made
+        study.name: Shared(without_test(study.prepared.task), put(study.prepared.base), put(study.prepared.data))
+        for study in all_studies
     }
 
 
-def _write(recipe: TuneRecipe, made: Sequence[Study], found: dict[str, dict[str, Any]], out: str) -> dict[str, Any]:
+def _write(
+    recipe: TuneRecipe, all_studies: Sequence[Study], best: dict[str, dict[str, Any]], out: str
+) -> dict[str, Any]:
     results = {
         "twilbert": __version__,
         "sweep": out.rsplit("/", 1)[-1],
         "recipe": recipe.model_dump(mode="json"),
-        "studies": [study_results(study, found.get(study.name)) for study in made],
+        "studies": [_study_results(study, best.get(study.name)) for study in all_studies],
     }
     storage.write_bytes_atomic(storage.join(out, REPORT), page.of_sweep(results).encode())
     storage.write_json_atomic(storage.join(out, RESULTS), results)  # last: with it the sweep is finished
-    nothing = [study.name for study in made if study.name not in found]
-    if nothing:
-        errors = {records.read(plan.folder).error for study in made if study.name in nothing for plan in study.plans}
-        raise TwilbertError(f"{', '.join(nothing)}: every trial failed ({'; '.join(map(str, errors)):.500}); see {out}")
+    failed = [study for study in all_studies if study.name not in best]
+    if failed:
+        names = ", ".join(study.name for study in failed)
+        errors = {str(records.read(plan.folder).error) for study in failed for plan in study.plans}
+        raise TwilbertError(f"{names}: every trial failed ({'; '.join(errors):.500}); see {out}")
     return results
 
 
-def study_results(study: Study, best: dict[str, Any] | None) -> dict[str, Any]:
-    """A study in results.json: its scores, and every trial, whatever became of it."""
+def _study_results(study: Study, best: dict[str, Any] | None) -> dict[str, Any]:
+    """A study in results.json: its scores, and every trial, failed ones too."""
     task = study.prepared.task
     chosen = records.best_trial(study.plans)
     return {
@@ -322,5 +329,5 @@ def _trial(plan: TrialPlan) -> dict[str, Any]:
         "settings": plan.drawn,
         "dev": None if best is None else records.number(best.score),
         "seconds": round(state.evaluations[-1].seconds, 2) if state.evaluations else None,
-        "evaluations": [[seen.epoch, records.number(seen.score)] for seen in state.evaluations],
+        "evaluations": [[one.epoch, records.number(one.score)] for one in state.evaluations],
     }

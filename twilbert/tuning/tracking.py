@@ -1,8 +1,7 @@
-"""W&B of a sweep: one run a trial, grouped by task and sweep, written by the driver.
+"""W&B runs of a sweep: one for each trial, grouped by task and sweep, written by the driver.
 
-Trials die with their processes and are stopped without a word; the driver hears of every evaluation, and what it has
-not heard it reads in the trial's record, so that no history is lost. Ray's own callback needs two processes a trial and
-logs the host's name.
+A trial's process may die or be stopped at any moment: the driver logs the evaluations that reach it, and reads the rest
+in the trial's records. Ray's own callback needs two processes for each trial and logs the host's name.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _DONE = "wandb-done.json"
 
 
 class SweepLog:
-    """All W&B runs of a sweep. `close` must be called: what is written before may not be on the disk."""
+    """All W&B runs of a sweep; only `close` makes sure that they are on the disk."""
 
     def __init__(self, out: str, settings: Tracking, plans: Sequence[TrialPlan]) -> None:
         self._wandb = Wandb(settings.project, settings.mode, cli.say)
@@ -41,7 +40,7 @@ class SweepLog:
 
     @property
     def first_line(self) -> str:
-        """Where the runs go."""
+        """A line that says where the runs are written."""
         mode = self._wandb.mode
         if mode == "disabled":
             return f"tracking: W&B disabled{self._wandb.why}"
@@ -49,34 +48,34 @@ class SweepLog:
         return f"tracking: W&B {mode}{self._wandb.why}, one run a trial, in {self._folder}{upload}"
 
     def repair(self) -> None:
-        """Write the runs of trials that ended before this process, and may not have reached the disk, anew."""
+        """Write the runs of trials that ended in an earlier process, and may not have reached the disk, again."""
         for key, plan in self._plans.items():
             if records.read(plan.folder).status != "open" and key not in self._done:
                 self.end(plan)
 
-    def row(self, plan: TrialPlan, seen: Evaluation) -> None:
-        """One look at dev; one that was logged before a trial was started again is not logged twice."""
-        if self._wandb.mode == "disabled" or seen.step <= self._steps.get(plan.key, 0):
+    def row(self, plan: TrialPlan, evaluation: Evaluation) -> None:
+        """Log an evaluation, unless it was logged before the trial was started again."""
+        if self._wandb.mode == "disabled" or evaluation.step <= self._steps.get(plan.key, 0):
             return
         if plan.key not in self._runs:
             self._runs[plan.key] = self._open(plan)
-        self._runs[plan.key].log({"step": seen.step, **seen.row()})
-        self._steps[plan.key] = seen.step
+        self._runs[plan.key].log({"step": evaluation.step, **evaluation.row()})
+        self._steps[plan.key] = evaluation.step
 
     def end(self, plan: TrialPlan) -> None:
-        """The trial is over: what was not heard of it, its result, and the run's end."""
+        """Log what is missing of an ended trial and its result, and end its run."""
         if self._wandb.mode == "disabled":
             return
         state = records.read(plan.folder)
-        for seen in state.evaluations:
-            self.row(plan, seen)
+        for evaluation in state.evaluations:
+            self.row(plan, evaluation)
         run = self._runs.pop(plan.key, None) or self._open(plan)
         best = state.best(plan.metric)
         run.finish({"status": state.status, "starts": state.starts, "best_score": best and best.score})
         self._done.add(plan.key)
 
     def close(self) -> None:
-        """End runs of trials that are not over (they are written anew when they are), and wait for the disk."""
+        """Wait for the disk; runs of open trials are ended too, and written again when those have ended."""
         self._wandb.close()
         self._runs.clear()
         if self._done:
@@ -84,7 +83,7 @@ class SweepLog:
 
     def _open(self, plan: TrialPlan) -> Run:
         run_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._out}/{plan.key}").hex[:12]
-        if self._wandb.mode == "offline":  # what an earlier process left of this run
+        if self._wandb.mode == "offline":  # an earlier process's part of this run
             for old in Path(self._folder, "wandb").glob(f"offline-run-*-{run_id}"):
                 shutil.rmtree(old)
         config = {"sweep": self._sweep, "study": plan.study, "trial": plan.number, "task": plan.task}

@@ -1,4 +1,4 @@
-"""One trial, in a process of its own; it is given the task without its test file, and cannot read test rows."""
+"""One trial, in a worker process of Ray Tune; its task names no test file, so that it cannot read test rows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from twilbert.tasks.task import Task
 from twilbert.tuning import records
 from twilbert.tuning.records import TrialPlan
 
-WORST = -1e9  # what is told to the scheduler of a score that is no number
+_WORST = -1e9  # the scheduler's score for nan
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials of a study read, once a node: references to objects in Ray's shared memory."""
+    """References to what all trials of a study read, in Ray's shared memory: one copy for each node."""
 
     task: Task
     """Without its test file."""
@@ -33,7 +33,7 @@ class Shared:
     data: Any
 
     def get(self) -> tuple[Base, TaskData]:
-        """Arrays in shared memory, read-only."""
+        """Return the objects; their arrays are read-only views of shared memory."""
         import ray
 
         base, data = ray.get([self.base, self.data])
@@ -42,13 +42,13 @@ class Shared:
 
 @dataclass(frozen=True)
 class Place:
-    """What a process of the sweep may use."""
+    """The resources of a worker process."""
 
     threads: int
     gpu: bool
 
     def take(self, recipe: FinetuneRecipe) -> FinetuneRecipe:
-        """Set this process up; the recipe for its device. A GPU that was not given is not used."""
+        """Set this process's threads; return the recipe for its device: the CPU where it was given no GPU."""
         torch.set_num_threads(self.threads)
         if self.gpu or recipe.training.device is not None:
             return recipe
@@ -56,41 +56,41 @@ class Place:
 
 
 def without_test(task: Task) -> Task:
-    """The task as trials and search may know it."""
+    """Return the task without its test file."""
     return task.model_copy(update={"files": task.files.model_copy(update={"test": None}), "test_labelled": None})
 
 
 def run_trial(
     config: Mapping[str, Any], plans: Mapping[str, TrialPlan], shared: Mapping[str, Shared], place: Place
 ) -> None:
-    """Ray Tune's trainable: trains the trial that config names, and tells Tune of every look at dev."""
+    """Train the trial that config names and report each dev evaluation: Ray Tune's trainable."""
     from ray import tune
 
     plan = plans[config["trial"]]
 
-    def tell(seen: Evaluation) -> None:
-        tune.report({"score": oriented(plan.metric, seen.score), "epoch": seen.epoch, "evaluation": asdict(seen)})
+    def report(one: Evaluation) -> None:
+        tune.report({"score": oriented(plan.metric, one.score), "epoch": one.epoch, "evaluation": asdict(one)})
 
     state = records.read(plan.folder)
-    if state.status != "open":  # its process died between its end and Tune's hearing of it
-        for seen in state.evaluations:
-            tell(seen)
+    if state.status != "open":  # its process died after its end, before Tune knew of it
+        for evaluation in state.evaluations:
+            report(evaluation)
         return
     study, evaluations = shared[plan.study], []
 
-    def heard(seen: Evaluation) -> None:
-        evaluations.append(seen)
+    def on_evaluation(evaluation: Evaluation) -> None:
+        evaluations.append(evaluation)
         records.write_evaluations(plan.folder, evaluations)
-        tell(seen)
+        report(evaluation)
 
-    def keep(_: Evaluation, probabilities: np.ndarray, weights: dict[str, Tensor]) -> None:
+    def on_best(_: Evaluation, probabilities: np.ndarray, weights: dict[str, Tensor]) -> None:
         records.write_best(plan.folder, probabilities, weights)
 
     records.start(plan.folder)
     base, data = study.get()
     recipe = place.take(plan.recipe)
     try:
-        train(base, data, study.task, recipe, recipe.training.seed, heard, keep)
+        train(base, data, study.task, recipe, recipe.training.seed, on_evaluation, on_best)
     except TwilbertError as error:  # the settings' fault: another start would end alike
         records.end(plan.folder, "failed", str(error))
         return
@@ -98,13 +98,13 @@ def run_trial(
 
 
 def train_seed(shared: Shared, plan: TrialPlan, seed: int, place: Place) -> Outcome:
-    """The plan's settings trained with another seed."""
+    """Train the trial's settings with another seed."""
     base, data = shared.get()
     return train(base, data, shared.task, place.take(plan.recipe), seed, lambda _: None)
 
 
 def oriented(metric: str, score: float) -> float:
-    """The score as something to maximise."""
+    """Return the score, negative where less is better: a number to maximise."""
     if np.isnan(score):
-        return WORST
+        return _WORST
     return -score if metric in metrics.LOWER_IS_BETTER else score
