@@ -63,7 +63,7 @@ def score(base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcom
         if test.labels is not None:
             scores["test"] = _test_scores(task, test, every, splits[1])
             for entry, probabilities_NC in zip(scores["seeds"], every, strict=True):
-                entry["test"] = _number(dev_score(task, test.labels, probabilities_NC))
+                entry["test"] = number(dev_score(task, test.labels, probabilities_NC))
     return FinalScores(scores, chosen, splits)
 
 
@@ -106,9 +106,9 @@ def _details(task: Task, split: SplitPredictions) -> dict[str, Any]:
     interval = metrics.bootstrap(truths, predicted, task.metric, average=task.averaging, labels=task.metric_labels)
     scores: dict[str, Any] = {
         "rows": len(truths),
-        "chosen": _number(dev_score(task, truths, split.probabilities)),
-        "interval": {key: _number(value) for key, value in asdict(interval).items()} | {"level": 0.95},
-        "all": {key: _number(one) for key, one in metrics.report(truths, predicted, task.problem, n_labels).items()},
+        "chosen": number(dev_score(task, truths, split.probabilities)),
+        "interval": {key: number(value) for key, value in asdict(interval).items()} | {"level": 0.95},
+        "all": {key: number(one) for key, one in metrics.report(truths, predicted, task.problem, n_labels).items()},
     }
     if task.problem != REGRESSION:
         per_label = metrics.per_label(truths, predicted, n_labels)
@@ -144,22 +144,22 @@ class Scores(Spread):
 def _spread(values: list[float]) -> dict[str, Any]:
     """Mean and standard deviation (of a sample; None for one) over seeds."""
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": _number(float(np.mean(values))), "sd": None if sd is None else _number(sd), "n": len(values)}
+    return {"mean": number(float(np.mean(values))), "sd": None if sd is None else number(sd), "n": len(values)}
 
 
 def _of_seed(outcome: Outcome) -> dict[str, Any]:
     return {
         "seed": outcome.seed,
-        "dev": _number(outcome.best.score),
+        "dev": number(outcome.best.score),
         "best_step": outcome.best.step,
         "best_epoch": round(outcome.best.epoch, 3),
         "stopped_early": outcome.stopped_early,
         "seconds": round(outcome.history[-1].seconds, 2),
         "skipped_steps": outcome.history[-1].skipped,
-        "history": [{key: _number(value) for key, value in asdict(one).items()} for one in outcome.history],
+        "history": [{key: number(value) for key, value in asdict(one).items()} for one in outcome.history],
     }
 
 
-def _number(value: float) -> float | None:
-    """A number for JSON, which has no nan: None."""
+def number(value: float) -> float | None:
+    """Return the value for JSON, which has no nan: None."""
     return None if math.isnan(value) else value

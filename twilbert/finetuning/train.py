@@ -222,19 +222,10 @@ def learning_rate(settings: Settings, update: int, updates: int, hidden_size: in
     """Return the learning rate of update 1 … `updates`, before a layer's own factor."""
     warmup_steps = max(1, round(settings.warmup * updates))
     peak = settings.learning_rate or (hidden_size * warmup_steps) ** -0.5
-    start = {"peak": peak, "warmup_steps": warmup_steps}
-    match settings.schedule:
-        case "noam":
-            return schedules.noam(update, **start)
-        case "constant":
-            return schedules.constant(update, **start)
-        case "linear":
-            return schedules.linear(update, **start, schedule_steps=updates)
-        case "cosine":
-            return schedules.cosine(update, **start, schedule_steps=updates)
-        case "wsd":
-            end = max(warmup_steps, updates - max(1, round(0.1 * updates)))
-            return schedules.warmup_stable_decay(update, **start, decay_start=end, schedule_steps=updates)
+    decay_start = max(warmup_steps, updates - max(1, round(0.1 * updates)))
+    return schedules.rate(
+        settings.schedule, update, peak=peak, warmup_steps=warmup_steps, decay_start=decay_start, schedule_steps=updates
+    )
 
 
 @torch.inference_mode()

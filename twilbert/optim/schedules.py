@@ -49,21 +49,29 @@ def _progress(update: int, start: int, end: int) -> float:
     return min(1.0, (update - start) / (end + 1 - start))
 
 
-def learning_rate(recipe: Recipe, update: int) -> float:
-    """Return the learning rate of an update under a recipe's schedule; ValueError for an update below 1."""
+def rate(schedule: str, update: int, *, peak: float, warmup_steps: int, decay_start: int, schedule_steps: int) -> float:
+    """Return the learning rate of an update, from 1, under the schedule of that name; ValueError for update 0."""
     if update < 1:
         raise ValueError(f"updates count from 1, got {update}")
-    training = recipe.training
-    start = {"peak": recipe.peak_learning_rate, "warmup_steps": training.warmup_steps}
-    match training.schedule:
+    start = {"peak": peak, "warmup_steps": warmup_steps}
+    match schedule:
         case "noam":
             return noam(update, **start)
         case "constant":
             return constant(update, **start)
         case "linear":
-            return linear(update, **start, schedule_steps=recipe.schedule_steps)
+            return linear(update, **start, schedule_steps=schedule_steps)
         case "cosine":
-            return cosine(update, **start, schedule_steps=recipe.schedule_steps)
+            return cosine(update, **start, schedule_steps=schedule_steps)
         case "wsd":
-            end = recipe.schedule_steps
-            return warmup_stable_decay(update, **start, decay_start=recipe.decay_start, schedule_steps=end)
+            return warmup_stable_decay(update, **start, decay_start=decay_start, schedule_steps=schedule_steps)
+    raise ValueError(f"no schedule {schedule!r}")
+
+
+def learning_rate(recipe: Recipe, update: int) -> float:
+    """Return the learning rate of an update under a recipe's schedule; ValueError for an update before the first."""
+    training = recipe.training
+    return rate(
+        training.schedule, update, peak=recipe.peak_learning_rate, warmup_steps=training.warmup_steps,
+        decay_start=recipe.decay_start, schedule_steps=recipe.schedule_steps,
+    )  # fmt: skip

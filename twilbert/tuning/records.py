@@ -9,7 +9,6 @@ Weights of ended trials that are not the best of their study are removed. Every 
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeVar
 
@@ -38,11 +37,6 @@ class Study:
     """Trained from random weights, in the model's sizes."""
     prepared: Prepared
     plans: list[TrialPlan]
-
-
-def number(value: float) -> float | None:
-    """Return the value for JSON, which has no nan: None."""
-    return None if math.isnan(value) else value
 
 
 _STARTED, _EVALUATIONS, _ENDED = "started.json", "evaluations.json", "ended.json"

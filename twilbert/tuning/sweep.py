@@ -19,7 +19,7 @@ from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetuning.data import task_faults
 from twilbert.finetuning.encoders import Base, ThirdPartyBase, load_base, short_name
 from twilbert.finetuning.run import Prepared, prepare
-from twilbert.finetuning.test_scores import Scores
+from twilbert.finetuning.test_scores import Scores, number
 from twilbert.parsing import read_checked
 from twilbert.recipe import loading, search_space
 from twilbert.recipe.tuning import TuneRecipe
@@ -327,7 +327,7 @@ def _trial(plan: TrialPlan) -> dict[str, Any]:
         "starts": state.starts,
         "error": state.error,
         "settings": plan.drawn,
-        "dev": None if best is None else records.number(best.score),
+        "dev": None if best is None else number(best.score),
         "seconds": round(state.evaluations[-1].seconds, 2) if state.evaluations else None,
-        "evaluations": [[one.epoch, records.number(one.score)] for one in state.evaluations],
+        "evaluations": [[one.epoch, number(one.score)] for one in state.evaluations],
     }
