@@ -248,6 +248,7 @@ def test_a_study_whose_trials_all_die_is_reported_and_the_others_are_scored(ray_
         tune.run(recipe, str(out))
     one, two = json.loads((out / "results.json").read_bytes())["studies"]
     assert one["test"] is None and [trial["status"] for trial in one["trials"]] == ["failed"]
+    assert one["trials"][0]["error"].startswith("ActorDiedError: The actor died unexpectedly")
     assert two["test"]["rows"] == 8
     with pytest.raises(TwilbertError, match="one: every trial failed"):  # the same command again is no success
         tune.run(recipe, str(out))

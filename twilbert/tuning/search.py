@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import shutil
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -196,8 +198,9 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         plan = self._plans[trial.config["trial"]]
         if records.read(plan.folder).status == "open":
-            error = trial.get_pickled_error() or trial.get_error()
-            records.end(plan.folder, "failed", ray_errors.summary(error)[:300])
+            file = trial.pickled_error_file  # as Ray Tune has just written it; its storage gets it later
+            reason = ray_errors.summary(pickle.loads(Path(file).read_bytes())) if file else "Ray Tune gave no reason"
+            records.end(plan.folder, "failed", reason[:300])
         self._end(plan)
 
     def _end(self, plan: TrialPlan) -> None:
