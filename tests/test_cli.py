@@ -30,11 +30,6 @@ def test_errors_become_one_line_and_an_exit_code(error, code, capsys):
     assert "Traceback" not in printed.err
 
 
-def test_the_last_line_is_the_result(capsys):
-    assert cli.run(cli.parser("verb", "d", "e"), lambda args: "wrote x", []) == 0
-    assert capsys.readouterr().out == "wrote x\n"
-
-
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_end_no_command(closed, tmp_path):
     code = (

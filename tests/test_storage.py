@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -11,14 +10,6 @@ import pytest
 
 from twilbert import storage
 from twilbert.errors import TwilbertError, UsageError
-
-
-def test_a_file_is_replaced_whole(tmp_path):
-    path = str(tmp_path / "a" / "b.json")
-    storage.write_json_atomic(path, {"x": 1})
-    storage.write_json_atomic(path, {"x": "ñ"})
-    assert json.loads(storage.read_bytes(path)) == {"x": "ñ"}
-    assert storage.list_dir(str(tmp_path / "a")) == ["b.json"]
 
 
 def test_a_file_written_bit_by_bit_appears_whole_or_not_at_all(tmp_path):

@@ -80,13 +80,6 @@ def test_a_resume_cuts_back_to_the_checkpoint_and_goes_on(tmp_path):
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
 
 
-def test_a_run_started_anew_forgets_all_rows(tmp_path):
-    path = str(tmp_path / "metrics.jsonl")
-    Path(path).write_text('{"step": 1}\n{"step": 7}\n')
-    MetricsFile(path, last_step=0).close()
-    assert read_metrics(path) == []
-
-
 def test_disabled_still_writes_metrics(tmp_path):
     tracker = tracker_of(tmp_path, "0123abcd", mode="disabled")
     tracker.log(1, {"train/loss": 2.0})

@@ -89,7 +89,8 @@ class Sizes(Section):
         declared = next(base for base in cls.__mro__ if "__dataclass_fields__" in base.__dict__)
         descriptions = _descriptions(declared)
         for size in dataclasses.fields(declared):
-            field, limits = cls.model_fields.get(size.name), config.limits(size)
+            field = cls.model_fields.get(size.name)
+            limits: dict[str, Any] = dict(config.limits(size))
             if field is not None and size.name not in cls.__annotations__:
                 field.description = descriptions[size.name]
                 field.metadata += [_WHOLE, *Field(**limits).metadata] if "ge" in limits else Field(**limits).metadata

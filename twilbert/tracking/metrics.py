@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 
@@ -84,8 +84,8 @@ class MetricsFile:
     def __init__(self, path: str, last_step: int) -> None:
         self.path = path
         self._rows = [json.dumps(row) for row in read_metrics(path) if row["step"] <= last_step]
+        self._stream: IO[str] | None = None
         self.flush()
-        self._stream = None
         if storage.is_local(path):
             self._stream = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
@@ -101,7 +101,7 @@ class MetricsFile:
 
     def flush(self) -> None:
         """Write the file whole on an object store."""
-        if getattr(self, "_stream", None) is None:
+        if self._stream is None:
             storage.write_bytes_atomic(self.path, "".join(line + "\n" for line in self._rows).encode())
 
     def close(self) -> None:
