@@ -56,21 +56,6 @@ def test_the_same_seed_trains_the_same_model_and_another_another(prepared):
     assert not torch.equal(one.state["classifier.weight"], other.state["classifier.weight"])
 
 
-def test_accumulated_batches_are_one_large_batch(prepared):
-    network = loop.new_network(prepared.base, recipe(), prepared.task, 0)
-    loss = loop.build_loss(recipe(), prepared.task, prepared.data.train.labels)
-    rows = np.arange(32)
-    gradients = []
-    for parts in ([rows], np.split(rows, 4)):
-        network.zero_grad()
-        for part in parts:
-            (loop._batch_loss(network, loss, prepared.data.train, part, torch.device("cpu")) / len(parts)).backward()
-        gradients.append({name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None})
-    assert len(gradients[0]) > 10
-    for name, whole in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], whole, atol=1e-6, rtol=1e-4)
-
-
 def test_accumulated_batches_of_different_sizes_count_by_their_samples(prepared, monkeypatch):
     """48 rows as 32 + 16: the update is that of one batch of 48, each sample alike."""
     taken = {}

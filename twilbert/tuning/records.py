@@ -12,9 +12,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeVar
 
-import numpy as np
-from torch import Tensor
-
 from twilbert import cli, storage
 from twilbert.data import checksums
 from twilbert.errors import TwilbertError
@@ -127,11 +124,6 @@ def start(folder: str) -> None:
 def write_evaluations(folder: str, evaluations: list[Evaluation]) -> None:
     """Write all evaluations so far."""
     checksums.write_json(storage.join(folder, _EVALUATIONS), asdict(_Evaluations(evaluations)))
-
-
-def write_best(folder: str, probabilities: np.ndarray, state: dict[str, Tensor]) -> None:
-    """Write the weights of the best evaluation so far, and dev's probabilities."""
-    resume.write_weights(storage.join(folder, resume.WEIGHTS), probabilities, state)
 
 
 def end(folder: str, status: Status, error: str | None = None) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twilbert import storage
 from twilbert.errors import TwilbertError
+from twilbert.finetuning import resume
 from twilbert.finetuning.data import TaskData
 from twilbert.finetuning.encoders import Base
 from twilbert.finetuning.train import Evaluation, Outcome, train
@@ -84,7 +86,7 @@ def run_trial(
         report(evaluation)
 
     def on_best(_: Evaluation, probabilities: np.ndarray, weights: dict[str, Tensor]) -> None:
-        records.write_best(plan.folder, probabilities, weights)
+        resume.write_weights(storage.join(plan.folder, resume.WEIGHTS), probabilities, weights)
 
     records.start(plan.folder)
     base, data = study.get()
