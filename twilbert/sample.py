@@ -1,11 +1,13 @@
-"""Generated data to try things with: `sample pairs` writes raw conversations whose entropies are known exactly, `sample
-task` a version of any registered task, in the layout of its task file.
+"""twilbert-sample: generate data to try things with.
 
-DIR/pairs.tsv     ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT: raw, as tweets come
-DIR/sample.json   what a model can learn from them, in nats per word, and how many lines `prepare` should drop
+`sample pairs` writes raw conversations whose entropies are known exactly, `sample task` a version of any registered
+task in the layout of its task file.
 
-DIR/FOLDER/…      the files that the task file names; DIR is what finetune and tune call data_dir
-DIR/FOLDER/sample.json   rows, seed, and the accuracy that a perfect model reaches
+DIR/pairs.tsv     ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT: raw tweets
+DIR/sample.json   the least loss of a model in nats per word, and the lines that `prepare` should drop
+
+DIR/FOLDER/…      the files of the task file; DIR is the data_dir of finetune and tune
+DIR/FOLDER/sample.json   rows, seed, and the accuracy of a perfect model
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ _INFO, _PAIRS = "sample.json", "pairs.tsv"
 
 
 def sample_pairs(out: str, pairs: int = 60_000, seed: int = 0, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write `pairs` lines of raw (tweet, reply) pairs to OUT/pairs.tsv; returns what OUT/sample.json holds.
+    """Write `pairs` lines of raw (tweet, reply) pairs to OUT/pairs.tsv; return the contents of OUT/sample.json.
 
-    The same seed gives the same lines, and fewer of them are the first of more. About 1.5 in 100 are there to be
-    dropped: repeats, too short ones, nothing but mentions and links; sample.json counts them under the reasons that
-    `prepare` uses. Memory does not grow with `pairs`. UsageError for fewer than one pair or a negative seed.
+    The same seed gives the same lines, and fewer of them are the first of more. About 1.5 in 100 should be dropped by
+    `prepare`: repeats, too short ones, mentions and links alone; sample.json counts them by its reasons. Memory does
+    not grow with `pairs`. UsageError for fewer than one pair or a negative seed.
     """
     if pairs < 1 or seed < 0:
         raise UsageError(f"--pairs {pairs} --seed {seed}: expected at least one pair and a seed from 0")
@@ -66,8 +68,7 @@ def sample_pairs(out: str, pairs: int = 60_000, seed: int = 0, *, overwrite: boo
 
 
 def sample_task(name: str, out: str, rows: int = 1_500, seed: int = 0, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write a generated version of a registered task under OUT, as its task file lays it out; returns what its
-    sample.json holds.
+    """Write a generated version of a registered task under OUT, as its task file says; return its sample.json.
 
     Of `rows`, three fifths are train, one fifth dev and the rest test. The same seed gives the same files. UsageError
     for a name that is not registered, fewer than ten rows for each label, or a negative seed.
@@ -109,7 +110,7 @@ def _header(task: Task) -> list[str]:
 
 
 def _lines(task: Task, drawn: LabelledTexts) -> list[str]:
-    """One line a row, in the task's layout; columns that no setting names hold the first text."""
+    """One line a row, in the task's layout; columns without a setting contain the first text."""
     columns = task.columns
     lines = []
     for row, text in enumerate(drawn.texts):
@@ -131,41 +132,36 @@ def _label_cells(task: Task, label: Any) -> dict[str, str]:
         return {name: str(int(flag)) for name, flag in zip(column, label, strict=True)}
     if task.label_format == "flags":
         return {column: task.label_separator.join(str(int(flag)) for flag in label)}
-    held = [name for name, flag in zip(task.labels, label, strict=True) if flag]
-    return {column: task.label_separator.join(held)}
+    return {column: task.label_separator.join(n for n, flag in zip(task.labels, label, strict=True) if flag)}
 
 
-def _handle(args: argparse.Namespace) -> str:
-    return _handle_tasks(args) if args.what == "task" else _handle_pairs(args)
-
-
-def _handle_tasks(args: argparse.Namespace) -> str:
+def _sample_tasks(args: argparse.Namespace) -> str:
     names = registered() if args.names == ["all"] else list(dict.fromkeys(args.names))
     if not names:
         raise UsageError(f"task: which? give names, or all: {', '.join(registered())}")
     wrong = [name for name in names if name not in registered()]
     if wrong:
         raise UsageError(f"{', '.join(wrong)}: no such task; registered are {', '.join(registered())}")
-    made = [sample_task(name, args.out, args.rows, args.seed, overwrite=args.overwrite) for name in names]
+    infos = [sample_task(name, args.out, args.rows, args.seed, overwrite=args.overwrite) for name in names]
     cli.table(
         ["task", "train", "dev", "test", "best accuracy"],
-        [[i["task"], *(i["rows"].get(s, 0) for s in ("train", "dev", "test")), i["best_accuracy"]] for i in made],
+        [[i["task"], *(i["rows"].get(s, 0) for s in ("train", "dev", "test")), i["best_accuracy"]] for i in infos],
     )
     out = storage.absolute(args.out)
     where = "where finetune and tune look" if out == storage.absolute(DATA_DIR) else f"read with data_dir={out}"
-    told = names[0] if len(names) == 1 else f"{len(names)} tasks"
-    return f"wrote generated {told} to {made[0]['folder'] if len(made) == 1 else out}, seed {args.seed}; {where}"
+    what, folder = (names[0], infos[0]["folder"]) if len(names) == 1 else (f"{len(names)} tasks", out)
+    return f"wrote generated {what} to {folder}, seed {args.seed}; {where}"
 
 
-def _handle_pairs(args: argparse.Namespace) -> str:
+def _sample_pairs(args: argparse.Namespace) -> str:
     if args.names:
-        raise UsageError(f"pairs takes no names; found {', '.join(args.names)}")
+        raise UsageError(f"pairs takes no names, got {', '.join(args.names)}")
     info = sample_pairs(args.out, args.pairs, args.seed, overwrite=args.overwrite)
     nats = info["nats_per_word"]
     cli.table(
         ["nats per word", "entropy"],
         [
-            ["knowing nothing (unigram)", f"{nats['unigram']:.3f}"],
+            ["without context (unigram)", f"{nats['unigram']:.3f}"],
             ["one span of 1-3 words hidden, the rest known", f"{nats['span']:.3f}"],
             ["one word hidden, the rest known (perfect)", f"{nats['perfect']:.3f}"],
         ],
@@ -177,12 +173,12 @@ def _handle_pairs(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `twilbert-sample`."""
+    """Run the command `twilbert-sample`; return its exit code."""
     parser = cli.parser(
         "sample",
-        "Generated data to try things with. `pairs`: raw Spanish-looking conversations in which hidden words and the\n"
-        "order of the reply can be learned, and the entropy a perfect model would reach is known. `task NAME…` or\n"
-        "`task all`: labelled texts in the layout of registered tasks, of which words alone tell most.",
+        "Generate data to try things with. `pairs`: raw Spanish-looking conversations from which hidden words and the\n"
+        "order of the reply can be learned, with the loss of a perfect model. `task NAME…` or `task all`: labelled\n"
+        "texts in the layout of registered tasks.",
         "twilbert-sample pairs --out sample --pairs 60000\n  twilbert-sample task stance17 --out tasks",
     )
     parser.add_argument("what", choices=["pairs", "task"], help="what to generate")
@@ -194,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1_500, help="rows of a task, over train, dev and test (1500)")
     parser.add_argument("--seed", type=int, default=0, help="which texts are drawn (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at DIR")
-    return cli.run(parser, _handle, argv)
+    return cli.run(parser, lambda args: (_sample_tasks if args.what == "task" else _sample_pairs)(args), argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A language of conversations whose entropies are known exactly: what a perfect model could reach is a number.
+"""A language of conversations whose entropies, the losses of a perfect model, are known exactly.
 
 A thread has a topic and a kind. A text is a Markov chain of words: the next word's class depends on this word's class
 and on the style of the text, the word itself on this word and the topic,
@@ -6,17 +6,18 @@ and on the style of the text, the word itself on this word and the topic,
     p(next | word, topic, style) = G_style[class(word), class(next)] · W_topic[word, next]
 
 where W mixes Zipf's law with a few favourite successors of each word. A tweet has the style `statement` or `question`,
-its answers `reply`; in ambiguous threads all texts are `neutral`. Only statements hold an OPEN word, only questions
-"¿" and "?", only replies an ANSWER word, and each of them surely does; every text holds a noun, and nouns tell the
-topic. So with one word of a pair hidden the others still tell topic, order and styles for certain, and what is left to
-know is the chain's own posterior, p(word | left, right) ∝ p(word | left) · p(right | word).
+its answers `reply`; in ambiguous threads all texts are `neutral`. Every statement has an OPEN word, every question "¿"
+and "?", every reply an ANSWER word, and no other style does; every text has a noun, which determines the topic. So the
+other words of a pair determine topic, order and styles, and a hidden word has the chain's posterior,
+p(word | left, right) ∝ p(word | left) · p(right | word).
 
-Words may be written in other ways (drawn out, misspelt) that stand for one word each: this adds the same entropy to
-every figure.
+Words may be written in other ways (drawn out, misspelt), each of one word alone: this adds the same entropy to every
+figure.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,11 +26,11 @@ import numpy as np
 
 from twilbert.data.synthetic import words as generator_words
 
-AMBIGUOUS = 0.06  # threads whose texts have no style: nobody can tell their order
+AMBIGUOUS = 0.06  # threads whose texts have no style and so no order
 QUESTIONS = 0.4  # of the other tweets
-VARIED = 0.04  # words written in another way, where there is one
+VARIED = 0.04  # words written in another way, if there is one
 _FAVOURITES = (0.55, 0.25, 0.12, 0.08)  # shares of a word's favourite successors of a class
-_LOYALTY = 0.7  # how often a successor is a favourite; half that after words that mean little by themselves
+_FAVOURED = 0.7  # share of successors that are favourites; half that after function words
 _FUNCTION = {"DET_M", "DET_F", "PREP", "CONJ", "COMMA", "QMARK", "MENTION", "START"}
 STYLES = ("statement", "question", "reply", "neutral")
 
@@ -85,10 +86,10 @@ _OF_STYLE = {
 
 @dataclass(frozen=True)
 class Language:
-    """The words and their chains. S words are known to a topic: the shared ones first, then its own.
+    """The words and their chains. A topic has S words: the shared ones, then its own.
 
-    chains[topic][style] is [S+1, S+1]: from each word, and last from the start of a text, to each word, and last to
-    its end. words[topic] [S] numbers a topic's words in `vocabulary`.
+    chains[topic][style] is [S+1, S+1]: from each word, or (last) the start of a text, to each word, or (last) its end.
+    words[topic] [S] are a topic's words as indices into `vocabulary`.
     """
 
     vocabulary: tuple[str, ...]
@@ -99,7 +100,7 @@ class Language:
     variants: tuple[tuple[str, ...], ...] = field(repr=False)  # other ways to write each word
 
     def texts(self) -> Iterator[tuple[int, int, float]]:
-        """(topic, style, share of all texts of pairs)."""
+        """Yield (topic, style, share of all texts of pairs)."""
         clear = 1 - AMBIGUOUS
         of_style = (clear * (1 - QUESTIONS) / 2, clear * QUESTIONS / 2, clear / 2, AMBIGUOUS)
         for topic, share in enumerate(self.topic_shares):
@@ -109,7 +110,7 @@ class Language:
 
 @lru_cache(maxsize=1)
 def language() -> Language:
-    """The language: always the same."""
+    """Return the language, which is always the same."""
     topics = generator_words.topics()
     shared = [(word, name) for name, words in generator_words.SHARED.items() for word in words]
     own = [[(word, name) for name, words in topic.items() for word in words] for topic in topics]
@@ -127,12 +128,11 @@ def language() -> Language:
 
 
 def _variants(vocabulary: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Other ways to write each word; one that could stand for two words is nobody's."""
-    forms = [generator_words.variants(word) for word in vocabulary]
-    seen: dict[str, int] = dict.fromkeys(vocabulary, 2)
-    for form in (f for fs in forms for f in dict.fromkeys(fs)):
-        seen[form] = seen.get(form, 0) + 1
-    return tuple(tuple(f for f in dict.fromkeys(fs) if seen[f] == 1) for fs in forms)
+    """Other ways to write each word, without those of two words."""
+    forms = [dict.fromkeys(generator_words.variants(word)) for word in vocabulary]
+    uses = Counter(form for of_word in forms for form in of_word)
+    uses.update(vocabulary)
+    return tuple(tuple(form for form in of_word if uses[form] == 1) for of_word in forms)
 
 
 def _chains(names: list[str], rng: np.random.Generator) -> np.ndarray:
@@ -141,27 +141,23 @@ def _chains(names: list[str], rng: np.random.Generator) -> np.ndarray:
     members = {name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)}
     zipf = {name: (p := 1 / (np.arange(len(m)) + 1.5)) / p.sum() for name, m in members.items()}
     rows = [*names, "START"]
-    loyalty = np.array([_LOYALTY / 2 if name in _FUNCTION else _LOYALTY for name in rows])
-    within = np.zeros((size + 1, size))  # W: for each class, which of its words follows
+    favoured = np.array([_FAVOURED / 2 if name in _FUNCTION else _FAVOURED for name in rows])
+    within = np.zeros((size + 1, size))  # W: the successor among the words of each class
     for follower, at in members.items():
         share = np.tile(zipf[follower], (size + 1, 1))
         if len(at) > len(_FAVOURITES):
             # Drawn without replacement in proportion to Zipf's law (Gumbel's trick), so that frequent words stay so.
             order = np.argsort(-(np.log(share) + rng.gumbel(size=share.shape)), axis=1, kind="stable")
-            extra = loyalty[:, None] * np.array(_FAVOURITES)
-            share *= 1 - loyalty[:, None]
-            np.put_along_axis(
-                share,
-                order[:, : len(_FAVOURITES)],
-                np.take_along_axis(share, order, 1)[:, : len(_FAVOURITES)] + extra,
-                1,
-            )
+            best = order[:, : len(_FAVOURITES)]
+            share *= 1 - favoured[:, None]
+            extra = favoured[:, None] * np.array(_FAVOURITES)
+            np.put_along_axis(share, best, np.take_along_axis(share, best, 1) + extra, 1)
         within[:, at] = share
     chains = np.zeros((len(STYLES), size + 1, size + 1))
     for style, style_name in enumerate(STYLES):
         rules = _BODY | _OF_STYLE[style_name]
         for row, name in enumerate(rows):
-            for follower, p in _spelled_out(rules.get(name, {}), rules["FINISH"]).items():
+            for follower, p in _with_finish(rules.get(name, {}), rules["FINISH"]).items():
                 if follower == "END":
                     chains[style, row, size] = p
                 else:
@@ -169,8 +165,8 @@ def _chains(names: list[str], rng: np.random.Generator) -> np.ndarray:
     return chains
 
 
-def _spelled_out(rule: dict[str, float], finish: dict[str, float]) -> dict[str, float]:
-    """A rule with FINISH replaced by what it stands for in a style."""
+def _with_finish(rule: dict[str, float], finish: dict[str, float]) -> dict[str, float]:
+    """A rule with FINISH replaced by the style's own."""
     out = {name: p for name, p in rule.items() if name != "FINISH"}
     for name, p in finish.items():
         out[name] = out.get(name, 0.0) + p * rule.get("FINISH", 0.0)
@@ -179,20 +175,18 @@ def _spelled_out(rule: dict[str, float], finish: dict[str, float]) -> dict[str, 
 
 @dataclass(frozen=True)
 class Figures:
-    """What can be known about a word of a cleaned pair, in nats per word (natural logarithm).
+    """Entropies of a word of a cleaned pair in nats per word, in closed form.
 
-    Words are counted as they occur in the pairs that `prepare` keeps; mentions (`user`), links (`url`), emoji and marks
-    are words too. Computed in closed form from the chains, not estimated.
+    Words are those of the pairs that `prepare` keeps; mentions (`user`), links (`url`), emoji and marks are words too.
 
-    unigram: entropy of a word when nothing else is known: what the best context-free predictor reaches.
-    perfect: entropy of a word when all other words of its pair are known: no model can do better on a hidden word.
-    span:    the same when the word lies in a hidden span of 1, 2 or 3 words (span masking; each length holds as many
-             words) and all words outside the span are known; nearer to what masked training can reach. Other spans of
-             the same pair are not counted.
-    best_rop_accuracy: share of (tweet, reply) / (reply, tweet) whose order the best judge gets right.
+    unigram: entropy of a word without context, the loss of the best context-free predictor.
+    perfect: entropy of a word given all other words of its pair, the least loss on a hidden word.
+    span:    the same where the word lies in a hidden span of 1, 2 or 3 words (span masking; each length has as many
+             words), given all words outside it: nearer to what masked training can reach. Ignores other hidden spans.
+    best_rop_accuracy: the best accuracy on the order of (tweet, reply) and (reply, tweet).
     words_per_text: mean length.
 
-    A word may be several tokens of a subword vocabulary (misspelt ones mostly are): entropies per token are then lower.
+    A word may be several tokens (misspelt ones mostly are): entropies per token are then lower.
     """
 
     unigram: float
@@ -204,7 +198,7 @@ class Figures:
 
 @lru_cache(maxsize=1)
 def figures() -> Figures:
-    """The exact figures of the language."""
+    """Compute the exact figures of the language."""
     lang = language()
     size = lang.words.shape[1]
     counts = np.zeros(len(lang.vocabulary))  # expected occurrences in a text
@@ -216,20 +210,20 @@ def figures() -> Figures:
         between = chain[:size, :size]
         visits = np.linalg.solve(np.eye(size) - between.T, chain[size, :size])  # absorbing chain: v = start (I - T)^-1
         np.add.at(counts, lang.words[topic], share * visits)
-        seen = np.append(visits, 1.0)
-        # [k]: hidden words take k + 1 steps from the last known word, or to the next known word (or the text's end).
-        to_word = [chain[:, :size], chain[:, :size] @ between]
-        to_word.append(to_word[1] @ between)
-        from_word = [chain[:size], between @ chain[:size]]
-        from_word.append(between @ from_word[1])
+        starts = np.append(visits, 1.0)
+        # [k]: k + 1 steps to a word from the last known word, and from it to the next known word (or the text's end).
+        to_word, from_word = [chain[:, :size]], [chain[:size]]
+        for _ in range(2):
+            to_word.append(to_word[-1] @ between)
+            from_word.append(between @ from_word[-1])
         log_to, log_from = [_xlogx(m) for m in to_word], [_xlogx(m).sum(1) for m in from_word]
         around = [to_word[0] @ m for m in from_word]
         log_around = [_xlogx(m).sum(1) for m in around]
         for left, right in spans:
             ends = from_word[right - 1].sum(1)
-            h = -(seen @ log_to[left - 1]) @ ends - (seen @ to_word[left - 1]) @ log_from[right - 1]
-            nats[left, right] += share * float(h + seen @ log_around[left + right - 2])
-            mass[left, right] += share * float(seen @ around[left + right - 2].sum(1))
+            h = -(starts @ log_to[left - 1]) @ ends - (starts @ to_word[left - 1]) @ log_from[right - 1]
+            nats[left, right] += share * float(h + starts @ log_around[left + right - 2])
+            mass[left, right] += share * float(starts @ around[left + right - 2].sum(1))
     p = counts / counts.sum()
     written = float(sum(p[i] * _variant_entropy(len(forms)) for i, forms in enumerate(lang.variants)))
     hidden = {span: nats[span] / mass[span] for span in spans}
@@ -244,7 +238,7 @@ def figures() -> Figures:
 
 
 def _variant_entropy(n: int) -> float:
-    """Entropy of how a word with `n` other forms is written."""
+    """Entropy of the spelling of a word with `n` other forms."""
     return 0.0 if n == 0 else float(-_xlogx(np.array([1 - VARIED])).sum() - VARIED * np.log(VARIED / n))
 
 

@@ -1,7 +1,7 @@
-"""Lines of raw pairs drawn from the generated language: ids, mentions, links, entities, misspellings, repeats.
+"""Draw lines of raw pairs of the generated language, with ids, mentions, links, entities, misspellings and repeats.
 
-A batch of lines is numpy from end to end: words are drawn as numbers, a line is a row of surface numbers, and one
-Arrow `take` turns a batch of rows into bytes. Batch b of a seed is the same whatever the number of lines asked for.
+Vectorised: words are numbers, a line is a row of numbers of surface forms, and one Arrow `take` turns a batch of rows
+into bytes. Batch b of a seed is the same whatever the number of lines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twilbert.data.synthetic.language import AMBIGUOUS, QUESTIONS, STYLES, VARIE
 BATCH_LINES = 20_000
 HEADER = b"ORIG_ID\tORIG_TEXT\tREPLY_ID\tREPLY_TEXT\n"
 _REPEATED = _TOO_SHORT = _ONLY_LINKS = 0.005  # shares of lines that `prepare` should drop
-_MORE_REPLIES = 0.3  # a thread goes on with this probability
+_MORE_REPLIES = 0.3  # probability of one more reply in a thread
 _FIRST_ID = 1_128_000_000_000_000_000
 _HANDLES, _LINKS = 4_000, 20_000
 _GLUED = frozenset({"COMMA", "DOT", "EXCL", "QEND"})  # marks that follow their word without a space
@@ -26,7 +26,7 @@ _GLUED = frozenset({"COMMA", "DOT", "EXCL", "QEND"})  # marks that follow their 
 
 @dataclass(frozen=True)
 class _Surfaces:
-    """All that a line is made of. Form i is surface i with no space before it, i + n with one, i + 2n with two."""
+    """The surface forms of lines. Entry i is form i without a space before it, i + n with one, i + 2n with two."""
 
     table: pa.Array
     n: int
@@ -49,7 +49,7 @@ def _surfaces() -> _Surfaces:
     counts = np.array([len(v) for v in lang.variants])
     starts = len(forms) + np.cumsum(counts) - counts
     forms += [form for v in lang.variants for form in v]
-    # Some quotes stay as they are: stray quotes are what breaks readers that believe a TSV is quoted.
+    # Some quotes are not escaped: stray quotes break readers that expect quoted cells.
     forms = [html.escape(f, quote=i % 2 == 0) for i, f in enumerate(forms)]
     names = ["".join(part) for part in rng.choice(list("abcdeilmnorstuñé"), (_HANDLES, 6))]
     handles = len(forms)
@@ -58,20 +58,18 @@ def _surfaces() -> _Surfaces:
     letters = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
     forms += ["https://t.co/" + "".join(part) for part in rng.choice(letters, (_LINKS, 10))]
     n = len(forms)
-    glued = np.zeros(n, dtype=bool)
-    glued[: len(lang.classes)] = [name in _GLUED for name in lang.classes]
-    spaced = [f if g else f" {f}" for f, g in zip(forms, glued, strict=True)]
-    twice = [f if g else f"  {f}" for f, g in zip(forms, glued, strict=True)]
-    table = [*forms, *spaced, *twice, *(f"{i:03d}" for i in range(1000)), "1", "\t", "\n", "…"]
+    glued = [name in _GLUED for name in lang.classes] + [False] * (n - len(lang.classes))
+    spaced = [f if g else f"{space}{f}" for space in (" ", "  ") for f, g in zip(forms, glued, strict=True)]
+    table = [*forms, *spaced, *(f"{i:03d}" for i in range(1000)), "1", "\t", "\n", "…"]
     ends = (len(table) - 4 + i for i in range(4))
     return _Surfaces(pa.array(table, pa.string()), n, starts, counts, handles, links, 3 * n, *ends)
 
 
 @lru_cache(maxsize=1)
 def _drawing() -> tuple[np.ndarray, np.ndarray]:
-    """All rows of all chains, for drawing by one binary search: (cumulative [nnz], next word [nnz]).
+    """All rows of all chains for drawing by one binary search: (cumulative [nnz], next word [nnz]).
 
-    Row r's cumulative shares run from r to r + 1, so the successor under a uniform u is where r + u would be inserted.
+    Row r's cumulative shares run from r to r + 1: the successor for a uniform u is at the insertion point of r + u.
     """
     chains = language().chains
     rows = chains.reshape(-1, chains.shape[-1])
@@ -88,7 +86,7 @@ def _drawing() -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_texts(topic: np.ndarray, style: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Texts of given topics and styles, int32 [texts, longest]: words of the vocabulary, -1 after the end."""
+    """Draw texts of given topics and styles, int32 [texts, longest]: words of the vocabulary, -1 after the end."""
     lang = language()
     size = lang.words.shape[1]
     cumulative, follower = _drawing()
@@ -107,7 +105,7 @@ def draw_texts(topic: np.ndarray, style: np.ndarray, rng: np.random.Generator) -
 
 
 def _written(words: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Words → surfaces: misspelt here and there, mentions and links filled in, spaces before all but the first."""
+    """Words → surface forms, some misspelt, with mentions, links and spaces between."""
     lang, s = language(), _surfaces()
     mention, link, qmark = (lang.vocabulary.index(w) for w in ("user", "url", "¿"))
     out = words.copy()
@@ -128,13 +126,13 @@ def _written(words: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def as_texts(words: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """Texts of words [texts, longest], -1 where there is none but in the first column, as people write them."""
+    """Return texts of words [texts, longest] (-1 for no word, except in the first column) in surface forms."""
     table = _surfaces().table
     return ["".join(table.take(pa.array(row[row >= 0])).to_pylist()) for row in _written(words, rng)]
 
 
 def _id_columns(ids: np.ndarray) -> np.ndarray:
-    """19-digit numbers that begin with 1 as surfaces, int32 [rows, 7]: "1", then three digits each."""
+    """19-digit numbers that begin with 1 as surface forms, int32 [rows, 7]: "1", then three digits each."""
     s = _surfaces()
     groups = [ids // 10 ** (3 * k) % 1000 + s.digits for k in range(5, -1, -1)]
     return np.stack([np.full(len(ids), s.one), *groups], axis=1).astype(np.int32)
@@ -142,7 +140,7 @@ def _id_columns(ids: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Batch:
-    """Bytes of some lines, and how many of them `prepare` should drop for which reason."""
+    """The bytes of lines, and the number that `prepare` should drop by reason."""
 
     data: bytes
     lines: int
@@ -152,7 +150,7 @@ class Batch:
 
 
 def draw_lines(seed: int, number: int, lines: int = BATCH_LINES) -> Batch:
-    """The first `lines` lines of batch `number` of a seed."""
+    """Draw the first `lines` lines of batch `number` of a seed."""
     lang, s = language(), _surfaces()
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number])))
     n = BATCH_LINES
@@ -180,7 +178,7 @@ def draw_lines(seed: int, number: int, lines: int = BATCH_LINES) -> Batch:
         texts[short, 0] = rng.choice(shared, short.sum())
         texts[links, 0] = s.handles + rng.integers(0, _HANDLES, links.sum())
         texts[links, 1] = s.n + s.links + rng.integers(0, _LINKS, links.sum())
-    source = rng.permutation(n)  # a thread's replies do not lie together
+    source = rng.permutation(n)  # a thread's replies are not adjacent
     whole = np.flatnonzero(~(short | links)[source] & ~repeat)
     source[repeat] = source[rng.choice(whole, repeat.sum())]
     source = source[:lines]

@@ -1,11 +1,10 @@
-"""Labelled texts of the generated language: tasks that a model can learn, and words alone tell most of.
+"""Draw labelled texts of the generated language, mostly predictable from a bag of words.
 
-A label speaks of a topic: whoever holds it ends a text with a clause "pero el NOUN ADJECTIVE VERB" made of that topic's
-words. What stands before the clause is about a topic of no label, or, now and then, about another label's: there a bag
-of words has to guess, and the order of the words decides. Some labels are wrong. A model that was pre-trained on the
-language knows which words share a topic, also those that no labelled text holds.
+A label has a topic: its texts end with a clause "pero el NOUN ADJECTIVE VERB" of that topic's words. The text before
+is about a topic without a label, or sometimes another label's: there only the order of the words decides. Some labels
+are wrong. Pre-training on the language teaches which words share a topic, also those in no labelled text.
 
-With two texts the clause stands in the first or the second.
+Of two texts the first or the second has the clause.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from twilbert.data.synthetic.language import STYLES, language
 from twilbert.data.synthetic.pairs import as_texts, draw_texts
 
 CONFUSED = 0.2  # texts that begin with another label's topic
-WRONG = 0.03  # labels that are not what the text says
-IN_SECOND = 0.6  # clauses that stand in the second of two texts
+WRONG = 0.03  # wrong labels
+IN_SECOND = 0.6  # clauses in the second of two texts
 NO_SECOND = 0.1  # rows without a second text
 RETWEETS = 0.1
 _CONNECTIVES = ("pero", "aunque")
@@ -28,8 +27,7 @@ _CONNECTIVES = ("pero", "aunque")
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """N generated rows. labels: numbers int [N], or flags int [N, labels]. `best`: the share of rows, or of flags, that
-    a perfect model gets right."""
+    """N generated rows. labels: numbers int [N], or flags int [N, labels]. `best`: a perfect model's accuracy."""
 
     texts: list[str]
     texts_b: list[str] | None
@@ -38,7 +36,7 @@ class LabelledTexts:
 
 
 def draw_labelled(name: str, n_labels: int, rows: int, seed: int, *, multi: bool, two_texts: bool) -> LabelledTexts:
-    """Rows of the task `name`, which decides what topics its labels speak of; the same seed gives the same rows."""
+    """Draw rows of the task `name`, which determines the topics of its labels; a seed gives the same rows."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([zlib.crc32(name.encode()), seed])))
     cues = _Cues(name, n_labels)
     if multi:
@@ -61,11 +59,11 @@ def draw_labelled(name: str, n_labels: int, rows: int, seed: int, *, multi: bool
     texts = [
         f"RT @cuenta{i % 97}: {text}" if rt else text for i, (rt, text) in enumerate(zip(retweeted, texts, strict=True))
     ]
-    return LabelledTexts(texts, texts_b, *_spoilt(flags, rng, multi))
+    return LabelledTexts(texts, texts_b, *_noisy_labels(flags, rng, multi))
 
 
-def _spoilt(flags: np.ndarray, rng: np.random.Generator, multi: bool) -> tuple[np.ndarray, float]:
-    """Labels of which some are wrong, and the share that is right."""
+def _noisy_labels(flags: np.ndarray, rng: np.random.Generator, multi: bool) -> tuple[np.ndarray, float]:
+    """Labels of which some are wrong, and the share of right ones."""
     rows, n_labels = flags.shape
     if multi:
         wrong = rng.random(flags.shape) < WRONG
@@ -77,16 +75,16 @@ def _spoilt(flags: np.ndarray, rng: np.random.Generator, multi: bool) -> tuple[n
 
 
 class _Cues:
-    """Which words speak for each label of a task."""
+    """The words that indicate each label of a task."""
 
     def __init__(self, name: str, n_labels: int):
         lang = language()
         topics = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(lang.words))
-        speaking = min(n_labels, len(topics) - 1)  # at least one topic speaks for no label
-        self.topic = topics[np.arange(n_labels) % speaking]
-        self.neutral = topics[speaking:]
-        # Labels that share a topic share out its words, by rank.
-        share, turns = np.arange(n_labels) // speaking, -(-n_labels // speaking)
+        n_topics = min(n_labels, len(topics) - 1)  # at least one topic has no label
+        self.topic = topics[np.arange(n_labels) % n_topics]
+        self.neutral = topics[n_topics:]
+        # Labels of the same topic divide its words by rank.
+        share, turns = np.arange(n_labels) // n_topics, -(-n_labels // n_topics)
         names = np.array(lang.classes)
         self.words = [
             {part: own[names[own] == part][turn::turns] for part in ("NOUN_M", "NOUN_F", "ADJ_M", "ADJ_F", "VERB")}
@@ -96,7 +94,7 @@ class _Cues:
         self.connectives = np.array([lang.vocabulary.index(word) for word in _CONNECTIVES])
 
     def opening_topics(self, flags: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """What each text begins with: a topic of no label, now and then that of a label it does not hold, int [N]."""
+        """Return the topic of each text before the clause, int [N]: of no label, or sometimes of a wrong one."""
         topics = rng.choice(self.neutral, len(flags))
         for row in np.flatnonzero(rng.random(len(flags)) < CONFUSED):
             others = np.flatnonzero(~flags[row])
@@ -105,15 +103,13 @@ class _Cues:
         return topics
 
     def clauses(self, flags: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One clause after another for the labels each row holds, words [N, longest], -1 after the end."""
-        made = []
-        for held in flags:
-            words: list[int] = []
-            for label in rng.permutation(np.flatnonzero(held)):
-                words += self._clause(self.words[label], rng)
-            made.append(words)
-        longest = max(1, *(len(words) for words in made))
-        return np.array([words + [-1] * (longest - len(words)) for words in made], dtype=np.int32)
+        """Return the clauses of each row's labels, words [N, longest], -1 after the end."""
+        rows = []
+        for row in flags:
+            clauses = (self._clause(self.words[label], rng) for label in rng.permutation(np.flatnonzero(row)))
+            rows.append([word for clause in clauses for word in clause])
+        longest = max(1, *(len(words) for words in rows))
+        return np.array([words + [-1] * (longest - len(words)) for words in rows], dtype=np.int32)
 
     def _clause(self, own: dict[str, np.ndarray], rng: np.random.Generator) -> list[int]:
         gender = "M" if rng.random() < 0.5 else "F"

@@ -1,7 +1,7 @@
-"""The words of the generated language: Spanish where it shows, made of Spanish syllables in the tail.
+"""The words of the generated language: Spanish for the frequent ones, Spanish syllables in the tail.
 
-Every word belongs to one class, and (but for SHARED) to one topic; its place in the list is its rank in Zipf's law.
-The language does not change with the seed of a sample: only what is said in it does.
+Every word has one class and, except SHARED, one topic; its place in the list is its rank in Zipf's law. The language is
+the same for every seed of a sample.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ frío calor viento temporal invierno cielo pronóstico termómetro | lluvia niev
  #Frío #Aemet
 """
 
-# Class -> words a topic has; the lists above are filled up to these with made words.
+# Words of a class in each topic; generated words fill the lists above up to these.
 TOPIC_SIZES = {"NOUN_M": 40, "NOUN_F": 40, "ADJ_M": 24, "ADJ_F": 24, "VERB": 36, "HASHTAG": 8}
 _ONSETS = [*"bcdfglmnprstv", "br", "cr", "dr", "fl", "gr", "pl", "pr", "tr", "ch", "ll"]
 _ENDINGS = {
@@ -87,47 +87,42 @@ _ENDINGS = {
 
 
 def topics() -> list[dict[str, list[str]]]:
-    """For each topic its words by class, most frequent first; no word occurs twice anywhere."""
+    """Return the words of each topic by class, most frequent first; no word occurs twice."""
     rng = random.Random(20_200_914)
-    taken = {word for words in SHARED.values() for word in words}
-    made = []
+    used = {word for words in SHARED.values() for word in words}
+    result = []
     for line in _TOPICS.strip().replace("\n ", " ").split("\n"):
         nouns_m, nouns_f, stems, verbs, tags = (part.split() for part in line.split("|"))
-        adjectives: list[str] = list(stems)
-        while len(adjectives) < TOPIC_SIZES["ADJ_M"]:
-            adjectives.append(_stem(rng, 2))
-        start = {"NOUN_M": nouns_m, "NOUN_F": nouns_f, "VERB": verbs}
         topic: dict[str, list[str]] = {"ADJ_M": [], "ADJ_F": [], "HASHTAG": []}
-        for stem in adjectives:
-            while {f"{stem}o", f"{stem}a"} & taken:
+        for stem in stems + [_stem(rng, 2) for _ in range(TOPIC_SIZES["ADJ_M"] - len(stems))]:
+            while {f"{stem}o", f"{stem}a"} & used:
                 stem = _stem(rng, 2)
             topic["ADJ_M"].append(f"{stem}o")
             topic["ADJ_F"].append(f"{stem}a")
-            taken |= {f"{stem}o", f"{stem}a"}
-        for name, real in start.items():
+            used |= {f"{stem}o", f"{stem}a"}
+        for name, real in (("NOUN_M", nouns_m), ("NOUN_F", nouns_f), ("VERB", verbs)):
             topic[name] = []
-            queue: list[str] = list(real)
             while len(topic[name]) < TOPIC_SIZES[name]:
-                word = queue.pop(0) if queue else _stem(rng, rng.randint(1, 2)) + rng.choice(_ENDINGS[name])
-                if word not in taken:
+                word = real.pop(0) if real else _stem(rng, rng.randint(1, 2)) + rng.choice(_ENDINGS[name])
+                if word not in used:
                     topic[name].append(word)
-                    taken.add(word)
+                    used.add(word)
         for tag in [*tags, *(f"#{noun.capitalize()}" for noun in topic["NOUN_M"][8:])]:
-            if tag not in taken and len(topic["HASHTAG"]) < TOPIC_SIZES["HASHTAG"]:
+            if tag not in used and len(topic["HASHTAG"]) < TOPIC_SIZES["HASHTAG"]:
                 topic["HASHTAG"].append(tag)
-                taken.add(tag)
-        made.append(topic)
-    return made
+                used.add(tag)
+        result.append(topic)
+    return result
 
 
 def _stem(rng: random.Random, syllables: int) -> str:
-    """Syllables that end in a consonant, ready for an ending."""
+    """Syllables that end in a consonant, to be followed by an ending."""
     body = "".join(rng.choice(_ONSETS) + rng.choice("aaeeioou") for _ in range(syllables))
     return body + rng.choice("lmnrstdvcbg")
 
 
 def variants(word: str) -> list[str]:
-    """How people also write a word: drawn out, in capitals, in quotes, misspelt. Empty for short ones and marks."""
+    """Return other spellings of a word: drawn out, in capitals, in quotes, misspelt; none of short ones and marks."""
     if len(word) < 4 or not word.isalpha():
         return []
     vowel = max(word.rfind(v) for v in "aeiouáéíóú")
