@@ -1,4 +1,4 @@
-"""Data that has changed on the disk is refused by name before a step: bits that flipped, shards of another corpus."""
+"""Data that changed on disk is refused by name before a step: flipped bits, shards of another corpus."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def world(trained, tmp_path) -> Path:
 
 @pytest.fixture
 def resume(world, trained) -> Pretrain:
-    """The same recipe again, for more steps: the run of 6 steps would go on."""
+    """Start the same recipe for more steps, which resumes the run of 6 steps."""
     name = Path(trained.path).name
 
     def run(*overrides: str) -> int:
@@ -42,7 +42,7 @@ def resume(world, trained) -> Pretrain:
 
 @contextmanager
 def flipped(file: Path, bit: int) -> Iterator[None]:
-    """The file with one bit changed, meanwhile."""
+    """Flip one bit of a file inside the context."""
     sound = file.read_bytes()
     changed = bytearray(sound)
     changed[bit // 8] ^= 1 << bit % 8
@@ -68,7 +68,7 @@ FEW_OR_ALL = pytest.mark.parametrize(
 @pytest.mark.ray
 @FEW_OR_ALL
 def test_one_flipped_bit_in_any_shard_is_refused_before_a_step(world, resume, capsys, encoded, corpus):
-    """A shard of ids, and a shard of text that was encoded when it was sound or is to be encoded now."""
+    """A shard of ids, and a shard of text before and after it is encoded."""
     run, shards = world / "runs", {kind: sorted((world / "corpus").glob(f"{kind}*/*.parquet")) for kind in ("", "enc")}
     shards["enc"] = sorted((world / "corpus" / "encoded").glob("*/*/*.parquet"))
     before = sorted(run.rglob("*"))
@@ -92,7 +92,7 @@ def test_one_flipped_bit_in_any_shard_is_refused_before_a_step(world, resume, ca
 
 @pytest.mark.ray
 def test_another_shard_in_the_place_of_one_is_refused_under_the_old_run(world, resume, capsys, tmp_path):
-    """By the run and by all that read text; also where corpus.json was edited to go with it."""
+    """By the run and by all readers of text; also with an edited corpus.json."""
     other = make_corpus(tmp_path / "other", PAIRS[::-1], valid=PAIRS[:20], row_group_rows=50)
     shard, index = world / "corpus" / "train" / "00000.parquet", world / "corpus" / "corpus.json"
     tokenizer = str(world / "tokenizer")
@@ -120,7 +120,7 @@ def test_another_shard_in_the_place_of_one_is_refused_under_the_old_run(world, r
 
 
 def test_a_bit_that_flips_after_the_start_is_met_by_the_page_it_lies_in(world):
-    """As on a node that reads a copy of its own, of which the start has seen nothing."""
+    """As on a node that reads another copy than the start compared."""
     (folder,) = (world / "corpus" / "encoded").iterdir()
     corpus = EncodedCorpus.open(str(folder))
     train = corpus.split("train")
@@ -144,7 +144,7 @@ def _ids_of(file: Path, row_group: int) -> tuple[int, int]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_shard_that_changes_after_the_start_ends_the_run_at_once_with_its_name(world, resume, capsys, monkeypatch):
-    """No restart: another start would read the same."""
+    """Without a restart, which would read the same."""
     (folder,) = (world / "corpus" / "encoded").iterdir()
     file = folder / "train" / "00000.parquet"
     check = checksums.check_files
@@ -166,7 +166,7 @@ def test_a_shard_that_changes_after_the_start_ends_the_run_at_once_with_its_name
 
 @pytest.mark.parametrize("name", ["corpus.json", "encoded/*/encoded.json"])
 def test_one_flipped_bit_in_a_list_is_refused_or_changes_nothing(world, name):
-    """What is no JSON any more, or gives another sum; blanks between entries, and the sum's own name, say nothing."""
+    """Invalid JSON or another sum; blanks between entries and the name of the sum have no meaning."""
     (file,) = (world / "corpus").glob(name)
     sound = checksums.read_json(str(file), dict)
     refused = 0

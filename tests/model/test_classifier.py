@@ -19,7 +19,7 @@ TEXT = {"remove_rt": True, "max_len": 16}
 # A pair, a text, nothing but special tokens; padded with ids that would show if they were read.
 IDS = torch.tensor([[CLS, 7, 8, SEP, 9, SEP], [CLS, 10, 11, SEP, 12, 13], [CLS, SEP, 14, 15, 16, 17]])
 LENGTHS = torch.tensor([6, 4, 2])
-TAKEN = {True: [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3], [0, 1]], False: [[1, 2, 4], [1, 2], [0, 1]]}
+POOLED = {True: [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3], [0, 1]], False: [[1, 2, 4], [1, 2], [0, 1]]}
 
 
 @pytest.mark.parametrize("special_tokens", [True, False])
@@ -27,7 +27,7 @@ TAKEN = {True: [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3], [0, 1]], False: [[1, 2, 4], [1
 def test_pooling_takes_the_tokens_it_says(pooling: str, special_tokens: bool):
     hidden = torch.randn(3, 6, 5) - 4  # negative: a maximum that let padding's zeros in would show
     pooled = pool(hidden, LENGTHS, pooling, special_tokens, IDS)
-    for row, positions in enumerate(TAKEN[special_tokens]):
+    for row, positions in enumerate(POOLED[special_tokens]):
         own = hidden[row, positions]
         parts = {"cls": hidden[row, 0], "avg": own.mean(0), "max": own.amax(0)}
         expected = torch.cat(list(parts.values())) if pooling == "concat" else parts[pooling]

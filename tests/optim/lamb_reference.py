@@ -1,6 +1,6 @@
-"""LAMB as the paper prints it, in float64 on whole tensors; its own gradients; and how LAMB goes wrong on shards.
+"""The reference LAMB: the paper's, in float64 on whole tensors, with its own gradients; and a LAMB wrong on shards.
 
-Written from You et al. 2020 (arXiv 1904.00962), Algorithm 2, not from twilbert's optimiser: what that one is held to.
+Written from You et al. 2020 (arXiv 1904.00962), Algorithm 2, independently of twilbert's optimiser.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Tensors = dict[str, Tensor]
 
 
 def logical(tensors: Tensors) -> Tensors:
-    """The tensors that LAMB adapts one by one, views in float64: of a fused QKV matrix queries, keys and values."""
+    """The tensors that LAMB adapts separately, in float64: of a fused QKV matrix queries, keys and values."""
     parts: Tensors = {}
     for name, tensor in ((name, tensor.detach()) for name, tensor in tensors.items()):
         if name.endswith("qkv.weight"):
@@ -167,35 +167,24 @@ def put_weights(model: nn.Module, weights: Tensors) -> None:
 
 
 class NaiveLamb(Lamb):
-    """What a LAMB does that takes a shard for a tensor: one ratio for all that this rank holds.
+    """A wrong LAMB: one ratio for each piece of a parameter on this rank, without the other ranks' pieces.
 
-    With `each_piece` one ratio for each piece of a parameter that this rank holds, without asking the other ranks:
-    right only where nothing is cut. `fragments` are to be set after construction. Padding is left out, which is kinder
-    than a client of DeepSpeed can be: at stage 3 it is memory that nobody has written.
+    Right only where nothing is cut. `fragments` are to be set after construction. Padding is left out.
     """
 
     fragments: Sequence[Fragment] = ()
-    each_piece = False
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        flats = self.param_groups[0]["params"]
-        moments = {id(flat): self.moments(flat) for flat in flats}
+        moments = {id(flat): self.moments(flat) for flat in self.param_groups[0]["params"]}
         if self.update == 0:  # DeepSpeed's step on zeros while it sets itself up
             return
-        found = []
         for f in self.fragments:
             w, g, m, v = (f.of(buffer) for buffer in (f.flat, f.flat.grad, *moments[id(f.flat)]))
             m.lerp_(g, 1 - self.beta1)
             v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
             u = m / (1 - self.beta1**self.update) / ((v / (1 - self.beta2**self.update)).sqrt() + self.epsilon)
-            plain = self.each_piece and len(f.shape) == 1
-            found.append((w, u if plain else u + self.weight_decay * w, plain))
-        shard = _norm([w for w, _, _ in found]) / _norm([u for _, u, _ in found])
-        for w, u, plain in found:
-            own = float(w.norm() / u.norm()) if self.each_piece and w.any() and u.any() else 1.0
-            w -= self.learning_rate * (1.0 if plain else own if self.each_piece else shard) * u
-
-
-def _norm(parts: list[Tensor]) -> float:
-    return float(torch.cat(parts).norm())
+            plain = len(f.shape) == 1
+            u = u if plain else u + self.weight_decay * w
+            ratio = 1.0 if plain or not w.any() or not u.any() else float(w.norm() / u.norm())
+            w -= self.learning_rate * ratio * u

@@ -1,7 +1,6 @@
-"""Training runs with LAMB that remember what the optimiser saw, and how far they ended from the reference.
+"""Training runs with LAMB that record the optimiser's input and output, and their distance from the reference.
 
-`play` runs a list of places in the processes of one world size; each rank returns its own pieces of everything, and
-`assembled` makes them whole again.
+`play` runs a list of places in the processes of one world size; each rank returns its pieces, and `Whole` joins them.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class Place:
-    """What one run is: precision, ZeRO stage, world size, micro-batches a step and worker."""
+    """The configuration of a run: precision, ZeRO stage, world size, micro-batches a step and worker."""
 
     precision: str
     stage: int
     world: int
     accumulation: int
     pkm: bool = True
-    naive: str = ""
-    """"shard" or "piece": a LAMB with one ratio for all a rank holds, or for each rank's piece of a tensor."""
+    naive: bool = False
+    """Whether it runs the negative control: a LAMB with one ratio for each rank's piece of a tensor."""
 
     def __str__(self) -> str:
         return f"{self.precision}-stage{self.stage}-world{self.world}-acc{self.accumulation}{'-pkm' * self.pkm}"
@@ -90,7 +89,7 @@ class Run:
             checkpoint.OptimizerReader(source).restore(self.fragments, self.optimizer.moments)
             model.load_state_dict(torch.load(f"{source}/buffers.pt"), strict=False)
         if isinstance(self.optimizer, reference.NaiveLamb):
-            self.optimizer.fragments, self.optimizer.each_piece = self.fragments, place.naive == "piece"
+            self.optimizer.fragments = self.fragments
         self.begun = self.weights()
         self.gradients: list[np.ndarray] = []
         self.ratios: list[np.ndarray] = []
@@ -147,7 +146,7 @@ class Run:
         dist.barrier()
 
     def record(self) -> dict[str, Any]:
-        """Everything the parent needs, plain numpy."""
+        """The run's results as plain numpy, for the parent process."""
         named = list(self.engine.module.named_parameters())
         return {
             "shapes": {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in named},
@@ -215,7 +214,7 @@ class Whole:
 
     @property
     def gradients(self) -> Iterator[reference.Tensors]:
-        """What the optimiser saw, step by step: reduced and clipped."""
+        """The optimiser's gradients of each step: reduced and clipped."""
         return (self._assemble("gradients", step) for step in range(len(self.ratios)))
 
     def _assemble(self, kind: str, index: int | None = None) -> reference.Tensors:
@@ -227,13 +226,13 @@ class Whole:
                 whole[name][start : start + length] = values[at : at + length]
                 at += length
             assert at == len(values)
-        assert not any(np.isnan(values).any() for values in whole.values()), f"{kind}: nobody holds some elements"
+        assert not any(np.isnan(values).any() for values in whole.values()), f"{kind}: no rank holds some elements"
         return {name: torch.from_numpy(values).view(self.shapes[name]) for name, values in whole.items()}
 
 
 @dataclass(frozen=True)
 class Fed:
-    """How far a run ended from the reference that took the run's own gradients."""
+    """The distance of a run from the reference that took the run's gradients."""
 
     weights: dict[str, float]  # ‖p - p_ref‖ / ‖p_ref‖ of each logical tensor
     ratio: float  # largest relative error of a trust ratio at any step
@@ -310,24 +309,24 @@ def resumed_runs(
     """The undisturbed runs of `places` and the runs that resume at pair[1] what pair[0] saved; worlds of 1 and 2."""
     for place in places:
         (Path(root) / str(place)).mkdir()
-    found: dict[Any, Whole] = {}
+    runs: dict[Any, Whole] = {}
     for world in (1, 2, 1):  # a world of 1 resumes in the end what 2 wrote
-        first = not any(isinstance(key, Place) and key.world == world for key in found)
+        first = not any(isinstance(key, Place) and key.world == world for key in runs)
         saves = [place for place in places if place.world == world and first]
         now = [pair for pair in pairs if pair[1].world == world and (pair[0].world <= world if first else True)]
-        now = [pair for pair in now if pair not in found]
+        now = [pair for pair in now if pair not in runs]
         if not saves and not now:
             continue
         by_rank = spawn(play_checkpoints, world, encoded, root, cuts, saves, now)
         for key in by_rank[0]:
             stage = key.stage if isinstance(key, Place) else key[1].stage
-            found[key] = Whole([records[key] for records in by_rank], stage)
-    return found
+            runs[key] = Whole([records[key] for records in by_rank], stage)
+    return runs
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """How far a resumed run ended from the undisturbed one."""
+    """The distance of a resumed run from the undisturbed one."""
 
     tensor: str
     weights: float  # ‖p - p_undisturbed‖ / ‖p_undisturbed‖ of the worst tensor
@@ -335,7 +334,7 @@ class Resumed:
 
 
 def against_undisturbed(undisturbed: Whole, resumed: Whole) -> Resumed:
-    """AssertionError when the resumed run did not move or began elsewhere."""
+    """Compare a resumed run; AssertionError when a tensor did not change."""
     assert not any(torch.equal(resumed.begun[n], resumed.ended[n]) for n in resumed.ended), "a tensor did not move"
     pairs = [(undisturbed.ended, resumed.ended), *zip(undisturbed.moments, resumed.moments, strict=True)]
     errors = reference.relative_errors(resumed.ended, reference.logical(undisturbed.ended))

@@ -95,7 +95,7 @@ def check_shapes(source: str, model: nn.Module, shapes: Mapping[str, Sequence[in
             raise TwilbertError(f"{source}: tensor {name} {list(shape)} is missing; these are not this model's weights")
         if tuple(shapes[name]) != shape:
             raise TwilbertError(
-                f"{source}: tensor {name} has shape {list(shapes[name])}, the configuration asks {list(shape)}; "
+                f"{source}: tensor {name} has shape {list(shapes[name])}, the configuration has {list(shape)}; "
                 "configuration and weights do not belong together"
             )
     unknown = sorted(set(shapes) - set(expected))

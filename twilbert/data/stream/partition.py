@@ -3,7 +3,7 @@
 A micro-batch is a contiguous run of the sorted samples; n samples of which the longest has t tokens cost n·t padded
 tokens, which a device stores and computes. Workers that share a step wait for the slowest, so they get micro-batches of
 the least largest cost (`balanced`): less padding at uneven costs lost two to eight workers 1 to 2.5 % in waiting. A
-worker with samples of its own waits for nobody and gets less padding (`least_padding`).
+worker that partitions its samples alone waits for nobody and gets less padding (`least_padding`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     items ─ ray.data.range ─▶ task: build(item) yields Arrow blocks of whole runs of steps ─▶ consumer: views, no copy
 
-A task streams its blocks out as they are made, so that the first steps arrive before the window is done. What has been
-built and not yet consumed is capped; a task waits when the cap is reached. Ray is imported only when a stream starts.
+A task yields its blocks one by one, so that the first steps arrive before the window is built. The bytes built and not
+yet consumed are capped; a task waits at the cap. Ray is imported only when a stream starts.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _PAUSE_S = 0.1  # between two rounds of the executor over its tasks, which cost 
 
 
 class RestingExecutor:
-    """An ExecutionCallback that lets Ray Data's executor thread sleep between two rounds over its tasks.
+    """An ExecutionCallback that makes Ray Data's executor thread sleep between two rounds over its tasks.
 
-    A back-pressured executor polls without pause and, in a training worker, fights the training step for the GIL.
+    A back-pressured executor polls without pause and, in a training worker, competes with the step for the GIL.
     """
 
     def before_execution_starts(self, executor: Any) -> None:
@@ -56,10 +56,10 @@ def ray_micro_batches(
     read_ahead_bytes: int = READ_AHEAD_BYTES,
     parallel_tasks: int = 1,
 ) -> Generator[MicroBatch]:
-    """The same micro-batches as `stream.micro_batches`, built in Ray Data tasks ahead of the consumer.
+    """Yield the micro-batches of `stream.micro_batches`, built in Ray Data tasks ahead of the consumer.
 
-    Needs a running Ray; its tasks ask for none of the logical CPUs. Arrays are read-only views of shared memory.
-    `close()` stops the tasks: to be called on a stream that is not used up, before Ray shuts down, or the exit hangs.
+    Needs a running Ray; its tasks take no logical CPU. Arrays are read-only views of shared memory. `close()` stops the
+    tasks: call it on a stream that is not exhausted before Ray shuts down, or the exit hangs.
     TwilbertError, naming the file, when a shard cannot be read.
     """
     remaining = items(plan, rank, start_step, stop_step)
@@ -93,11 +93,11 @@ def _blocks(
     context.custom_execution_callback_classes = [RestingExecutor]  # type: ignore[list-item]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # its kind tells whether another start may mend it
-    with DataContext.current(context):  # sealed into the dataset at its making; others' datasets keep theirs
+    context.raise_original_map_exception = True  # its type decides whether a restart may help
+    with DataContext.current(context):  # copied into the dataset when it is created; other datasets keep theirs
         dataset = ray.data.from_items(list(range(len(some))), override_num_blocks=len(some)).map_batches(
             work,
-            num_cpus=0,  # logical: workers that take every CPU a cluster has must not wait for ever, in silence
+            num_cpus=0,  # logical: else workers that take every CPU of a cluster wait for ever
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
