@@ -116,7 +116,7 @@ def test_another_shard_in_the_place_of_one_is_refused_under_the_old_run(world, r
     assert f"{index}: damaged or edited" in capsys.readouterr().err
     shutil.copy(Path(other.path) / "corpus.json", index)
     assert resume() == 2
-    assert "started with another recipe or other data" in capsys.readouterr().err
+    assert "data.corpus: was " in capsys.readouterr().err
 
 
 def test_a_bit_that_flips_after_the_start_is_met_by_the_page_it_lies_in(world):

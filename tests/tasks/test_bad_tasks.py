@@ -9,7 +9,7 @@ import pytest
 
 from tests.make_finetuning import QUICK, make_base
 from tests.make_tasks import write_rows, write_task
-from twilbert import finetune, tune
+from twilbert import finetune, outputs, tune
 from twilbert.tuning import sweep
 
 SOUND = [(str(i), f"hola w{i} {('no', 'si')[i % 2]}", "NP"[i % 2]) for i in range(8)]
@@ -52,7 +52,7 @@ def test_a_broken_task_is_one_message_and_starts_nothing(case, model, folder, ca
         raise AssertionError("the search was started")
 
     monkeypatch.setattr(sweep, "search_and_score", started)
-    monkeypatch.setattr(sweep, "claim", started)
+    monkeypatch.setattr(outputs.Claim, "held", started)
     for command, more in ((finetune, QUICK), (tune, ["search.trials=1", "tracking.mode=disabled"])):
         assert command.main(["--task", task, "--model", model, "--out", out, *more]) == 2
         err = capsys.readouterr().err
