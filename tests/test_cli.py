@@ -105,3 +105,11 @@ sys.exit(cli.main())
 def test_sigterm_while_a_verb_is_imported_is_one_line_and_exit_130():
     done = subprocess.run([sys.executable, "-c", TERMINATED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "twilbert-verb: interrupted\n")
+
+
+def test_a_full_disk_as_standard_output_is_one_message(tmp_path):
+    command = [sys.executable, "-m", "twilbert.sample", "pairs", "--out", str(tmp_path / "out"), "--pairs", "10"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "standard output cannot be written (No space left on device): wrote " in done.stderr

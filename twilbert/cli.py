@@ -92,7 +92,12 @@ def run(
     except BrokenPipeError:  # the reader ended (`| head`): nothing can be printed any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    print(last_line, flush=True)
+    try:
+        print(last_line, flush=True)
+    except OSError as error:  # a full disk, or a reader that ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say(f"{parser.prog}: error: standard output cannot be written ({error.strerror}): {last_line}")
+        return 1
     return 0
 
 
