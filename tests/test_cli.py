@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -107,9 +108,11 @@ def test_sigterm_while_a_verb_is_imported_is_one_line_and_exit_130():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "twilbert-verb: interrupted\n")
 
 
-def test_a_full_disk_as_standard_output_is_one_message(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_as_standard_output_is_one_message(tmp_path, unbuffered):
     command = [sys.executable, "-m", "twilbert.sample", "pairs", "--out", str(tmp_path / "out"), "--pairs", "10"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "standard output cannot be written (No space left on device): wrote " in done.stderr
+    assert "twilbert-sample: error: standard output cannot be written (No space left on device)" in done.stderr

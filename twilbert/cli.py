@@ -89,16 +89,31 @@ def run(
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr, flush=True)
         return Interrupted.exit_code
-    except BrokenPipeError:  # the reader ended (`| head`): nothing can be printed any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError:
+        if (failure := _output_failure()) is None:
+            raise
+        return _without_output(parser.prog, failure)
     try:
         print(last_line, flush=True)
-    except OSError as error:  # a full disk, or a reader that ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        say(f"{parser.prog}: error: standard output cannot be written ({error.strerror}): {last_line}")
-        return 1
+    except OSError as failure:
+        return _without_output(parser.prog, failure, f": {last_line}")
     return 0
+
+
+def _output_failure() -> OSError | None:
+    """Return why standard output cannot be written, found by writing an empty line to it; None if it can."""
+    try:
+        print(flush=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def _without_output(program: str, failure: OSError, rest: str = "") -> int:
+    """Say that standard output cannot be written (a full disk, a reader that ended); return the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    say(f"{program}: error: standard output cannot be written ({failure.strerror}){rest}")
+    return 1
 
 
 def _open_standard_streams() -> None:
