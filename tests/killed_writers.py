@@ -1,6 +1,6 @@
 """Kills commands that replace their output, at random moments, and counts what is then there: python FILE HOME TIMES.
 
-HOME: the folder of tests/test_outputs.py's world. Every command has two settings, so that old and new can be
+HOME: the folder of tests/test_verb_outputs.py's world. Every command has two settings, so that old and new can be
 told apart; its output must be one of the two, and after it has once ended nothing else may be left beside it.
 """
 
