@@ -22,9 +22,11 @@ def test_a_signal_that_is_deferred_comes_after_the_body(number):
 
 
 def test_the_handler_of_a_library_that_exits_is_no_way_out():
-    """Ray sets one for SIGTERM while it starts."""
+    """Ray sets one for SIGTERM while it starts, and an alarm beside it."""
     with pytest.raises(KeyboardInterrupt), signals.handled(signals.interrupt), signals.deferred():
+        signal.alarm(60)
         raise SystemExit(signal.SIGTERM)
+    assert signal.alarm(0) == 0
 
 
 def test_without_a_signal_nothing_happens():

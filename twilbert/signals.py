@@ -51,6 +51,6 @@ def deferred() -> Iterator[list[int]]:
         except SystemExit as error:  # by the handler that Ray sets for SIGTERM
             if error.code != signal.SIGTERM:
                 raise
-            arrived.append(signal.SIGTERM)
+            note(signal.SIGTERM, None)
     if arrived:
         signal.raise_signal(arrived[0])
