@@ -253,24 +253,24 @@ def test_what_is_wrong_is_said_before_any_work(classifier, tmp_path, capsys):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
 
-    def said(*args: str) -> str:
+    def error_of(*args: str) -> str:
         return fails(capsys, classifier, *args)
 
-    assert "empty" in said(str(tmp_path / "empty.tsv"), "--out", out)
-    assert "empty" in said(str(tmp_path / "blank.txt"), "--out", out)
-    assert "only a header" in said(str(good), "--out", out)
-    message = said(str(tmp_path / "names.tsv"), "--out", out)
+    assert "empty" in error_of(str(tmp_path / "empty.tsv"), "--out", out)
+    assert "empty" in error_of(str(tmp_path / "blank.txt"), "--out", out)
+    assert "only a header" in error_of(str(good), "--out", out)
+    message = error_of(str(tmp_path / "names.tsv"), "--out", out)
     assert "its columns are 'a', 'b'" in message and "--text-column" in message
-    assert "no column 'c'" in said(str(tmp_path / "names.tsv"), "--text-column", "c", "--out", out)
-    assert "from 1 to 2" in said(str(tmp_path / "names.tsv"), "--text-column", "3", "--out", out)
-    assert "two columns are named 'x'" in said(str(tmp_path / "twice.tsv"), "--out", out)
-    assert "no such file" in said(str(tmp_path / "none.tsv"), "--out", out)
-    assert "--format" in said(__file__, "--out", out)
-    assert ".tsv, .csv, .jsonl, .parquet" in said(str(good), "--out", str(tmp_path / "out.h5"))
-    assert "--out FILE is missing" in said(str(good))
-    assert "give INPUT or --text" in said("--out", out)
+    assert "no column 'c'" in error_of(str(tmp_path / "names.tsv"), "--text-column", "c", "--out", out)
+    assert "from 1 to 2" in error_of(str(tmp_path / "names.tsv"), "--text-column", "3", "--out", out)
+    assert "two columns are named 'x'" in error_of(str(tmp_path / "twice.tsv"), "--out", out)
+    assert "no such file" in error_of(str(tmp_path / "none.tsv"), "--out", out)
+    assert "--format" in error_of(__file__, "--out", out)
+    assert ".tsv, .csv, .jsonl, .parquet" in error_of(str(good), "--out", str(tmp_path / "out.h5"))
+    assert "--out FILE is missing" in error_of(str(good))
+    assert "give INPUT or --text" in error_of("--out", out)
     (tmp_path / "other.tsv").write_text("text\tmore\nhola\t1\n")
-    assert "are not those of" in said(str(good), str(tmp_path / "other.tsv"), "--out", out)
+    assert "are not those of" in error_of(str(good), str(tmp_path / "other.tsv"), "--out", out)
     assert not Path(out).exists()
 
 

@@ -62,9 +62,9 @@ def test_a_whole_checkpoint_verifies(tmp_path):
 def test_every_damage_is_named(tmp_path, reason):
     folder = commit(tmp_path, 1)
     DAMAGES[reason](folder)
-    said = checkpoint.verify(str(folder), "0123abcd")
-    assert said is not None
-    assert reason in said
+    reason = checkpoint.verify(str(folder), "0123abcd")
+    assert reason is not None
+    assert reason in reason
 
 
 @pytest.mark.parametrize("content", ['{"files": {"state.json": 3}, "run": "0123abcd"}', "[]", "{}", '{"run": "x"}'])
@@ -107,8 +107,8 @@ def test_a_manifest_lists_what_a_checkpoint_needs_and_nothing_outside_it(tmp_pat
         ],
         9,
     ):
-        said = rewrite(commit(tmp_path, step), lambda files, file=file: files.update({file: outside}))
-        assert said == f"manifest.json lists {file!r}, which is no file of a checkpoint"
+        reason = rewrite(commit(tmp_path, step), lambda files, file=file: files.update({file: outside}))
+        assert reason == f"manifest.json lists {file!r}, which is no file of a checkpoint"
 
 
 def test_a_folder_in_the_place_of_a_file_is_damage(tmp_path):
@@ -176,10 +176,10 @@ def test_resume_takes_the_newest_that_verifies_and_reports_what_it_skipped(tmp_p
     (tmp_path / "checkpoint-000040" / "manifest.json").unlink()
     flip_bit(tmp_path / "checkpoint-000030" / "state.json")
     (tmp_path / "model").mkdir()  # not a checkpoint
-    said: list[str] = []
-    found = checkpoint.newest(str(tmp_path), "0123abcd", said.append)
-    assert found == str(tmp_path / "checkpoint-000020")
-    assert said == [
+    messages: list[str] = []
+    newest = checkpoint.newest(str(tmp_path), "0123abcd", messages.append)
+    assert newest == str(tmp_path / "checkpoint-000020")
+    assert messages == [
         "skipped checkpoint-000040: no manifest.json: its writing was not finished",
         "skipped checkpoint-000030: state.json does not match its sha256",
     ]
@@ -194,10 +194,10 @@ def test_a_run_without_checkpoints_starts_anew(tmp_path):
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_overwritten(tmp_path):
     for step in (10, 20):
         flip_bit(commit(tmp_path, step) / "state.json")
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(TwilbertError, match=r"no checkpoint verifies.*run\.name"):
-        checkpoint.newest(str(tmp_path), "0123abcd", said.append)
-    assert len(said) == 2
+        checkpoint.newest(str(tmp_path), "0123abcd", messages.append)
+    assert len(messages) == 2
 
 
 # ---- retention -----------------------------------------------------------------------------------------------------

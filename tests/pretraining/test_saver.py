@@ -39,14 +39,16 @@ def test_sigkill_at_every_stage_of_writing_leaves_the_checkpoint_before(tmp_path
     points = [(n, when) for n in range(len(files)) for when in ("before", "within", "after")]
     for number, when in points:
         assert child(str(run), 20, (number, when)) == -signal.SIGKILL, (files[number], when)
-        said: list[str] = []
-        found = checkpoint.newest(str(run), saver_child.RUN_ID, said.append)
+        messages: list[str] = []
+        newest = checkpoint.newest(str(run), saver_child.RUN_ID, messages.append)
         if (number, when) == points[-1]:  # the manifest is there: so is the checkpoint
-            assert found == str(run / "checkpoint-000020")
-            assert said == []
+            assert newest == str(run / "checkpoint-000020")
+            assert messages == []
         else:
-            assert found == str(run / "checkpoint-000010"), (files[number], when)
-            assert said == ["skipped checkpoint-000020: no manifest.json: its writing was not finished"] or number == 0
+            assert newest == str(run / "checkpoint-000010"), (files[number], when)
+            assert (
+                messages == ["skipped checkpoint-000020: no manifest.json: its writing was not finished"] or number == 0
+            )
         assert contents(run / "checkpoint-000010") == whole
 
     assert child(str(run), 20) == 0, "what a broken attempt left is in nobody's way"

@@ -40,43 +40,43 @@ def _five_digits(f1: list[float]) -> float:
 
 @pytest.mark.parametrize("case", GOLDEN["mf1_stance"])
 def test_stance_f1_is_the_originals_but_for_its_rounding(case: dict):
-    truths, said = np.array(case["truths"]), np.array(case["preds"])
-    each = [label.f1 for label in metrics.per_label(truths, said, 3)]
+    truths, predicted = np.array(case["truths"]), np.array(case["preds"])
+    each = [label.f1 for label in metrics.per_label(truths, predicted, 3)]
     assert each == pytest.approx(case["f1_per_class"], abs=1e-6)
     assert _five_digits(each) == pytest.approx(case["value"], abs=1e-6)
-    ours = metrics.score(truths, said, "stance_f1", labels=STANCE)
+    ours = metrics.score(truths, predicted, "stance_f1", labels=STANCE)
     assert ours == pytest.approx((case["f1_per_class"][0] + case["f1_per_class"][2]) / 2, abs=1e-12)
     assert ours == pytest.approx(case["value"], abs=5e-6)
 
 
 @pytest.mark.parametrize("name", MONITOR)
 def test_the_monitors_scores_are_the_originals(name: str):
-    truths, said, case = _case(name)
+    truths, predicted, case = _case(name)
     dev, test = case["dev"], case["test"]
-    each = metrics.per_label(truths, said, 3)
-    assert metrics.score(truths, said, "accuracy") == pytest.approx(dev["accuracy"], abs=1e-6)
+    each = metrics.per_label(truths, predicted, 3)
+    assert metrics.score(truths, predicted, "accuracy") == pytest.approx(dev["accuracy"], abs=1e-6)
     for measure in ("precision", "recall", "f1"):
         assert [getattr(label, measure) for label in each] == pytest.approx(test[measure], abs=1e-6)
-        macro = metrics.score(truths, said, measure)
+        macro = metrics.score(truths, predicted, measure)
         if not (name == "f1_stance" and measure == "f1"):
             assert macro == pytest.approx(test[f"macro-{measure}"], abs=1e-6)
         if isinstance(dev[measure], list):
             for label, golden in enumerate(dev[measure]):  # class_metric: label 0 too, where the original failed
-                assert metrics.score(truths, said, measure, labels=[label]) == pytest.approx(golden, abs=1e-6)
+                assert metrics.score(truths, predicted, measure, labels=[label]) == pytest.approx(golden, abs=1e-6)
         elif not (name == "f1_stance" and measure == "f1"):
             assert macro == pytest.approx(dev[measure], abs=1e-6)
-    assert metrics.score(truths, said, "pearson") == pytest.approx(dev["pearson"], abs=1e-6, nan_ok=True)
+    assert metrics.score(truths, predicted, "pearson") == pytest.approx(dev["pearson"], abs=1e-6, nan_ok=True)
     if name == "f1_stance":
-        stance = metrics.score(truths, said, "stance_f1", labels=STANCE)
+        stance = metrics.score(truths, predicted, "stance_f1", labels=STANCE)
         assert stance == pytest.approx(dev["f1"], abs=5e-6)
-        assert test["macro-f1"] == dev["f1"] != pytest.approx(metrics.score(truths, said, "f1"), abs=1e-4)
+        assert test["macro-f1"] == dev["f1"] != pytest.approx(metrics.score(truths, predicted, "f1"), abs=1e-4)
 
 
 def test_jaccard_is_the_originals_for_sets_and_refuses_probabilities():
     sets, soft = GOLDEN["jaccard_acc"]
-    truths, said = np.array(sets["y_true"]), np.array(sets["y_pred"])
-    assert not truths[0].any() and not said[0].any()  # empty and said to be empty: right
-    assert metrics.score(truths, said, "jaccard") == pytest.approx(sets["value"], abs=1e-6)
+    truths, predicted = np.array(sets["y_true"]), np.array(sets["y_pred"])
+    assert not truths[0].any() and not predicted[0].any()  # empty and predicted to be empty: right
+    assert metrics.score(truths, predicted, "jaccard") == pytest.approx(sets["value"], abs=1e-6)
     for case in (
         soft,
         {"y_pred": GOLDEN["monitor"]["ml"]["preds"], "value": GOLDEN["monitor"]["ml"]["dev"]["accuracy"]},
@@ -101,19 +101,19 @@ def test_the_list_of_what_the_original_gets_wrong_is_of_golden_cases():
 
 
 def test_absent_and_never_predicted_labels():
-    truths, said = np.array([0, 0, 0, 2, 2]), np.array([0, 0, 2, 2, 2])  # label 1 occurs nowhere
+    truths, predicted = np.array([0, 0, 0, 2, 2]), np.array([0, 0, 2, 2, 2])  # label 1 occurs nowhere
     f1 = [0.8, 0.8]
-    assert metrics.score(truths, said, "f1") == pytest.approx(np.mean(f1))
-    assert metrics.score(truths, said, "stance_f1", labels=STANCE) == pytest.approx(np.mean(f1))
+    assert metrics.score(truths, predicted, "f1") == pytest.approx(np.mean(f1))
+    assert metrics.score(truths, predicted, "stance_f1", labels=STANCE) == pytest.approx(np.mean(f1))
     assert metrics.score(truths, np.zeros(5, int), "stance_f1", labels=STANCE) == pytest.approx(
         0.75 / 2
-    )  # 2 never said
-    assert metrics.score(truths[:3], said[:2].repeat(2)[:3], "stance_f1", labels=STANCE) == 1.0  # 2 occurs nowhere
-    assert metrics.score(truths, said, "f1", labels=[1]) == 0.0
+    )  # 2 never predicted
+    assert metrics.score(truths[:3], predicted[:2].repeat(2)[:3], "stance_f1", labels=STANCE) == 1.0  # 2 occurs nowhere
+    assert metrics.score(truths, predicted, "f1", labels=[1]) == 0.0
     assert metrics.score(truths, np.array([1, 1, 1, 1, 1]), "f1") == 0.0  # only predicted: counts as a third label
-    label = metrics.per_label(truths, said, 4)[3]
+    label = metrics.per_label(truths, predicted, 4)[3]
     assert (label.f1, label.support, label.predicted) == (0.0, 0, 0)
-    assert metrics.confusion(truths, said, 3).tolist() == [[2, 0, 1], [0, 0, 0], [0, 0, 2]]
+    assert metrics.confusion(truths, predicted, 3).tolist() == [[2, 0, 1], [0, 0, 0], [0, 0, 2]]
 
 
 def test_a_score_that_is_not_defined_is_nan_and_never_best():
@@ -127,11 +127,15 @@ def test_a_score_that_is_not_defined_is_nan_and_never_best():
 def drawn() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     truths = rng.choice(5, 300, p=[0.5, 0.3, 0.15, 0.04, 0.01])
-    said = np.where(rng.random(300) < 0.6, truths, rng.choice(5, 300))
+    predicted = np.where(rng.random(300) < 0.6, truths, rng.choice(5, 300))
     flags = (rng.random((300, 4)) < [0.5, 0.3, 0.1, 0.01]).astype(int)
-    told = np.where(rng.random(flags.shape) < 0.8, flags, 1 - flags)
+    predicted_flags = np.where(rng.random(flags.shape) < 0.8, flags, 1 - flags)
     x = rng.normal(size=300).round(1)  # with ties
-    return {"single": (truths, said), "multi": (flags, told), "numbers": (x, (x + rng.normal(size=300)).round(1))}
+    return {
+        "single": (truths, predicted),
+        "multi": (flags, predicted_flags),
+        "numbers": (x, (x + rng.normal(size=300)).round(1)),
+    }
 
 
 SCORES = [
@@ -153,10 +157,10 @@ SCORES = [
 
 @pytest.mark.parametrize(("data", "metric", "average", "labels"), SCORES)
 def test_resampled_scores_are_the_scores_of_resampled_rows(drawn, data: str, metric: str, average, labels):
-    truths, said = (v[:60] for v in drawn[data])  # few rows: rare labels are absent from many resamples
-    got = metrics.resampled_scores(truths, said, metric, average=average, labels=labels, resamples=40, seed=3)
+    truths, predicted = (v[:60] for v in drawn[data])  # few rows: rare labels are absent from many resamples
+    got = metrics.resampled_scores(truths, predicted, metric, average=average, labels=labels, resamples=40, seed=3)
     rows = np.random.default_rng(3).integers(0, 60, (40, 60))
-    expected = [metrics.score(truths[at], said[at], metric, average=average, labels=labels) for at in rows]
+    expected = [metrics.score(truths[at], predicted[at], metric, average=average, labels=labels) for at in rows]
     np.testing.assert_allclose(got, expected, atol=1e-9)
     assert np.ptp(expected) > 0 or labels == (3,) or labels == (4, 9)
 
@@ -181,10 +185,10 @@ def test_intervals_cover_what_they_should():
 
 
 def test_undefined_resamples_are_left_out():
-    truths, said = np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 2.0])
-    values = metrics.resampled_scores(truths, said, "pearson", resamples=200)
+    truths, predicted = np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 2.0])
+    values = metrics.resampled_scores(truths, predicted, "pearson", resamples=200)
     assert np.isnan(values).any() and not np.isnan(values).all()
-    assert metrics.bootstrap(truths, said, "pearson", resamples=200).high == pytest.approx(1.0)
+    assert metrics.bootstrap(truths, predicted, "pearson", resamples=200).high == pytest.approx(1.0)
     assert math.isnan(metrics.bootstrap(truths, np.ones(3), "pearson").low)
 
 
@@ -201,7 +205,7 @@ def test_reports_hold_every_score_that_fits(drawn):
 
 
 @pytest.mark.parametrize(
-    ("truths", "said", "metric", "message"),
+    ("truths", "predicted", "metric", "message"),
     [
         ([0, 1], [0, 1, 1], "f1", "expected the same"),
         ([], [], "f1", "expected the same"),
@@ -212,6 +216,6 @@ def test_reports_hold_every_score_that_fits(drawn):
         ([0, 1], [0, 1], "stance_f1", "stance_f1 needs labels"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(truths, said, metric: str, message: str):
+def test_what_cannot_be_scored_is_refused(truths, predicted, metric: str, message: str):
     with pytest.raises(ValueError, match=message):
-        metrics.score(np.array(truths), np.array(said), metric)
+        metrics.score(np.array(truths), np.array(predicted), metric)
