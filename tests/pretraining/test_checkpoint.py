@@ -62,9 +62,9 @@ def test_a_whole_checkpoint_verifies(tmp_path):
 def test_every_damage_is_named(tmp_path, reason):
     folder = commit(tmp_path, 1)
     DAMAGES[reason](folder)
-    reason = checkpoint.verify(str(folder), "0123abcd")
-    assert reason is not None
-    assert reason in reason
+    damage = checkpoint.verify(str(folder), "0123abcd")
+    assert damage is not None
+    assert reason in damage
 
 
 @pytest.mark.parametrize("content", ['{"files": {"state.json": 3}, "run": "0123abcd"}', "[]", "{}", '{"run": "x"}'])
