@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.make_encoded import make_encoded
-from tests.optim import lamb_reference as reference
-from tests.optim.lamb_runs import (
+from tests.optim import reference
+from tests.optim.optimizer_runs import (
     RATIO_BOUND,
     WEIGHTS_BOUND,
     Fed,

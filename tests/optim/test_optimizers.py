@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import places
-from tests.optim.lamb_reference import ReferenceLamb, relative_errors
+from tests.optim.reference import ReferenceLamb, relative_errors
 from twilbert.optim.fragments import Fragment
 from twilbert.optim.optimizers import OPTIMIZERS, Adam, AdamW, FragmentOptimizer, Lamb
 

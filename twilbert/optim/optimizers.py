@@ -1,4 +1,4 @@
-"""The updates of Adam, AdamW and LAMB on the pieces of flat shards (fragments.py)."""
+"""The optimisers by name, and the one of a recipe."""
 
 from __future__ import annotations
 
@@ -6,107 +6,34 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from twilbert.optim.fragments import FragmentOptimizer, square_sum
+from twilbert.optim.adam import Adam, AdamW
+from twilbert.optim.fragments import FragmentOptimizer
+from twilbert.optim.lamb import Lamb
+from twilbert.optim.muon import Muon
+from twilbert.recipe.pretraining import Recipe
 
-
-class Adam(FragmentOptimizer):
-    """The original's Adam: epsilon is added to the root of the second moment before bias correction.
-
-    w -= lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + epsilon), after w -= lr * weight_decay * w.
-    """
-
-    def _constants(self) -> tuple[float, float]:
-        """Return (rate of m / (sqrt(v) + e), e)."""
-        t = self.update
-        return self.learning_rate * (1 - self.beta2**t) ** 0.5 / (1 - self.beta1**t), self.epsilon
-
-    def _apply(self, shards: list[torch.Tensor]) -> bool:
-        rate, epsilon = self._constants()
-        decay = self.learning_rate * self.weight_decay
-        squares = []
-        for flat in shards:
-            for piece, weights, gradient, exp_avg, exp_avg_sq in self._views(flat):
-                self._advance(gradient, exp_avg, exp_avg_sq)
-                torch.sqrt(exp_avg_sq, out=gradient).add_(epsilon)
-                torch.div(exp_avg, gradient, out=gradient)
-                if piece.decayed and decay:
-                    gradient.add_(weights, alpha=decay / rate)
-                weights.add_(gradient, alpha=-rate)
-                squares.append(square_sum(gradient))
-        if squares:
-            self.update_square = rate * rate * torch.stack(squares).double().sum()
-        return True
+OPTIMIZERS: dict[str, type[FragmentOptimizer]] = {"adam": Adam, "adamw": AdamW, "lamb": Lamb, "muon": Muon}
 
 
-class AdamW(Adam):
-    """Loshchilov & Hutter 2019, Algorithm 2: epsilon after bias correction, decoupled decay."""
-
-    def _constants(self) -> tuple[float, float]:
-        rate, epsilon = super()._constants()
-        # m̂ / (sqrt(v̂) + epsilon) in terms of m and v: the correction of v multiplies epsilon.
-        return rate, epsilon * (1 - self.beta2**self.update) ** 0.5
-
-
-class Lamb(FragmentOptimizer):
-    """You et al. 2020, Algorithm 2, with bias correction and decoupled decay.
-
-    u = m̂ / (sqrt(v̂) + epsilon) + weight_decay * w;  w -= lr * min(‖w‖/‖u‖, trust_clip) * u, the norms over each whole
-    logical tensor: under ZeRO one all_reduce a step sums the shards' squares, in float64. Where a sum is not finite, on
-    every rank alike, no rank changes its weights; the moments have changed then, but DeepSpeed checks the gradients
-    before, so that only squares that overflow get here.
-
-    After a step `trust_ratios` [tensors] (float64, CPU) are those of `tensor_names`; 1 where not adapted.
-    """
-
-    def __init__(self, params: Iterable[torch.Tensor], *, trust_clip: float = 0.0, **settings: Any) -> None:
-        """Settings as in FragmentOptimizer, and `trust_clip`, the largest ratio (0: no limit)."""
-        super().__init__(params, **settings)
-        self.trust_clip = trust_clip
-        self.trust_ratios = torch.ones(0, dtype=torch.float64)
-
-    def _apply(self, shards: list[torch.Tensor]) -> bool:
-        t = self.update
-        # The gradient buffer holds u / scale: v stays uncorrected, so its correction multiplies epsilon.
-        root = (1 - self.beta2**t) ** 0.5
-        scale, epsilon, decay = root / (1 - self.beta1**t), self.epsilon * root, self.weight_decay
-        tensors, of_weights, of_updates = [], [], []  # squares of w and of u / scale, a piece each
-        for flat in shards:
-            for piece, weights, gradient, exp_avg, exp_avg_sq in self._views(flat):
-                self._advance(gradient, exp_avg, exp_avg_sq)
-                torch.sqrt(exp_avg_sq, out=gradient).add_(epsilon)
-                torch.div(exp_avg, gradient, out=gradient)
-                if piece.decayed and decay:
-                    gradient.add_(weights, alpha=decay / scale)
-                tensors.append(piece.tensor)
-                of_weights.append(square_sum(weights))
-                of_updates.append(square_sum(gradient))
-        squares = self._zeros(shards, 2, len(self.tensor_names))
-        if tensors:
-            of_pieces = torch.stack((torch.stack(of_weights), torch.stack(of_updates))).double()
-            squares.index_add_(1, torch.tensor(tensors, device=squares.device), of_pieces)
-        own = squares[1].clone()
-        if self.sharded:
-            dist.all_reduce(squares)
-        squares = squares.cpu()
-        if not squares.isfinite().all():
-            return False
-        self.trust_ratios = self._trust_ratios(squares[0].sqrt(), scale * squares[1].sqrt())
-        rates = (self.learning_rate * scale * self.trust_ratios).tolist()
-        self.update_square = (own * own.new_tensor(rates).square()).sum()
-        for flat in shards:
-            for piece, weights, gradient, _, _ in self._views(flat):
-                weights.add_(gradient, alpha=-rates[piece.tensor])
-        return True
-
-    def _trust_ratios(self, weight_norm: torch.Tensor, update_norm: torch.Tensor) -> torch.Tensor:
-        """‖w‖/‖u‖ [tensors]; 1 where a norm is zero or the tensor is not adapted."""
-        usable = (weight_norm > 0) & (update_norm > 0) & self.adapted
-        ratios = weight_norm / update_norm
-        if self.trust_clip:
-            ratios = ratios.clamp(max=self.trust_clip)
-        return torch.where(usable, ratios, torch.ones_like(ratios))
-
-
-OPTIMIZERS: dict[str, type[FragmentOptimizer]] = {"adam": Adam, "adamw": AdamW, "lamb": Lamb}
+def make_optimizer(recipe: Recipe, parameters: Iterable[torch.Tensor], precision: str) -> FragmentOptimizer:
+    """Return the recipe's optimiser, not yet bound; `precision`: fp32 or bf16, in which Muon iterates."""
+    training = recipe.training
+    settings: dict[str, Any] = {}
+    if training.optimizer == "lamb":
+        settings = {"trust_clip": training.trust_clip}
+    elif training.optimizer == "muon":
+        settings = {
+            "momentum": training.muon_momentum,
+            "adamw_ratio": (training.adamw_learning_rate or recipe.peak_learning_rate) / recipe.peak_learning_rate,
+            "iterate_in": torch.bfloat16 if precision == "bf16" else torch.float32,
+        }
+    return OPTIMIZERS[training.optimizer](
+        parameters,
+        beta1=training.beta1,
+        beta2=recipe.beta2,
+        epsilon=training.epsilon,
+        weight_decay=training.weight_decay,
+        exclude_1d=training.exclude_1d,
+        **settings,
+    )

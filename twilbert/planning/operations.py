@@ -10,8 +10,8 @@ from twilbert.model.flops import useful_flops
 from twilbert.planning.workload import Piece
 from twilbert.recipe.pretraining import Recipe
 
-UPDATE_VECTORS = {"adam": 7, "adamw": 7, "lamb": 10}
-"""fp32 vectors that an optimiser's step reads and writes: gradient, weights, moments; LAMB in two passes."""
+UPDATE_VECTORS = {"adam": 7, "adamw": 7, "lamb": 10, "muon": 10}
+"""fp32 vectors that an optimiser's step reads and writes: gradient, weights, moments; LAMB and Muon in two passes."""
 
 
 def flops_by_part(config: ModelConfig, tokens: float, masked: float, square: float = 0.0) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from twilbert.optim.fragments import FragmentOptimizer
-from twilbert.optim.optimizers import OPTIMIZERS
+from twilbert.optim.optimizers import make_optimizer
 from twilbert.recipe.pretraining import Recipe
 
 
@@ -59,18 +59,8 @@ def make_engine(
     deepspeed = import_deepspeed()
     from twilbert.pretraining.shards import check_fragments, local_fragments
 
-    training = recipe.training
-    settings = {"trust_clip": training.trust_clip} if training.optimizer == "lamb" else {}
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-    optimizer: FragmentOptimizer = OPTIMIZERS[training.optimizer](
-        [p for p in model.parameters() if p.requires_grad],
-        beta1=training.beta1,
-        beta2=recipe.beta2,
-        epsilon=training.epsilon,
-        weight_decay=training.weight_decay,
-        exclude_1d=training.exclude_1d,
-        **settings,
-    )
+    optimizer = make_optimizer(recipe, [p for p in model.parameters() if p.requires_grad], precision)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,  # pyright: ignore[reportArgumentType]
@@ -79,7 +69,7 @@ def make_engine(
     )
     fragments = local_fragments(engine)
     check_fragments(engine, fragments)
-    optimizer.bind(fragments, parameters, sharded=training.zero_stage > 0)
+    optimizer.bind(fragments, parameters, sharded=recipe.training.zero_stage > 0)
     return engine, optimizer
 
 

@@ -14,7 +14,7 @@ from twilbert.model.config import ModelConfig
 from twilbert.model.flops import device_peak, useful_flops
 from twilbert.model.memory import ProductKeyMemory, memories, usage_statistics
 from twilbert.optim.fragments import FragmentOptimizer
-from twilbert.optim.optimizers import Lamb
+from twilbert.optim.lamb import Lamb
 from twilbert.tracking.metrics import Histogram, trust_ratio_metrics
 
 

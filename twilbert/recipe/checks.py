@@ -39,9 +39,10 @@ def cross_faults(recipe: Recipe) -> list[str]:
         faults.append("training.zero_stage: bf16 needs stage 1, 2 or 3 for its fp32 masters; raise it, or use fp32")
     if training.learning_rate is None and training.schedule != "noam":
         faults.append(f"training.learning_rate: a {training.schedule} schedule needs a peak learning rate, e.g. 1e-4")
-    if training.learning_rate is None and training.optimizer == "lamb":
+    examples = {"lamb": "0.00125 at 2,048 samples a step (You et al. 2020)", "muon": "0.003"}
+    if training.learning_rate is None and training.optimizer in examples:
         faults.append(
-            "training.learning_rate: lamb needs its own, e.g. 0.00125 at 2,048 samples a step (You et al. 2020)"
+            f"training.learning_rate: {training.optimizer} needs its own, e.g. {examples[training.optimizer]}"
         )
     ends = recipe.decay_start if training.schedule == "wsd" else recipe.schedule_steps
     if training.schedule in ENDING and training.warmup_steps >= ends:

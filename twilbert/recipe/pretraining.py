@@ -157,14 +157,19 @@ class Objective(Section):
 
 
 class Training(Section):
-    optimizer: Literal["adam", "adamw", "lamb"] = "adam"
-    """adam: as the original (epsilon before bias correction); adamw: Loshchilov & Hutter; lamb: You et al. 2020."""
+    optimizer: Literal["adam", "adamw", "lamb", "muon"] = "adam"
+    """adam: as the original (epsilon before bias correction); adamw: Loshchilov & Hutter; lamb: You et al. 2020;
+    muon: Jordan et al. 2024 and Liu et al. 2025 for hidden matrices, adamw for all else."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate; null under noam = the original's hidden_size^-0.5 * warmup_steps^-0.5."""
+    adamw_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of what muon leaves to adamw (embeddings, heads, norms, biases); null = learning_rate."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Nesterov momentum of muon."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the first moment."""
     beta2: float | None = Field(default=None, ge=0, lt=1)
-    """Decay of the second moment; null = 0.98 for adam, 0.999 for adamw and lamb."""
+    """Decay of the second moment; null = 0.98 for adam, 0.999 for adamw and lamb, 0.95 for muon."""
     epsilon: float = Field(default=1e-6, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -262,7 +267,7 @@ class Recipe(Section):
         """Decay of the second moment, the optimiser's own default when the recipe leaves it open."""
         if self.training.beta2 is not None:
             return self.training.beta2
-        return 0.98 if self.training.optimizer == "adam" else 0.999
+        return {"adam": 0.98, "muon": 0.95}.get(self.training.optimizer, 0.999)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -320,6 +325,7 @@ def run_identity(recipe: Recipe, data: dict[str, str]) -> dict[str, Any]:
     unused = [
         *(["corpus.lanes"] if recipe.corpus.lanes == 1 else []),  # identities of older runs do not have it
         *(["training.trust_clip"] if recipe.training.optimizer != "lamb" else []),
+        *(["training.adamw_learning_rate", "training.muon_momentum"] if recipe.training.optimizer != "muon" else []),
         *(["training.decay_share"] if recipe.training.schedule != "wsd" else []),
         *([key for key in identity if key.startswith("model.pkm_params.")] if not recipe.model.pkm else []),
     ]

@@ -1,4 +1,4 @@
-"""Training runs with LAMB that record the optimiser's input and output, and their distance from the reference.
+"""Training runs with LAMB or Muon that record the optimiser's input and output, and their distance from a reference.
 
 `play` runs a list of places in the processes of one world size; each rank returns its pieces, and `Whole` joins them.
 """
@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.optim import lamb_reference as reference
+from tests.optim import reference
+from tests.optim.muon_reference import NaiveMuon, ReferenceMuon, SmallBuckets
 from tests.pretraining.training_runs import CPU, model_of, plan_of, rate, spawn
 from twilbert import storage
 from twilbert.data.encoded.format import EncodedCorpus
@@ -34,6 +35,9 @@ from twilbert.recipe.pretraining import Recipe
 WEIGHTS_BOUND, RATIO_BOUND = 2e-5, 1e-6
 SETTINGS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-6, "weight_decay": 0.01}
 MAX_GRAD_NORM = 1.0
+RATES = {"lamb": 1e-2, "muon": 3e-3}
+NAIVE = {"lamb": reference.NaiveLamb, "muon": NaiveMuon}
+REFERENCES = {"lamb": reference.ReferenceLamb, "muon": ReferenceMuon}
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,12 @@ class Place:
     accumulation: int
     pkm: bool = True
     naive: bool = False
-    """Whether it runs the negative control: a LAMB with one ratio for each rank's piece of a tensor."""
+    """Whether it runs the negative control: an optimiser that sees a rank's piece of a tensor as the whole."""
+    optimizer: str = "lamb"
 
     def __str__(self) -> str:
-        return f"{self.precision}-stage{self.stage}-world{self.world}-acc{self.accumulation}{'-pkm' * self.pkm}"
+        kind = f"{self.optimizer}{'-pkm' * self.pkm}-{self.precision}"
+        return f"{kind}-stage{self.stage}-world{self.world}-acc{self.accumulation}"
 
 
 def recipe_of(place: Place) -> Recipe:
@@ -62,7 +68,8 @@ def recipe_of(place: Place) -> Recipe:
         },
     }  # fmt: skip
     training = {
-        "optimizer": "lamb", "schedule": "linear", "learning_rate": 1e-2, "warmup_steps": 5, "max_steps": 40,
+        "optimizer": place.optimizer, "schedule": "linear", "learning_rate": RATES[place.optimizer], "warmup_steps": 5,
+        "max_steps": 40,
         "global_batch_size": 24, "precision": place.precision, "zero_stage": place.stage,
         "max_grad_norm": MAX_GRAD_NORM, **SETTINGS,
     }  # fmt: skip
@@ -80,7 +87,7 @@ class Run:
         if source is not None:  # as the checkpoint's model folder does
             whole = [Fragment(n, tuple(p.shape), 0, p.numel(), p, 0) for n, p in model.named_parameters()]
             checkpoint.OptimizerReader(source).restore(whole, lambda p: (torch.empty_like(p), torch.empty_like(p)))
-        with patch.dict(OPTIMIZERS, {"lamb": reference.NaiveLamb} if place.naive else {}):
+        with patch.dict(OPTIMIZERS, NAIVE if place.naive else {"muon": SmallBuckets}):
             self.engine, self.optimizer = make_engine(
                 self.recipe, model, place.precision, place.accumulation, place.world
             )
@@ -247,21 +254,22 @@ class Fed:
 def against_fed_reference(run: Whole, place: Place) -> Fed:
     """Feed a run's gradients to the float64 reference and compare weights, trust ratios and update norms."""
     recipe = recipe_of(place)
-    lamb = reference.ReferenceLamb(run.begun, **SETTINGS)
+    expected_run = REFERENCES[place.optimizer](run.begun, **SETTINGS)
     ratio = moved = 0.0
     clipped = 0
     for number, gradients in enumerate(run.gradients):
         norm = float(torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt())
         assert norm <= MAX_GRAD_NORM * (1 + 1e-5), "the optimiser sees clipped gradients"
         clipped += norm > MAX_GRAD_NORM * (1 - 1e-5)
-        expected = lamb.step(gradients, rate(recipe, number + 1))
+        expected = expected_run.step(gradients, rate(recipe, number + 1))
         if not place.naive:
+            moved = max(moved, abs(run.moved[number] / expected_run.moved - 1))
+        if place.optimizer == "lamb" and not place.naive:
             got = dict(zip(run.names, run.ratios[number], strict=True))
             assert got.keys() == expected.keys()
             ratio = max(ratio, *(abs(got[name] / expected[name] - 1) for name in expected))
-            moved = max(moved, abs(run.moved[number] / lamb.moved - 1))
-    assert lamb.t > 0
-    return Fed(reference.relative_errors(run.ended, lamb.weights), ratio, moved, clipped)
+    assert expected_run.t > 0
+    return Fed(reference.relative_errors(run.ended, expected_run.weights), ratio, moved, clipped)
 
 
 def model_holds_its_masters(run: Whole, place: Place) -> bool:
