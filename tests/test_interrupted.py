@@ -17,6 +17,7 @@ from tests.make_finetuning import QUICK, make_base, write_marked_task
 from tests.model.small import config
 from tests.original.keras_files import original_json, write_pretraining
 from tests.small_world import make_world
+from tests.test_runs import make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 SCRIPT = "import sys; from twilbert.cli import main; sys.argv[0] = sys.argv.pop(1); sys.exit(main())"
@@ -33,6 +34,8 @@ def commands(tmp_path_factory) -> dict[str, list[str]]:
     (base / "pairs.tsv").write_text("ORIG_ID\tORIG_TEXT\tREPLY_ID\tREPLY_TEXT\n" + "".join(
         f"{2 * i}\thola {i} w{i} qué tal {i % 97}\t{2 * i + 1}\tmuy bien {i} gracias w{i}\n" for i in range(60_000)
     ))  # fmt: skip
+    (base / "runs" / "run").mkdir(parents=True)
+    make_run(base / "runs" / "run", metrics=[{"step": 1, "train/loss": 9.0}], state="stopped")
     write_pretraining(base / "weights.hdf5", config("plain"))
     (base / "config.json").write_text(json.dumps(original_json(config("plain"))))
     corpus, tokenizer, recipe = f"{world}/corpus", f"{world}/tokenizer", f"{world}/small.yaml"
@@ -47,10 +50,10 @@ def commands(tmp_path_factory) -> dict[str, list[str]]:
         "evaluate": [model, corpus, "--report", "OUT"],
         "finetune": ["--task", task, "--model", model, "--out", "OUT", *QUICK],
         "tune": ["--task", task, "--model", model, "--out", "OUT", *QUICK[:4], "search.trials=2", "training.epochs=2"],
-        "predict": [model, f"{base}/rows.tsv", "--out", "OUT", "--embeddings", "avg"],
+        "predict": [model, f"{base}/rows.tsv", "--out", "OUT.parquet", "--embeddings", "avg"],
         "convert": [f"{base}/weights.hdf5", "--config", f"{base}/config.json", "--out", "OUT"],
         "export": [model, "OUT", "--onnx"],
-        "runs": ["--runs", f"{base}/runs"],
+        "runs": ["run", "--runs", f"{base}/runs", "--out", "OUT"],
         "plan": [recipe, "--gpus", "8", "--kind", "h100", "--json", "OUT"],
     }
 

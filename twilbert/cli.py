@@ -32,6 +32,9 @@ def main() -> int:
         except KeyboardInterrupt:
             print(f"{program}: interrupted", file=sys.stderr, flush=True)
             code = Interrupted.exit_code
+    if code == Interrupted.exit_code:  # libraries that were interrupted while they started may crash in their own end
+        sys.stdout.flush()
+        os._exit(code)
     for number in signals.ENDING:  # all is done: what is left is the interpreter's own end
         signal.signal(number, lambda *_: os._exit(code))
     return code

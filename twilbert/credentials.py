@@ -13,6 +13,9 @@ _PLAIN = {
     "DS_ACCELERATOR", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE",
     "WANDB_PROJECT",
 }  # fmt: skip
+TUNING = ("NCCL_", "TORCH_NCCL_", "GLOO_", "FI_", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Settings of networks and allocators, none of which holds a secret; needed before a process group exists."""
+_TUNING_VALUE = re.compile(r"[\w./:=,^-]{0,200}")
 _PLAIN_VALUE = re.compile(r"(https?://)?[\w./:-]{0,200}")
 _LONG_WORD = re.compile(r"\w{24,}")  # a key in the wrong variable
 _PASSWORD = re.compile(
@@ -26,6 +29,8 @@ IN_ADDRESS = (
 
 def is_plain(name: str, value: str) -> bool:
     """Whether a variable is a setting without any secret."""
+    if name.startswith(TUNING):
+        return _TUNING_VALUE.fullmatch(value) is not None
     return name in _PLAIN and _PLAIN_VALUE.fullmatch(value) is not None and not _LONG_WORD.search(value)
 
 

@@ -26,7 +26,7 @@ def find_device(name: str | None) -> torch.device:
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 arithmetic."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
 

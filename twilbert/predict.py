@@ -73,7 +73,7 @@ def predict(
         outputs.check_files({"--out": out}, "predict", overwrite=overwrite, inputs=[s.name for s in listed])
         files = _inspected(listed, form, text_column, pair_column)
         _check_columns(files[0], job)
-        on_ray = address_at_hand(address) is not None or _many(files)
+        on_ray = address_at_hand(address) is not None or _many(files, device)
         if on_ray and any(source.path != source.name for source in listed):
             raise UsageError("a pipe cannot be read by a cluster; write it to a file, or leave --address out")
         tables = batch.on_ray(files, job, address) if on_ray else batch.here(files, job)
@@ -121,8 +121,9 @@ def _check_columns(file: TableFile, job: batch.Job) -> None:
         )
 
 
-def _many(files: list[TableFile]) -> bool:
-    return len(files) >= MANY_FILES and importlib.util.find_spec("ray") is not None
+def _many(files: list[TableFile], device: str | None) -> bool:
+    """Whether to compute on Ray, whose actors take a device each: not on one that the user has named by number."""
+    return ":" not in (device or "") and len(files) >= MANY_FILES and importlib.util.find_spec("ray") is not None
 
 
 def _write(tables: Iterator[pa.Table], out: str, kind: str) -> Summary:

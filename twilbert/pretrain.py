@@ -158,6 +158,7 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
     from twilbert.pretraining.initial_model import check_initial_model, check_room
     from twilbert.tracking import run_folder
 
+    began = time.monotonic()
     recipe = resolve(recipe)
     corpus, tokenizer = open_data(recipe)
     least, most = recipe.cluster.least_workers, recipe.cluster.most_workers
@@ -185,12 +186,13 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
         folder = claims.enter_context(run_folder.claimed(recipe, name, identity))  # until all workers have ended
         cli.say(f"run {name} in {folder.path}{' (found, resuming)' if known else ''}; precision {precision}")
         with run_folder.Heartbeat(folder) as heartbeat:
-            outcome = _fit(recipe, folder, encoded, precision)
+            outcome = _fit(recipe, folder, encoded, precision, began)
             heartbeat.end(STOP_REASONS.get(outcome["stop"], ""))
     return {"run": folder.path, "model": folder.model, **outcome}
 
 
-def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str, Any]:
+def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str, began: float) -> dict[str, Any]:
+    """`began`: when the command started, by time.monotonic."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -200,7 +202,9 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
     from twilbert.pretraining.rendezvous import torch_config
     from twilbert.tracking.run_folder import RAY_FOLDER
 
-    control = ray_session.beside_driver(RunControl).remote(ray_session.worker_secrets())
+    limit = recipe.training.max_time
+    seconds = None if limit is None else limit * 60 - (time.monotonic() - began)
+    control = ray_session.beside_driver(RunControl).remote(ray_session.worker_secrets(), seconds)
     ray_folder = storage.join(folder.path, RAY_FOLDER)
     use_gpu, workers = recipe.cluster.use_gpu, recipe.cluster.num_workers
     if isinstance(workers, tuple):
@@ -210,7 +214,7 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str) -> dict[str,
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": Job(recipe, folder, encoded, precision, control)},
-        torch_config=torch_config("nccl" if use_gpu else "gloo"),
+        torch_config=torch_config("nccl" if use_gpu else "gloo", recipe.training.hang_timeout * 60),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name=f"{int(time.time())}",  # always new: Ray Train resumes nothing

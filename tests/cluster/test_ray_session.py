@@ -16,6 +16,8 @@ def test_workers_inherit_settings_and_secrets_by_separate_ways(monkeypatch):
     for key in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "HF_TOKEN"):
         monkeypatch.setenv(key, "secret")
     settings = {"WANDB_MODE": "offline", "AWS_REGION": "eu-west-1", "DS_ACCELERATOR": "cpu", "WANDB_PROJECT": "p"}
+    settings |= {"NCCL_SOCKET_IFNAME": "eth0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+    settings |= {"FI_PROVIDER": "efa", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     for key, value in settings.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("WANDB_SERVICE", "a socket of this process")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from twilbert.model.config import ModelConfig
-from twilbert.model.flops import useful_flops
+from twilbert.model.flops import device_peak, useful_flops
 
 
 def test_base_size_by_hand():
@@ -25,3 +26,11 @@ def test_a_memory_layer_takes_the_place_of_a_feed_forward_part():
     memory = 2 * 8 * 768 + 2 * 8 * 4 + 2 * 3 * 768
     plain = useful_flops(ModelConfig(), 1, 0) / 6
     assert useful_flops(config, 1, 0) / 6 == pytest.approx(plain - 8 * 768**2 + memory)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("NVIDIA H100 PCIe", 756e12), ("GeForce", None)]
+)
+def test_a_peak_is_that_of_the_device_of_exactly_this_name(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert device_peak(torch.device("cuda")) == peak

@@ -12,7 +12,7 @@ import pytest
 
 from twilbert.cluster import ray_session
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.pretraining.control import _SAME_SIGNAL_S, STOP_SIGNAL, RunControl, watch
+from twilbert.pretraining.control import _SAME_SIGNAL_S, STOP_SIGNAL, STOP_TIME, RunControl, watch
 
 PROGRESS = {"step": 1, "max_steps": 4, "loss": 9.5, "tokens_per_second": 1234.5, "seconds_left": 120.0}
 
@@ -48,6 +48,20 @@ def test_the_outcome_comes_back_and_lines_are_printed_in_order(control, capsys):
     assert watch(fit, control) == {"step": 4, "stop": 0}
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["first", "step 1/4  loss 9.500  1,234 tokens/s  2.0 min left", "second"]
+
+
+def test_the_time_of_a_run_is_one_deadline_for_all_its_restarts(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    limited, free = RunControl(seconds=60), RunControl()
+    assert limited.heartbeat(PROGRESS) == free.heartbeat(PROGRESS) == 0
+    assert limited.poll()[0]["seconds_left"] == 60 and free.poll()[0]["seconds_left"] == 120
+    for control in (limited, free):
+        control.attempt(3)
+        control.attempt(3)  # the workers started again
+    now += 61
+    assert limited.heartbeat(PROGRESS) == STOP_TIME
+    assert free.heartbeat(PROGRESS) == 0
 
 
 def test_a_workers_own_message_and_exit_code_surface_at_once(control):

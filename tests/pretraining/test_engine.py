@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 
 from tests.pretraining.training_runs import encoded_folder, engine_losses, plain_losses, small_recipe, spawn
 from twilbert.data.encoded.format import EncodedCorpus
 from twilbert.pretraining.engine import deepspeed_config
+from twilbert.recipe.pretraining import Recipe
 
 STEPS = 20
 
@@ -31,6 +35,19 @@ def test_losses_do_not_depend_on_workers_stage_accumulation_or_clipping(tmp_path
             assert runs[0][0] == pytest.approx(expected[norm], rel=1e-4), (world_size, norm, cut)
             samples.append([sorted(i for _, ids in runs for i in ids[step]) for step in range(STEPS)])
     assert all(sets == samples[0] for sets in samples)
+
+
+def losses_beside_a_gpu(rank: int, world_size: int, recipe: Recipe, folder: str) -> list[float]:
+    """The losses of 3 steps in a process that sees a GPU and trains on the CPU."""
+    os.environ.pop("DS_ACCELERATOR")
+    torch.cuda.is_available = lambda: True
+    return engine_losses(rank, world_size, [(recipe, 1)], folder, 3)[0][0]
+
+
+def test_a_visible_gpu_does_not_draw_a_cpu_run_to_itself(tmp_path):
+    folder = encoded_folder(tmp_path)
+    [losses] = spawn(losses_beside_a_gpu, 1, small_recipe(), folder)
+    assert losses == pytest.approx(plain_losses(small_recipe(), EncodedCorpus.open(folder), 3), rel=1e-4)
 
 
 def test_clipping_changes_the_run(tmp_path):

@@ -10,7 +10,11 @@ from twilbert.pretraining import rendezvous
 
 
 def test_a_cluster_is_left_to_ray_train():
-    assert type(rendezvous.torch_config("gloo")) is TorchConfig
+    assert type(rendezvous.torch_config("gloo", 600)) is TorchConfig
+
+
+def test_collectives_wait_longer_than_the_watchdog():
+    assert [rendezvous.torch_config("gloo", seconds).timeout_s for seconds in (12, 600, 7200)] == [612, 1200, 14400]
 
 
 def test_workers_of_a_local_run_meet_in_a_new_file_and_open_no_store(tmp_path, monkeypatch):
@@ -19,7 +23,7 @@ def test_workers_of_a_local_run_meet_in_a_new_file_and_open_no_store(tmp_path, m
     monkeypatch.setattr("ray.train.get_context", lambda: Context())
     for name in ("RANK", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "lo" if name == "GLOO_SOCKET_IFNAME" else "")
-    config = rendezvous.torch_config("gloo")
+    config = rendezvous.torch_config("gloo", 600)
     backend = config.backend_cls()
     try:
         backend.on_start(Group(), config)

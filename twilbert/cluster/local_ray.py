@@ -25,7 +25,7 @@ from twilbert import signals
 from twilbert.cluster import ray_keeper
 from twilbert.errors import Interrupted, TwilbertError, UsageError
 
-_OBJECT_STORE_BYTES = 2**30  # blocks in flight, not a whole corpus
+_OBJECT_STORE_BYTES = 2**30, 2**27  # in all at least, and a CPU: blocks in flight, not a whole corpus
 _START_S = 120.0  # a loaded machine takes half a minute
 _END_S = 30.0
 PATIENCE_S = 3.0
@@ -73,16 +73,17 @@ def check(patience: float = 0.0) -> None:
 
 
 @contextlib.contextmanager
-def start(num_cpus: int, interrupted: Sequence[int] = ()) -> Iterator[str]:
+def start(num_cpus: int, asked_cpus: int, interrupted: Sequence[int] = ()) -> Iterator[str]:
     """Run a local Ray during the body; yields the address for `ray.init`. TwilbertError when it fails to start or dies.
 
-    When it dies during the body, the main thread is interrupted (nothing else ends its calls of Ray), and the error
-    replaces the interrupt. The folder is removed unless the body failed: then its logs stay until the next local Ray
-    starts. KeyboardInterrupt when `interrupted` becomes non-empty before it is up.
+    It has `num_cpus` logical CPUs, and an object store for the `asked_cpus` that the job may use. When it dies during
+    the body, the main thread is interrupted (nothing else ends its calls of Ray), and the error replaces the interrupt.
+    The folder is removed unless the body failed: then its logs stay until the next local Ray starts. KeyboardInterrupt
+    when `interrupted` becomes non-empty before it is up.
     """
     global _running
     with _environment():
-        _running = _LocalRay(num_cpus)
+        _running = _LocalRay(num_cpus, asked_cpus)
         logs_matter = False
         try:
             _running.wait_until_up(interrupted)
@@ -126,18 +127,19 @@ def _environment() -> Iterator[None]:
 
 
 class _LocalRay:
-    def __init__(self, num_cpus: int) -> None:
+    def __init__(self, num_cpus: int, asked_cpus: int) -> None:
         self.folder = _new_folder()
         self.gone = threading.Event()
         self._ending = False
         gcs, self._raylet_port, client = _free_ports(3)
         # In this form Ray does not replace the loopback address by the machine's own.
         self.address = f"[::ffff:127.0.0.1]:{gcs}"
+        store = max(_OBJECT_STORE_BYTES[0], asked_cpus * _OBJECT_STORE_BYTES[1])
         command = [
             *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
             *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--node-manager-port={self._raylet_port}"),
             *(f"--ray-client-server-port={client}", f"--num-cpus={num_cpus}", f"--temp-dir={self.folder}"),
-            *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--include-dashboard=false"),
+            *(f"--object-store-memory={store}", "--include-dashboard=false"),
             "--include-log-monitor=false",  # it reads all logs ten times a second
         ]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | _SETTINGS

@@ -22,7 +22,9 @@ from twilbert.errors import TwilbertError, UsageError
 
 # Ray Data needs logical CPUs beside the training workers: without one it waits for ever, silently.
 DATA_CPUS = 2
-_INHERITED = ("WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_")
+_INHERITED = (
+    "WANDB_", "DS_", "HF_", "AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "TWILBERT_", *credentials.TUNING,
+)  # fmt: skip
 
 
 def in_ray_job() -> bool:
@@ -31,7 +33,7 @@ def in_ray_job() -> bool:
 
 
 def worker_environment() -> dict[str, str]:
-    """Environment variables that workers inherit from the driver: W&B, DeepSpeed and cloud settings, no secrets.
+    """Environment variables that workers inherit from the driver: settings of W&B, networks and clouds, no secrets.
 
     They are passed in Ray's runtime environment, which Ray logs.
     """
@@ -70,7 +72,8 @@ def ensure_ray(num_cpus: int | None = None, address: str | None = None) -> Itera
     with contextlib.ExitStack() as stack:
         try:
             with signals.deferred() as interrupted:
-                here = None if target else local_ray.start(max(num_cpus or 0, usable_cores(), DATA_CPUS), interrupted)
+                asked = max(num_cpus or 0, DATA_CPUS)
+                here = None if target else local_ray.start(max(asked, usable_cores()), asked, interrupted)
                 joined = stack.enter_context(here) if here else target
                 import ray  # after local_ray.start has set the environment that Ray reads on import
 

@@ -6,8 +6,12 @@ import torch
 
 from twilbert.model.config import ModelConfig
 
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
-"""Dense bf16 peak in FLOP/s from the data sheets."""
+PEAK = {
+    "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12,
+    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12, "NVIDIA L4": 121e12, "NVIDIA L40S": 362e12,
+}  # fmt: skip
+"""Dense bf16 peak in FLOP/s by the driver's name of the device, from the data sheets."""
 
 
 def useful_flops(config: ModelConfig, tokens: float, masked: float) -> float:
@@ -29,5 +33,4 @@ def device_peak(device: torch.device) -> float | None:
     """Return the device's dense bf16 peak in FLOP/s; None where PEAK does not list it."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK.items() if key in name.split() or f" {key}" in name), None)
+    return PEAK.get(torch.cuda.get_device_name(device))

@@ -35,11 +35,12 @@ class Device:
     """Bytes that no tensor of the training uses: context, libraries, the process itself."""
 
 
-_GPUS = {  # name, bytes, fp32 FLOP/s, memory, link, network; data sheets count NVLink's two directions: half of it here
-    "h100": ("H100 SXM 80 GB", 80 * 10**9, 67e12, 3.35e12, 450e9, 50e9),
-    "h200": ("H200 SXM 141 GB", 141 * 10**9, 67e12, 4.8e12, 450e9, 50e9),
-    "a100": ("A100 SXM 80 GB", 80 * 10**9, 19.5e12, 2.039e12, 300e9, 25e9),
-    "l4": ("L4 24 GB", 24 * 10**9, 30.3e12, 300e9, 32e9, 1.56e9),
+_GPUS = {
+    # the driver's name, name, bytes, fp32 FLOP/s, memory, link, network; of NVLink's two directions one
+    "h100": ("NVIDIA H100 80GB HBM3", "H100 SXM 80 GB", 80 * 10**9, 67e12, 3.35e12, 450e9, 50e9),
+    "h200": ("NVIDIA H200", "H200 SXM 141 GB", 141 * 10**9, 67e12, 4.8e12, 450e9, 50e9),
+    "a100": ("NVIDIA A100-SXM4-80GB", "A100 SXM 80 GB", 80 * 10**9, 19.5e12, 2.039e12, 300e9, 25e9),
+    "l4": ("NVIDIA L4", "L4 24 GB", 24 * 10**9, 30.3e12, 300e9, 32e9, 1.56e9),
 }
 
 
@@ -49,8 +50,8 @@ def device_of(kind: str, flops: float | None = None, stream: float | None = None
     Of a CPU, `flops`: FLOP/s of its large matrix products, `stream`: measured bytes/s of its memory.
     """
     if kind in _GPUS:
-        name, memory, fp32, rate, link, network = _GPUS[kind]
-        gemm = {"bf16": PEAK[kind.upper()], "fp32": fp32}
+        driver_name, name, memory, fp32, rate, link, network = _GPUS[kind]
+        gemm = {"bf16": PEAK[driver_name], "fp32": fp32}
         return Device(kind, name, memory, gemm, rate, link, network, f"NVIDIA {name} data sheet")
     if kind != "cpu":
         raise UsageError(f"--kind {kind}: unknown; known are {', '.join(KINDS)}")

@@ -6,6 +6,7 @@ the answer with the other ranks in the step's all-reduce. The driver polls for p
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -29,8 +30,10 @@ _SAME_SIGNAL_S = 2.0  # `timeout` and terminals may send one stop twice; a later
 class RunControl:
     """The Ray actor that relays messages between driver and workers."""
 
-    def __init__(self, secrets: dict[str, str] | None = None) -> None:
+    def __init__(self, secrets: dict[str, str] | None = None, seconds: float | None = None) -> None:
+        """`seconds`: after which the run stops with a checkpoint, restarts of the workers included; None: never."""
         self._secrets = secrets or {}
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
         self._stop = STOP_NO
         self._save = False
         self._attempts = 0
@@ -46,9 +49,10 @@ class RunControl:
 
     def heartbeat(self, progress: dict[str, Any]) -> int:
         """Rank 0 reports its progress; returns whether to stop or to save now (STOP_NO, …)."""
-        self._progress = progress
+        remaining = self._deadline - time.monotonic()
+        self._progress = progress | {"seconds_left": max(0.0, min(progress["seconds_left"], remaining))}
         save, self._save = self._save, False
-        return self._stop or (SAVE_NOW if save else STOP_NO)
+        return self._stop or (STOP_TIME if remaining <= 0 else SAVE_NOW if save else STOP_NO)
 
     def say(self, line: str) -> None:
         """Queue a line for the driver to print."""

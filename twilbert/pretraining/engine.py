@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from twilbert.optim.fragments import FragmentOptimizer
 from twilbert.optim.optimizers import make_optimizer
 from twilbert.recipe.pretraining import Recipe
+
+_CPU = torch.device("cpu")
 
 
 def deepspeed_config(recipe: Recipe, precision: str, accumulation: int, world_size: int) -> dict[str, Any]:
@@ -46,22 +49,29 @@ def deepspeed_config(recipe: Recipe, precision: str, accumulation: int, world_si
         },
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device at every forward and step
     }
 
 
 def make_engine(
-    recipe: Recipe, model: nn.Module, precision: str, accumulation: int, world_size: int
+    recipe: Recipe,
+    model: nn.Module,
+    precision: str,
+    accumulation: int,
+    world_size: int,
+    device: torch.device = _CPU,
 ) -> tuple[Any, FragmentOptimizer]:
-    """(engine, optimiser): `model` wrapped by DeepSpeed with the recipe's optimiser bound to its shards.
+    """(engine, optimiser): `model` wrapped by DeepSpeed on `device` with the recipe's optimiser bound to its shards.
 
     Needs an initialised torch.distributed process group.
     """
-    deepspeed = import_deepspeed()
+    deepspeed = import_deepspeed(device)
     from twilbert.pretraining.shards import check_fragments, local_fragments
 
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(recipe, [p for p in model.parameters() if p.requires_grad], precision)
     engine, _, _, _ = deepspeed.initialize(
+        args=None if device.type == "cpu" else SimpleNamespace(device_rank=device.index),  # else LOCAL_RANK's device
         model=model,
         optimizer=optimizer,  # pyright: ignore[reportArgumentType]
         config=deepspeed_config(recipe, precision, accumulation, world_size),
@@ -90,19 +100,20 @@ def full_weights(engine: Any, rank: int) -> dict[str, torch.Tensor]:
     return weights
 
 
-def import_deepspeed():
-    """Import deepspeed without its log lines, on the process group of torch.
+def import_deepspeed(device: torch.device):
+    """Import deepspeed without its log lines, for `device`, on the process group of torch.
 
-    On a CPU its shared-memory collectives are off: compiling them takes most of a minute.
+    Left alone, it takes a GPU that it sees, also in a worker that trains on the CPU. On a CPU its shared-memory
+    collectives are off: compiling them takes most of a minute.
     """
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = device.type
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if not torch.cuda.is_available():
+    if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(backend, dist_init_required=False, auto_mpi_discovery=False)
+    deepspeed.init_distributed(
+        "nccl" if device.type == "cuda" else "gloo", dist_init_required=False, auto_mpi_discovery=False
+    )
     return deepspeed

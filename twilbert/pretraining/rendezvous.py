@@ -5,6 +5,7 @@ Ray Train's default is a TCP store of torch, which listens on every interface wi
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import uuid
@@ -18,11 +19,14 @@ from ray.train.torch import TorchConfig
 from twilbert.cluster import local_ray
 
 
-def torch_config(backend: str) -> TorchConfig:
-    """The setup of torch.distributed for Ray Train: through a file on a local Ray, Ray Train's own on a cluster."""
-    return (
-        _FileConfig(backend=backend, folder=local_ray.folder()) if local_ray.folder() else TorchConfig(backend=backend)
-    )
+def torch_config(backend: str, hang_timeout: float) -> TorchConfig:
+    """The setup of torch.distributed for Ray Train: through a file on a local Ray, Ray Train's own on a cluster.
+
+    Collectives time out well after `hang_timeout` (seconds), so that the watchdog dumps the stacks first.
+    """
+    settings: dict[str, Any] = {"backend": backend, "timeout_s": math.ceil(max(2 * hang_timeout, hang_timeout + 600))}
+    folder = local_ray.folder()
+    return _FileConfig(**settings, folder=folder) if folder else TorchConfig(**settings)
 
 
 @dataclass

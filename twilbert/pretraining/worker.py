@@ -21,7 +21,7 @@ from twilbert.model.config import ModelConfig
 from twilbert.model.heads import PretrainingModel
 from twilbert.optim.fragments import Fragment
 from twilbert.pretraining import checkpoint
-from twilbert.pretraining.control import SAVE_NOW, STOP_TIME
+from twilbert.pretraining.control import SAVE_NOW
 from twilbert.pretraining.engine import full_weights, make_engine
 from twilbert.pretraining.job import Job
 from twilbert.pretraining.measure import evaluate_held_out, step_metrics
@@ -45,6 +45,7 @@ class Worker:
             own_share = max(1, usable_cores() // local_world_size)
             torch.set_num_threads(recipe.cluster.threads_per_worker or own_share)
         training = recipe.training
+        torch.backends.cuda.matmul.allow_tf32 = training.tf32
         self.accumulation = accumulation_for(
             job.encoded,
             "train",
@@ -62,7 +63,7 @@ class Worker:
         self.memory_usage: dict[str, float] = {}  # pkm/ metrics of the latest evaluation
         resumed = self._agree_on_checkpoint()
         self.config, model = self._model(resumed)
-        self.engine, self.optimizer = make_engine(recipe, model, job.precision, self.accumulation, world_size)
+        self.engine, self.optimizer = make_engine(recipe, model, job.precision, self.accumulation, world_size, device)
         if resumed is not None:
             self._restore(resumed)
         self.saver = CheckpointSaver(job.run, recipe, self.config, rank, world_size)
@@ -178,6 +179,7 @@ class Worker:
     def measure_update(self) -> None:
         """Set `update_norm` to the norm of the latest update; collective, so only where it is logged."""
         square = self.optimizer.update_square / (1 if self.optimizer.sharded else self.world_size)
+        square = square.to(self.device)  # a zero on the CPU where no step was taken yet
         dist.all_reduce(square)
         self.update_norm = float(square) ** 0.5
 
@@ -232,12 +234,6 @@ class Worker:
             return
         self._last_heartbeat = now
         seconds_per_step = (now - self.started) / max(1, step - self.first_step)
-        seconds_left = seconds_per_step * (training.max_steps - step)
-        if training.max_time is not None:
-            remaining = training.max_time * 60 - (now - self.started)
-            seconds_left = min(seconds_left, max(0.0, remaining))
-            if remaining <= 0:
-                self._order = STOP_TIME
         import ray
 
         progress = {
@@ -245,7 +241,7 @@ class Worker:
             "max_steps": training.max_steps,
             "loss": loss,
             "tokens_per_second": tokens_per_second,
-            "seconds_left": seconds_left,
+            "seconds_left": seconds_per_step * (training.max_steps - step),
         }
         order = ray.get(self.job.control.heartbeat.remote(progress))
         self._order = self._order or cast(int, order)

@@ -192,13 +192,16 @@ class Training(Section):
     max_steps: Count = 110_000
     """Optimiser steps of the whole run."""
     max_time: float | None = Field(default=None, gt=0)
-    """Minutes of training after which the run stops with a checkpoint; it resumes when started again."""
+    """Minutes after the start of the command, encoding and restarts included, at which the run stops with a checkpoint;
+    it resumes when started again."""
     global_batch_size: Annotated[Count, Field(le=2**20)] = 2048
     """Samples per optimiser step over all workers; one pair gives two samples."""
     micro_batch_tokens: Count = 8192
     """Padded tokens that one forward pass of one worker aims at; sets the number of accumulations."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where the device computes it, else fp32. bf16 keeps fp32 masters, accumulation and reduction."""
+    tf32: bool = False
+    """Compute the fp32 matrix products of a GPU in TF32: several times faster, with three decimal digits."""
     zero_stage: Annotated[Index, Field(le=3)] = 1
     """What DeepSpeed shards over the workers: 1 moments, 2 also gradients, 3 also weights; 0 nothing."""
     eval_steps: Count = 1000
@@ -211,7 +214,7 @@ class Training(Section):
     """Keep checkpoints whose step is a multiple of this for good; null = none."""
     max_skipped_steps: Count = 10
     """Steps in a row, skipped since their loss or gradient was not finite, after which the run stops."""
-    hang_timeout: float = Field(default=30, gt=0, le=525_600)
+    hang_timeout: float = Field(default=10, gt=0, le=525_600)
     """Minutes without a step after which a worker dumps its stacks and is restarted."""
     logging_steps: Count = 10
     """Steps between rows of metrics."""
@@ -323,6 +326,7 @@ def run_identity(recipe: Recipe, data: dict[str, str]) -> dict[str, Any]:
     if recipe.training.schedule in ENDING:
         identity["training.schedule_steps"] = recipe.schedule_steps
     unused = [
+        *([] if recipe.training.tf32 else ["training.tf32"]),
         *(["corpus.lanes"] if recipe.corpus.lanes == 1 else []),  # identities of older runs do not have it
         *(["training.trust_clip"] if recipe.training.optimizer != "lamb" else []),
         *(["training.adamw_learning_rate", "training.muon_momentum"] if recipe.training.optimizer != "muon" else []),
