@@ -1,6 +1,7 @@
 """Raw (tweet, reply) pairs → a corpus: clean, drop, de-duplicate, hold out a validation share.
 
     input files ─ inspect ▸ cut ─▶ pieces ─ clean ▸ spill by hash of ORIG_ID ─▶ partitions           (Ray Data)
+    (of a Twitter dump: pieces ─ join replies with their tweets ─▶ pairs ─ clean ▸ spill …           data/twitter)
     partitions ─ first of equal ids and texts ─▶ train shards, candidates for valid                  (Ray Data)
     candidates ─ without what train shares ─▶ valid shards; rejects.jsonl; corpus.json               (this process)
 
@@ -33,10 +34,16 @@ from twilbert.data.corpus.corpus import FORMAT, INDEX_FILE, Shard, corpus_id
 from twilbert.data.tables import blocks, pairs
 from twilbert.data.tables.files import Source, sources
 from twilbert.data.tables.layout import DELIMITERS, TableFile
+from twilbert.data.twitter import dump, join
 from twilbert.errors import TwilbertError, UsageError
 
 PARTITION_BYTES = 32 * 2**20  # of input: about 150,000 pairs, a few hundred MB while it is de-duplicated
 _MAX_PARTITIONS = 512
+FORMS = ("pairs", "twitter")
+_NOTHING = {
+    "pairs": "empty; expected lines of ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT",
+    "twitter": "no tweets; expected a dump of Twitter's API, the archive's tweets.js, or a table of tweets",
+}
 _PIECE_BYTES = (2**20, 64 * 2**20)  # smallest, largest piece of an uncompressed file
 
 R = TypeVar("R")
@@ -47,6 +54,7 @@ def prepare(
     inputs: Sequence[str],
     out: str,
     *,
+    form: str = "pairs",
     columns: dict[str, str] | None = None,
     valid_share: float = 0.01,
     overwrite: bool = False,
@@ -56,36 +64,41 @@ def prepare(
 ) -> dict[str, Any]:
     """Write a corpus to `out` (path or URI) from files, folders, globs and pipes; return what corpus.json holds.
 
-    `columns` maps orig_id, orig_text, reply_id, reply_text to the input's names, or to positions from 1. `num_cpus`
-    counts a local Ray's CPUs, `piece_bytes` the input a task reads: neither changes a byte of the shards. `runner`
-    replaces Ray Data (`run_here`: in this process). Where Ray has several nodes, all must see the inputs and `out`,
-    beside which the partitions are spilled. Nothing is left at `out` when it fails. UsageError for input known
-    to be wrong at the start, TwilbertError for what shows later (damaged files, no space, nothing left to keep).
+    `form`: one of FORMS. `columns` maps orig_id, orig_text, reply_id, reply_text to the input's names, or to positions
+    from 1. `num_cpus` counts a local Ray's CPUs, `piece_bytes` the input a task reads: neither changes a byte of the
+    shards. `runner` replaces Ray Data (`run_here`: in this process). Where Ray has several nodes, all must see the
+    inputs and `out`, beside which the partitions are spilled. Nothing is left at `out` when it fails. UsageError for
+    input known to be wrong at the start, TwilbertError for what shows later (damaged files, no space, nothing left to
+    keep).
     """
     if not 0 <= valid_share < 1:
         raise UsageError(f"--valid-share {valid_share:g}: expected a share from 0 to below 1")
     if in_ray_job() and storage.is_local(out) and not Path(out).is_absolute():
         raise UsageError(f"--out {out}: a Ray job's folder is thrown away; give an absolute path or a URI")
+    if form == "twitter" and columns:
+        raise UsageError("--columns: only with --format pairs; the columns of tweets go by Twitter's names")
     columns, target = columns or {}, storage.absolute(out)
     unknown = [name for name in columns if name not in pairs.COLUMNS]
     if unknown:
         raise UsageError(f"--columns {unknown[0]}=…: expected one of {', '.join(pairs.COLUMNS)}")
-    with sources(inputs) as listed:
-        files = [file for source in listed if (file := _inspect(source, columns)) is not None]
+    suffixes = dump.SUFFIXES if form == "twitter" else ()
+    with sources(inputs, suffixes) as listed:
+        looked_at = (dump.inspect(source) if form == "twitter" else _inspect(source, columns) for source in listed)
+        files = [file for file in looked_at if file is not None]
         if not files:
-            raise UsageError(f"{' '.join(inputs)}: empty; expected lines of ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT")
+            raise UsageError(f"{' '.join(inputs)}: {_NOTHING[form]}")
         size = sum(file.text_bytes for file in files)
         partitions = max(1, min(_MAX_PARTITIONS, -(-size // PARTITION_BYTES)))
         reads = [*inputs, *(file.name for file in files)]
         before = corpora.files_before(target)
         with outputs.new_folder(target, "prepare", overwrite=overwrite, inputs=reads, before=before) as work:
-            make = functools.partial(_write_corpus, files, target, work, partitions, valid_share)
+            make = functools.partial(_write_corpus, form, files, target, work, partitions, valid_share)
             if runner is not None:
                 entries = make(piece_bytes or _PIECE_BYTES[1], runner)
             else:
                 with ensure_ray(num_cpus):
                     entries = make(piece_bytes or _piece_bytes(size), run_on_ray)
-            options = {"columns": columns, "valid_share": valid_share, "partitions": partitions}
+            options = {"format": form, "columns": columns, "valid_share": valid_share, "partitions": partitions}
             info = {"format": FORMAT, "id": entries.pop("id"), "cleaning": CLEANING, "options": options, **entries}
             checksums.write_json(storage.join(work, INDEX_FILE), info)
     return info
@@ -120,17 +133,34 @@ def _piece_bytes(size: int) -> int:
 
 
 def _write_corpus(
-    files: list[TableFile], target: str, work: str, partitions: int, valid_share: float, piece_bytes: int, run: Runner
+    form: str,
+    files: list[TableFile],
+    target: str,
+    work: str,
+    partitions: int,
+    valid_share: float,
+    piece_bytes: int,
+    run: Runner,
 ) -> dict[str, Any]:
     """Write shards and rejects under `work`; return corpus.json's entries about them."""
     threshold, spill = raw_spill.valid_threshold(valid_share), storage.join(work, "spill")
     storage.make_dir(spill)
     pieces = [piece for file in files for piece in blocks.cut(file, piece_bytes)]
-    first = functools.partial(_spill_one, target, pieces, spill, partitions, threshold)
-    cleaned = sorted(_watched("read and cleaned", run(first, len(pieces)), len(pieces)), key=lambda r: r.piece)
-    lines_read, rejected = (sum(getattr(r, name) for r in cleaned) for name in ("records", "rejected"))
+
+    def each(what: str, work: Callable[[int], R], count: int) -> list[R]:
+        numbered = _watched(what, run(functools.partial(_numbered, target, work), count), count)
+        return [result for _, result in sorted(numbered, key=lambda pair: pair[0])]
+
+    if form == "twitter":
+        read, cleaned, counts = join.join_dump(pieces, spill, partitions, threshold, each)
+    else:
+        first = functools.partial(_spill_one, pieces, spill, partitions, threshold)
+        cleaned = each("read and cleaned", first, len(pieces))
+        read, counts = cleaned, {}
     dropped: Counter[str] = sum((result.dropped for result in cleaned), Counter())
-    reasons: Counter[str] = sum((result.reasons for result in cleaned), Counter())
+    reasons: Counter[str] = sum((result.reasons for result in read), Counter())
+    rejected = reasons.total()
+    lines_read = sum(result.records for result in cleaned) + (rejected if form == "twitter" else 0)
     if not any(result.kept for result in cleaned):
         raise TwilbertError(
             f"nothing to keep: of {lines_read:,} lines read {rejected:,} were refused"
@@ -140,11 +170,10 @@ def _write_corpus(
         )
     dedup.write_hashes(spill, [r.valid_ids for r in cleaned], [r.valid_texts for r in cleaned])
     spills = [name for result in cleaned for name in result.spills]
-    second = functools.partial(_merge_one, target, spill, work, spills, threshold)
-    merged = sorted(_watched("merged", run(second, partitions), partitions), key=lambda r: r.partition)
+    merged = each("merged", functools.partial(dedup.merge_partition, spill, work, spills, threshold), partitions)
     valid, valid_singles, shared = dedup.write_valid(spill, work, merged)
     dropped.update({"repeated": sum(result.repeated for result in merged), **shared})
-    _write_rejects(pieces, cleaned, spill, storage.join(work, "rejects.jsonl"))
+    _write_rejects(pieces, read, spill, storage.join(work, "rejects.jsonl"))
     storage.delete(spill)
     train = [result.train for result in merged if result.train]
     splits = {
@@ -160,7 +189,7 @@ def _write_corpus(
         "dropped": {reason: dropped[reason] for reason in sorted(dropped) if dropped[reason]},
         "splits": splits,
         "inputs": [file.name for file in files],
-    }
+    } | counts
 
 
 def _split(shards: list[Shard], single_tweets: int) -> dict[str, Any]:
@@ -169,30 +198,30 @@ def _split(shards: list[Shard], single_tweets: int) -> dict[str, Any]:
 
 
 def _spill_one(
-    target: str, pieces: list[blocks.Piece], spill: str, partitions: int, threshold: int, index: int
+    pieces: list[blocks.Piece], spill: str, partitions: int, threshold: int, index: int
 ) -> raw_spill.PieceResult:
+    return raw_spill.spill_pairs(pairs.read(pieces[index]), index, spill, partitions, threshold)
+
+
+def _numbered(target: str, work: Callable[[int], R], index: int) -> tuple[int, R]:
     with storage.explained_write(target):
-        return raw_spill.spill_piece(pieces[index], index, spill, partitions, threshold)
+        return index, work(index)
 
 
-def _merge_one(
-    target: str, spill: str, work: str, spills: list[str], threshold: int, partition: int
-) -> dedup.PartitionResult:
-    with storage.explained_write(target):
-        return dedup.merge_partition(spill, work, spills, partition, threshold)
-
-
-def _write_rejects(pieces: list[blocks.Piece], cleaned: list[raw_spill.PieceResult], spill: str, path: str) -> None:
+def _write_rejects(
+    pieces: list[blocks.Piece], read: Sequence[raw_spill.PieceResult | join.DumpResult], spill: str, path: str
+) -> None:
     """All refused lines in the order of the input, numbered from 1 within their file (a header is line 1)."""
     system, inner = storage.filesystem(path)
     with storage.explained_write(path), system.open_output_stream(inner) as sink:
         before, file = 0, None
-        for piece, result in zip(pieces, cleaned, strict=True):
+        for piece, result in zip(pieces, read, strict=True):
             if piece.file is not file:
                 file, before = piece.file, piece.file.header_lines
             for name in result.rejects:
-                for line, reason in json.loads(storage.read_bytes(storage.join(spill, name))):
+                for line, reason, *place in json.loads(storage.read_bytes(storage.join(spill, name))):
                     row = {"file": piece.file.name, "line": before + line + 1, "reason": reason}
+                    row |= {"place": place[0]} if any(place) else {}
                     sink.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
             before += result.lines
 
@@ -249,6 +278,7 @@ def _handle(args: argparse.Namespace) -> str:
     info = prepare(
         args.raw,
         args.out,
+        form=args.format,
         columns=_columns(args.columns),
         valid_share=args.valid_share,
         overwrite=args.overwrite,
@@ -258,14 +288,25 @@ def _handle(args: argparse.Namespace) -> str:
     splits, out = info["splits"], storage.absolute(args.out)
     if args.valid_share and not splits["valid"]["rows"]:
         cli.say("no pair was held out: raise --valid-share to have something to validate on")
+    if "twitter" in info:
+        counts = {name: f"{count:,}" for name, count in info["twitter"].items()}
+        cli.say(
+            f"read {counts['tweets_read']} tweets ({counts['tweets']} different ones, {counts['retweets']} retweets), "
+            f"skipped {counts['notices']} notices"
+        )
+        cli.say(
+            f"{counts['replies']} replies: {counts['pairs']} pairs found, {counts['replies_without_tweet']} whose "
+            "tweet is absent"
+        )
     for reason, count in info["dropped"].items():
         cli.say(f"dropped {count:,} {reason}")
     if info["rejected"]:
         reasons = blocks.commonest(Counter(info["rejected_because"]))
         cli.say(f"refused {info['rejected']:,} lines, listed in {storage.join(out, 'rejects.jsonl')}: {reasons}")
+    rows = "lines read" if args.format == "pairs" else "pairs, single tweets and refused records"
     return (
         f"wrote {out}: {_counted(splits['train'])} to train on and {_counted(splits['valid'])} to validate; of "
-        f"{info['lines_read']:,} lines read {sum(info['dropped'].values()):,} were dropped and {info['rejected']:,} "
+        f"{info['lines_read']:,} {rows} {sum(info['dropped'].values()):,} were dropped and {info['rejected']:,} "
         f"refused ({seconds:.0f} s)"
     )
 
@@ -281,10 +322,12 @@ def main(argv: list[str] | None = None) -> int:
         "prepare",
         "Clean, drop, de-duplicate and split raw (tweet, reply) pairs. Input: TSV (never quoted), CSV, JSON, Parquet;\n"
         "gzip or zstd; files, folders, globs, pipes. Columns ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT; a missing "
-        "reply is a single tweet.",
-        "twilbert-prepare raw/*.tsv.gz --out corpus --columns orig_text=parent reply_text=child",
+        "reply is a single tweet.\n--format twitter: dumps of Twitter's API, tweets.js, tables of tweets.",
+        "twilbert-prepare raw/*.tsv.gz --out corpus --columns orig_text=parent reply_text=child\n"
+        "  twilbert-prepare dump/*.jsonl.gz data/tweets.js --format twitter --out corpus",
     )
     parser.add_argument("raw", nargs="+", metavar="RAW", help="file, folder, glob, URI, pipe or - (standard input)")
+    parser.add_argument("--format", choices=FORMS, default="pairs", help="what RAW holds: pairs, or a Twitter dump")
     parser.add_argument("--out", required=True, metavar="CORPUS", help="folder or URI to write")
     parser.add_argument(
         "--columns",

@@ -46,7 +46,7 @@ def first_of_each(rows: pa.Table) -> np.ndarray:
     return np.sort(np.unique(key, return_index=True)[1])
 
 
-def merge_partition(folder: str, out: str, spills: list[str], partition: int, threshold: int) -> PartitionResult:
+def merge_partition(folder: str, out: str, spills: list[str], threshold: int, partition: int) -> PartitionResult:
     """De-duplicate one partition; write its train shard under `out` and its candidates for valid under `folder`."""
     result = PartitionResult(partition)
     rows = read_partition(folder, spills, partition)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,6 @@ from twilbert import storage
 from twilbert.data.cleaning import clean, drop_reason
 from twilbert.data.corpus.corpus import SCHEMA
 from twilbert.data.tables import pairs
-from twilbert.data.tables.blocks import Piece
 
 # Hashes travel with the rows: 64 bits of BLAKE2b of the ids and of both texts (0 where there is no reply).
 SPILL_SCHEMA = pa.schema(
@@ -32,13 +32,12 @@ _SPILL_BYTES = 64 * 2**20  # cleaned rows in memory before a spill
 
 @dataclass
 class PieceResult:
-    """Counts and files of a piece; records = kept + sum(dropped) + rejected, before de-duplication."""
+    """Counts and files of a piece; records = kept + sum(dropped) + sum(reasons), before de-duplication."""
 
     piece: int
     lines: int = 0  # physical lines, from which the next piece's are numbered
     records: int = 0
     kept: int = 0
-    rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # of rejected lines
     dropped: Counter[str] = field(default_factory=Counter)
     spills: list[str] = field(default_factory=list)
@@ -63,17 +62,18 @@ def in_valid(orig_hash: np.ndarray, threshold: int) -> np.ndarray:
     return orig_hash < np.uint64(threshold)
 
 
-def spill_piece(piece: Piece, index: int, folder: str, partitions: int, threshold: int) -> PieceResult:
-    """Read, clean and spill one piece into `folder`; TwilbertError when it cannot be read to its end."""
+def spill_pairs(
+    stretches: Iterable[pairs.Pairs], index: int, folder: str, partitions: int, threshold: int
+) -> PieceResult:
+    """Clean and spill the pairs of one piece into `folder`."""
     result = PieceResult(index)
     unspilled: list[pa.Table] = []
     valid_ids, valid_texts = [NO_HASHES], [NO_HASHES]
-    for block in pairs.read(piece):
+    for block in stretches:
         if block.rejects:
-            _append_rejects(result, block, folder)
+            append_rejects(result, block.rejects, folder)
         result.lines += block.lines
         result.records += block.records
-        result.rejected += len(block.rejects)
         result.reasons.update(reason for _, reason in block.rejects)
         if block.blank:
             result.dropped["blank_line"] += block.blank
@@ -131,36 +131,45 @@ def id_of_text(text: str) -> str:
 
 
 def _spill(tables: list[pa.Table], result: PieceResult, folder: str, partitions: int) -> None:
-    """Write rows as one record batch a partition, each in the rows' order, into the piece's next spill file."""
+    """Write rows into the piece's next spill file."""
     name = f"{result.piece:06d}-{len(result.spills):03d}.arrow"
     table = pa.concat_tables(tables).combine_chunks()
-    partition = (table["orig_hash"].to_numpy() % np.uint64(partitions)).astype(np.int64)
-    order = np.argsort(partition, kind="stable")
-    ends = np.searchsorted(partition[order], np.arange(1, partitions + 1))
-    table = table.take(pa.array(order)).combine_chunks()
-    system, inner = storage.filesystem(storage.join(folder, name))
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with system.open_output_stream(inner) as sink, pa.ipc.new_file(sink, SPILL_SCHEMA, options=options) as writer:
-        start = 0
-        for end in ends.tolist():
-            part = table.slice(start, end - start).to_batches()
-            writer.write_batch(part[0] if part else pa.RecordBatch.from_pylist([], schema=SPILL_SCHEMA))
-            start = end
+    write_partitions(
+        storage.join(folder, name), table, table["orig_hash"].to_numpy() % np.uint64(partitions), partitions
+    )
     result.spills.append(name)
 
 
-def read_partition(folder: str, spills: list[str], partition: int) -> pa.Table:
+def write_partitions(path: str, table: pa.Table, partition: np.ndarray, partitions: int) -> None:
+    """Write the rows of a table as one record batch a partition, each in the rows' order."""
+    partition = partition.astype(np.int64)
+    order = np.argsort(partition, kind="stable")
+    ends = np.searchsorted(partition[order], np.arange(1, partitions + 1))
+    table = table.take(pa.array(order)).combine_chunks()
+    system, inner = storage.filesystem(path)
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with system.open_output_stream(inner) as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        start = 0
+        for end in ends.tolist():
+            part = table.slice(start, end - start).to_batches()
+            writer.write_batch(part[0] if part else pa.RecordBatch.from_pylist([], schema=table.schema))
+            start = end
+
+
+def read_partition(folder: str, spills: list[str], partition: int, schema: pa.Schema = SPILL_SCHEMA) -> pa.Table:
     """Return all rows of a partition, in the order of the input."""
     batches = []
     for name in spills:
         system, inner = storage.filesystem(storage.join(folder, name))
         with system.open_input_file(inner) as source:
             batches.append(pa.ipc.open_file(source).get_batch(partition))
-    return pa.Table.from_batches(batches, schema=SPILL_SCHEMA)
+    return pa.Table.from_batches(batches, schema=schema)
 
 
-def _append_rejects(result: PieceResult, block: pairs.Pairs, folder: str) -> None:
+def append_rejects(result: Any, rejects: Sequence[tuple], folder: str) -> None:
     """Write refused lines, numbered within the piece, to a file: there may be very many."""
     name = f"rejects-{result.piece:06d}-{len(result.rejects):05d}.json"
-    storage.write_bytes_atomic(storage.join(folder, name), json.dumps(sorted(block.rejects)).encode())
+    storage.write_bytes_atomic(
+        storage.join(folder, name), json.dumps(sorted(rejects, key=lambda reject: reject[0])).encode()
+    )
     result.rejects.append(name)

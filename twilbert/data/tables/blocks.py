@@ -235,7 +235,9 @@ def _stored(values: Sequence[str]) -> pa.Array:
 
 
 @dataclass
-class _JsonBlock(Block):
+class JsonBlock(Block):
+    """Rows of JSON: `values` are the objects, empty in faulty rows, and `texts` their text."""
+
     values: list[dict[str, Any]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
@@ -249,7 +251,7 @@ class _JsonBlock(Block):
 def _json_lines(piece: Piece, block_bytes: int) -> Iterator[Block]:
     first = 0
     for lines, _ in _line_blocks(piece, block_bytes):
-        block = _JsonBlock(range(first, first + len(lines)), {}, len(lines), [{}] * len(lines), lines)
+        block = JsonBlock(range(first, first + len(lines)), {}, len(lines), [{}] * len(lines), lines)
         for i, line in enumerate(lines):
             block.values[i], fault = _json_record(line)
             if fault:
@@ -273,7 +275,7 @@ def _json_record(line: str) -> tuple[dict[str, Any], str | None]:
 def _json_values(piece: Piece, block_bytes: int) -> Iterator[Block]:
     """The objects of an array, or objects that span lines."""
     chunks = ("\n".join(lines) + "\n" for lines, _ in _line_blocks(piece, block_bytes))
-    block, size = _JsonBlock([], {}, 0), 0
+    block, size = JsonBlock([], {}, 0), 0
     for value, text, line in cells.json_values(piece.file.name, chunks):
         if not isinstance(value, dict):
             block.faults[len(block.values)] = "not a JSON object"
@@ -285,7 +287,7 @@ def _json_values(piece: Piece, block_bytes: int) -> Iterator[Block]:
         size += len(text)
         if size > block_bytes:
             yield block
-            block, size = _JsonBlock([], {}, 0), 0
+            block, size = JsonBlock([], {}, 0), 0
     yield block
 
 
@@ -311,8 +313,7 @@ class _ParquetBlock(Block):
 
 
 def _parquet_batches(piece: Piece, _: int) -> Iterator[Block]:
-    first = 0
-    file, groups = piece.file, list(range(piece.start, piece.stop))
+    first, file, groups = 0, piece.file, list(range(piece.start, piece.stop))
     with open_parquet(file.source.path) as opened:
         for batch in opened.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=list(file.names)):
             table, faults = _readable(pa.Table.from_batches([batch]), [name for name in file.columns if name])

@@ -129,8 +129,8 @@ def json_values(name: str, chunks: Iterator[str]) -> Iterator[tuple[Any, str, in
     TwilbertError naming the line where the text is no JSON: what follows it cannot be told apart.
     """
     decoder = json.JSONDecoder()
-    text, at, line = "", 0, 0
-    skipped = _WHITE + ",[]"
+    text, at, line, depth = "", 0, 0, 0
+    skipped = _WHITE + ",[];"
     for chunk in chunks:
         text, at = text[at:] + chunk, 0
         while True:
@@ -138,6 +138,7 @@ def json_values(name: str, chunks: Iterator[str]) -> Iterator[tuple[Any, str, in
             while at < len(text) and text[at] in skipped:
                 at += 1
             line += text.count("\n", start, at)
+            depth += text.count("[", start, at) - text.count("]", start, at)
             if at == len(text):
                 break
             try:
@@ -148,6 +149,10 @@ def json_values(name: str, chunks: Iterator[str]) -> Iterator[tuple[Any, str, in
                 is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(text) - 8
                 if is_cut and len(text) - at < LONGEST_VALUE:
                     break
+                if is_cut:
+                    raise TwilbertError(
+                        f"{name}: line {line + 1}: a JSON value of over {LONGEST_VALUE >> 20} MB; write one to a line"
+                    ) from None
                 raise TwilbertError(
                     f"{name}: line {line + text.count(chr(10), at, error.pos) + 1}: {error.msg}; not JSON"
                 ) from None
@@ -156,5 +161,5 @@ def json_values(name: str, chunks: Iterator[str]) -> Iterator[tuple[Any, str, in
             yield value, text[at:stop], line
             line += text.count("\n", at, stop)
             at = stop
-    if text[at:].strip(skipped):
-        raise TwilbertError(f"{name}: line {line + 1}: JSON that is cut short")
+    if text[at:].strip(skipped) or depth > 0:
+        raise TwilbertError(f"{name}: line {line + 1}: JSON that is cut short; restore the file")

@@ -37,11 +37,12 @@ class Source(NamedTuple):
 
 
 @contextlib.contextmanager
-def sources(inputs: Sequence[str]) -> Iterator[list[Source]]:
+def sources(inputs: Sequence[str], more_suffixes: tuple[str, ...] = ()) -> Iterator[list[Source]]:
     """Yield the files that files, folders, globs, URIs, pipes and "-" (standard input) name, in a fixed order.
 
     A pipe can be read once only: it is copied to a temporary file, which lives as long as the context. UsageError for
-    an input that names no file. What a folder holds and is not read is printed with the reason.
+    an input that names no file. What a folder holds and is not read is printed with the reason. `more_suffixes`: of
+    files that are read from folders too.
     """
     with contextlib.ExitStack() as stack:
         listed: list[Source] = []
@@ -49,7 +50,7 @@ def sources(inputs: Sequence[str]) -> Iterator[list[Source]]:
             if _is_pipe(name):
                 listed.append(_copied(name, stack))
             else:
-                listed += [Source(path, path) for path in _named(name)]
+                listed += [Source(path, path) for path in _named(name, more_suffixes)]
         yield list(dict.fromkeys(listed))
 
 
@@ -86,13 +87,13 @@ def _copy(pipe: IO[bytes], copy: IO[bytes]) -> None:
             copy.write(data)
 
 
-def _named(name: str) -> list[str]:
+def _named(name: str, more_suffixes: tuple[str, ...]) -> list[str]:
     """Paths of the files that one input names; UsageError when there are none."""
     try:
         path = storage.absolute(name)
         path.encode()
         if storage.is_folder(path):
-            return _in_folder(path)
+            return _in_folder(path, more_suffixes)
         if storage.exists(path):
             return [path]
         if any(mark in name for mark in "*?[") and storage.is_local(path):
@@ -108,7 +109,7 @@ def _named(name: str) -> list[str]:
     raise UsageError(f"{name}: no such file or folder")
 
 
-def _in_folder(path: str) -> list[str]:
+def _in_folder(path: str, more_suffixes: tuple[str, ...]) -> list[str]:
     """Files of known formats under a folder; hidden ones and those that start with _ (_SUCCESS) are no data."""
     system, inner = storage.filesystem(path)
     names, skipped = [], []
@@ -116,7 +117,7 @@ def _in_folder(path: str) -> list[str]:
         below = info.path[len(inner) :].strip("/")
         if info.type == fs.FileType.Directory or any(part.startswith((".", "_")) for part in below.split("/")):
             continue
-        if info.type == fs.FileType.File and format_of(below):
+        if info.type == fs.FileType.File and (format_of(below) or below.lower().endswith(more_suffixes)):
             names.append(below)
         else:
             skipped.append(f"{below} ({_why_skipped(below, info)})")

@@ -29,6 +29,7 @@ DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar", " ": "spa
 _HEAD_BYTES = 2**20
 _SAMPLE_LINES = 400
 _BOM = codecs.BOM_UTF8
+_ASSIGNMENT = re.compile(r"[\w.$]+\s*=\s*(?=[\[{])")  # JavaScript: window.YTD.tweets.part0 = [
 _EXCEL_HINT = re.compile(r"sep=(.)")
 
 
@@ -106,7 +107,7 @@ def inspect(
         if packing == "parquet" or form == "parquet":
             return _inspect_parquet(source, size)
         file = TableFile(source, form or format_of(source.name) or "", size, compression=packing)
-        file, head = _inspect_text(file)
+        file, head, is_whole = _inspect_text(file)
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{source.name}: not {error.encoding} text as its first bytes say; save it as UTF-8"
@@ -116,12 +117,16 @@ def inspect(
         raise UsageError(f"{source.name}: cannot be {unpacked} ({error}); restore it, or allow its reading") from error
     if not head.strip():
         return None
+    if file.format in ("", "jsonl") and (assignment := _ASSIGNMENT.match(head)):
+        lines, head = assignment[0].count("\n"), head[assignment.end() :]
+        start = file.data_start + len(assignment[0].encode())
+        file = dataclasses.replace(file, format="jsonl", header_lines=lines, data_start=start)
     if not file.format:
         file = dataclasses.replace(file, format="jsonl" if head.lstrip()[:1] in ("{", "[") else "tsv")
     if file.format == "text":
         return dataclasses.replace(file, names=("text",), delimiter="\n")
     if file.format == "jsonl":
-        return _inspect_json(file, head)
+        return _inspect_json(file, head, is_whole)
     if delimiter is None:
         delimiter, quoted = _separator(file, head, known)
     file = dataclasses.replace(file, delimiter=delimiter, quoted=quoted)
@@ -153,8 +158,8 @@ def _as_utf8(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
         yield b"\xff"
 
 
-def _inspect_text(file: TableFile) -> tuple[TableFile, str]:
-    """The file with its encoding and line ends, and the text of its head, which ends with a whole line."""
+def _inspect_text(file: TableFile) -> tuple[TableFile, str, bool]:
+    """The file with its encoding and line ends, the text of its head, which ends a line, and whether it is all."""
     file = dataclasses.replace(file, encoding=_encoding(file, _head(file, 4096)[0]))
     head, at_end = _head(file, _HEAD_BYTES)
     lines = head.removeprefix(_BOM).strip()
@@ -166,7 +171,7 @@ def _inspect_text(file: TableFile) -> tuple[TableFile, str]:
         file = dataclasses.replace(file, data_start=len(_BOM))
     if not at_end:
         head = head[: head.rfind(b"\n") + 1] or head
-    return file, head[file.data_start :].decode(errors="surrogateescape")
+    return file, head[file.data_start :].decode(errors="surrogateescape"), at_end
 
 
 def _head(file: TableFile, size: int) -> tuple[bytes, bool]:
@@ -273,16 +278,18 @@ def looks_like_header(rows: Sequence[Sequence[str]]) -> bool:
     return any(cell.strip() and all(row[i].strip().isdigit() for row in below) for i, cell in enumerate(first))
 
 
-def _inspect_json(file: TableFile, head: str) -> TableFile:
+def _inspect_json(file: TableFile, head: str, is_whole: bool) -> TableFile:
     """The keys of the first records: of lines that are objects each, or of values that span lines (an array)."""
     lines = head.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES]
-    objects = [value for value in map(_json_object, lines) if value is not None]
-    if not objects or head.lstrip().startswith("["):
+    values = [_json_object(line) for line in lines if line.strip()]
+    objects = [value for value in values if value is not None]
+    is_lines = 2 * len(objects) >= len(values) or any(value is not None for value in values[:2])
+    if not is_lines or head.lstrip().startswith("["):
         file, objects = dataclasses.replace(file, format="json"), []
         with contextlib.suppress(TwilbertError):  # the head may end within a value
             for value, _, _ in itertools.islice(cells.json_values(file.name, iter([head])), _SAMPLE_LINES):
                 objects += [value] if isinstance(value, dict) else []
-    if not objects:
+    if not objects and is_whole:  # else its first value may go on after them
         raise UsageError(
             f'{file.name}: no JSON object in its first lines; expected lines like {{"orig_id": "1", "orig_text": …}} '
             'or {"text": …}'

@@ -19,12 +19,12 @@ from twilbert.errors import UsageError
 COLUMNS = ("orig_id", "orig_text", "reply_id", "reply_text")
 _MISSING = {"", "\\n", "null", "nan", "none", "<na>", "n/a", "#n/a"}
 _LONGEST_MISSING = 8  # characters, white space included
-_NO_WHOLE_NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d*(?:[eE][+-]?\d+)?|[eE]\+\d+)")
-_LOST_DIGITS = "an id in scientific notation or with decimals, which has lost digits: export ids as text"
+NO_WHOLE_NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d*(?:[eE][+-]?\d+)?|[eE]\+\d+)")
+LOST_DIGITS = "an id in scientific notation or with decimals, which has lost digits: export ids as text"
 _NO_TEXT = "an id or text that is neither text nor (ids) a whole number"
 _EXPECTED = (
     "expected ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT; name yours, e.g. --columns orig_text=parent reply_text=child, "
-    "or by position where there is no header: orig_id=1 orig_text=2"
+    "or by position where there is no header: orig_id=1 orig_text=2; a dump of tweets is read with --format twitter"
 )
 
 
@@ -184,7 +184,7 @@ def _id(value: str | None, is_needed: bool, missing: str) -> tuple[str | None, s
     if value is None or is_missing(value):
         return None, missing if is_needed else None
     value = value.strip()
-    return value, _LOST_DIGITS if _NO_WHOLE_NUMBER.fullmatch(value) else None
+    return value, LOST_DIGITS if NO_WHOLE_NUMBER.fullmatch(value) else None
 
 
 def _text_id(value: Any) -> Any:
