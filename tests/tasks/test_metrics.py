@@ -219,3 +219,17 @@ def test_reports_hold_every_score_that_fits(drawn):
 def test_what_cannot_be_scored_is_refused(truths, predicted, metric: str, message: str):
     with pytest.raises(ValueError, match=message):
         metrics.score(np.array(truths), np.array(predicted), metric)
+
+
+@pytest.mark.parametrize(
+    ("metric", "average"),
+    [("accuracy", None), ("jaccard", None), ("f1", "macro"), ("f1", "micro"), ("recall", "weighted")],
+)
+def test_scores_with_a_column_replaced_are_those_of_the_whole_table(metric, average):
+    rng = np.random.default_rng(0)
+    truths, flags = (rng.random((60, 4)) < 0.4).astype(np.int64), (rng.random((60, 4)) < 0.5).astype(np.int64)
+    columns = (rng.random((5, 60)) < 0.3).astype(np.int64)
+    got = metrics.scores_with_column(truths, flags, 2, columns, metric, average=average)
+    for column, value in zip(columns, got, strict=True):
+        flags[:, 2] = column
+        assert value == pytest.approx(metrics.score(truths, flags, metric, average=average))

@@ -238,6 +238,31 @@ def _weighted(
     return _prf(hits_RC, true_RC, said_RC, "f1" if metric == "stance_f1" else metric, average, labels)
 
 
+def scores_with_column(
+    truths: np.ndarray,
+    flags: np.ndarray,
+    label: int,
+    columns_KN: np.ndarray,
+    metric: str,
+    *,
+    average: str | None = "macro",
+    labels: Sequence[int] | None = None,
+) -> np.ndarray:
+    """`score` [K] of multi-label flags [N, C] with the column of `label` replaced by each of K columns of flags."""
+    truth_N = truths[:, label]
+    others_true, others_said = (np.delete(each, label, axis=1) for each in (truths, flags))
+    if metric == "accuracy":
+        return ((others_true == others_said).all(1) & (columns_KN == truth_N)).mean(1)
+    if metric == "jaccard":
+        both_KN = (others_true & others_said).sum(1) + (columns_KN & truth_N)
+        either_KN = (others_true | others_said).sum(1) + (columns_KN | truth_N)
+        return np.where(either_KN, both_KN / np.maximum(either_KN, 1), 1.0).mean(1)
+    k = len(columns_KN)
+    hits_KC, true_KC, said_KC = (np.tile(m.sum(0).astype(float), (k, 1)) for m in (truths * flags, truths, flags))
+    hits_KC[:, label], said_KC[:, label] = columns_KN @ truth_N, columns_KN.sum(1)
+    return _prf(hits_KC, true_KC, said_KC, metric, average, labels)
+
+
 def _row_values(truths: np.ndarray, predictions: np.ndarray, metric: str) -> np.ndarray:
     """What each row adds to a mean [N]."""
     if metric == "mae":
