@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from twilbert.data.cleaning import TWILBERT
 from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
 from twilbert.hub import encoders
 from twilbert.hub.folder import ModelFolder, save_model_folder
@@ -38,7 +39,7 @@ def make_classifier(folder: Path, head: HeadConfig, *, remove_rt: bool = True, m
     """A fine-tuned model's folder; weights are wide, so that texts differ."""
     model = ClassificationModel(CONFIG, head)
     _draw(model)
-    text = {"remove_rt": remove_rt, "max_len": max_len}
+    text = {"remove_rt": remove_rt, "max_len": max_len, "cleaning": TWILBERT.name}
     tokenizer = make_tokenizer(folder)
     save_model_folder(str(folder / "model"), CONFIG, model.state_dict(), tokenizer, head=head, text=text)
     return str(folder / "model")
@@ -48,7 +49,7 @@ def make_pretrained(folder: Path) -> str:
     """A pre-trained model's folder."""
     model = PretrainingModel(CONFIG)
     _draw(model)
-    save_model_folder(str(folder / "model"), CONFIG, model.state_dict(), make_tokenizer(folder))
+    save_model_folder(str(folder / "model"), CONFIG, model.state_dict(), make_tokenizer(folder), cleaning=TWILBERT.name)
     return str(folder / "model")
 
 
@@ -71,7 +72,13 @@ def make_bert_classifier(folder: Path, head: HeadConfig) -> str:
     bert = ModelFolder.open(make_bert(folder), any_encoder=True)
     network = encoders.EncoderClassifier(bert.load(), head, encoders.special_ids(bert.tokenizer))
     _draw(network.classifier)
-    encoders.save(str(folder / "model"), network, bert.tokenizer, {"remove_rt": True, "max_len": 10}, {})
+    encoders.save(
+        str(folder / "model"),
+        network,
+        bert.tokenizer,
+        {"remove_rt": True, "max_len": 10, "cleaning": TWILBERT.name},
+        {},
+    )
     return str(folder / "model")
 
 

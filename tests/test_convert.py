@@ -13,6 +13,7 @@ from tests.model.small import config
 from tests.original.keras_files import finetuning_json, original_json, write_finetuned, write_pretraining
 from tests.places import GOLDEN
 from twilbert.convert import main
+from twilbert.data.cleaning import FIRST
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.hub.folder import ModelFolder
 from twilbert.model.classifier import HeadConfig
@@ -60,7 +61,7 @@ def test_a_fine_tuned_file_becomes_a_classifiers_folder(files: Path, problem: st
     folder = ModelFolder.open(str(files / "out"))
     sizes, held, text, model = folder.config, folder.head, folder.text, folder.load()
     assert (sizes, held) == (SIZES, head)
-    assert text == {"remove_rt": True, "max_len": 16}
+    assert text == {"remove_rt": True, "max_len": 16, "cleaning": FIRST}
     assert model.classifier.weight.shape == (3, 96)
     settings = json.loads((files / "out" / "config.json").read_text())
     assert settings["id2label"] == {"0": "no", "1": "tal vez", "2": "sí"}

@@ -11,6 +11,7 @@ import torch
 
 from tests.evaluation.evaluation_world import make_world
 from twilbert import evaluate as verb
+from twilbert.data.cleaning import TWILBERT
 from twilbert.data.stream.masking import MaskingSettings
 from twilbert.data.stream.stream import evaluation_batches
 from twilbert.errors import TwilbertError, UsageError
@@ -40,7 +41,7 @@ def test_a_model_that_knows_nothing_scores_so(world):
 
 def test_baselines_are_those_of_the_train_splits_frequencies(world):
     folder, _, tokenizer = world
-    counts = token_counts(read_pairs(str(folder / "corpus"), "train"), tokenizer)
+    counts = token_counts(read_pairs(str(folder / "corpus"), TWILBERT, "train"), tokenizer)
     assert counts[:N_SPECIAL].sum() == 0
     share = (counts[N_SPECIAL:] + 1) / (counts[N_SPECIAL:] + 1).sum()
     entropy = -(counts[N_SPECIAL:] / counts.sum() * np.log(share)).sum()
@@ -74,7 +75,7 @@ def test_raw_pairs_and_their_corpus_score_alike(world, tmp_path):
     folder, _, _ = world
     rows = [
         f"{i}\t{t}\t\t\n" if r is None else f"{i}\t{t}\t{i}r\t{r}\n"
-        for tweets, replies in read_pairs(str(folder / "corpus"))
+        for tweets, replies in read_pairs(str(folder / "corpus"), TWILBERT)
         for i, (t, r) in enumerate(zip(tweets, replies, strict=True))
     ]
     (tmp_path / "raw.tsv").write_text("ORIG_ID\tORIG_TEXT\tREPLY_ID\tREPLY_TEXT\n" + "".join(rows))
@@ -127,7 +128,7 @@ def encoded(world, tmp_path):
     """The random model, and the corpus' held-out pairs encoded for it."""
     folder, _, tokenizer = world
     network = ModelFolder.open(str(folder / "random")).load_pretrained()
-    pairs = encode_pairs(read_pairs(str(folder / "corpus")), tokenizer, 32, str(tmp_path / "scratch"))
+    pairs = encode_pairs(read_pairs(str(folder / "corpus"), TWILBERT), tokenizer, 32, str(tmp_path / "scratch"))
     return network.eval(), pairs
 
 
@@ -186,7 +187,7 @@ def test_examples_of_pairs_hold_every_sample_with_its_texts(world, tmp_path):
     scores = evaluate_pairs(str(folder / "random"), str(folder / "corpus"), examples=str(out))
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 2 * scores["pairs"] + scores["singles"]
-    texts = [pair for part in read_pairs(str(folder / "corpus")) for pair in zip(*part, strict=True)]
+    texts = [pair for part in read_pairs(str(folder / "corpus"), TWILBERT) for pair in zip(*part, strict=True)]
     for line in lines:
         tweet, reply = texts[line["row"] - 1]
         expected = {"tweet": (tweet, None), "tweet, reply": (tweet, reply), "reply, tweet": (reply, tweet)}

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from tests.make_models import make_classifier, make_pretrained
 from tests.model.small import config
-from twilbert.data.cleaning import clean
+from twilbert.data.cleaning import TWILBERT as clean
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError
 from twilbert.export import main

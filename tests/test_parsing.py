@@ -162,7 +162,7 @@ def faults(values: object, *overrides: str) -> str:
     "override",
     ["training.learning_rate=true", "training.learning_rate='1'", "training.max_steps=1.5", "training.max_steps='9'",
      "training.max_steps=true", "cluster.use_gpu=yes", "cluster.use_gpu=1", "training.zero_stage=true",
-     "training.zero_stage=1.5", "cluster.num_workers=[1, true]", "model.pkm_params.in_layers=[a]", "run.name=7",
+     "training.zero_stage=1.5", "cluster.num_workers=[1, true]", "model.pkm_params.in_layers=[a]",
      "training.seed=-1", "model.n_encoders=1000000000", "model.n_heads=1000000000", "model.hidden_size=1000000000",
      "model.max_len=1000000000", "model.pkm_params.memory_size=1000000000", "objective.rop.n_hidden=1000000000",
      "corpus.lanes=1000000000", "cluster.num_workers=[1, 1000000000000]", "training.hang_timeout=1e300",

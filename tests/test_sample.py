@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from twilbert import sample
-from twilbert.data.cleaning import clean, drop_reason
+from twilbert.data.cleaning import TWILBERT as clean
 from twilbert.data.synthetic.language import STYLES, VARIED, figures, language
 from twilbert.data.synthetic.pairs import draw_lines, draw_texts
 from twilbert.data.synthetic.tasks import draw_labelled
@@ -65,7 +65,7 @@ def test_threads_have_several_replies_under_one_tweet(lines: list[list[str]]):
     assert 0.15 < np.mean([n > 1 for n in threads.values()]) < 0.45
     texts: dict[str, set[str]] = {}
     for orig_id, tweet, _, reply in lines:
-        if drop_reason(clean(tweet), clean(reply)) is None:
+        if clean.drop_reason(clean(tweet), clean(reply)) is None:
             texts.setdefault(orig_id, set()).add(tweet)
     assert all(len(tweets) == 1 for tweets in texts.values())
 
@@ -183,7 +183,7 @@ def test_the_command_prints_and_stores_the_figures(tmp_path: Path, capsys: pytes
     dropped, ids = Counter(), set()
     for line in (out / "pairs.tsv").read_text().splitlines()[1:]:
         orig_id, tweet, reply_id, reply = line.split("\t")
-        dropped[drop_reason(clean(tweet), clean(reply)) or "repeated"] += 1
+        dropped[clean.drop_reason(clean(tweet), clean(reply)) or "repeated"] += 1
         ids.add((orig_id, reply_id))
     n_whole = len(ids) - dropped["too_short"] - dropped["only_mentions_and_links"]
     dropped["repeated"] -= n_whole

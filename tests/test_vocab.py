@@ -10,7 +10,7 @@ import pytest
 from tests.make_encoded import make_corpus, make_texts
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.vocab import main, vocab
+from twilbert.vocab import cut, main, vocab
 
 SIZE = 400
 
@@ -135,3 +135,25 @@ def test_the_last_line_says_what_was_written_where(corpus, tmp_path, capsys):
     assert main([corpus.path, "--out", str(tmp_path / "t"), "--vocab-size", str(SIZE)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"tokenizer of {SIZE} entries (bpe, 2,700 texts) in {tmp_path / 't'}"
+
+
+def test_long_texts_are_read_whole_in_pieces_and_counted(tmp_path, capsys):
+    """sentencepiece leaves sentences over 4,192 bytes out; here nearly all text is longer."""
+    laugh = " ".join("zaza" * (1 + i % 3) for i in range(1500))
+    rows = [(f"hola qué tal {i}", None) for i in range(50)] + [(laugh, "ñ" * 5000 + " kiki"), ("x" + "é" * 2095, None)]
+    corpus = make_corpus(tmp_path / "c", rows)
+    assert main([corpus.path, "--out", str(tmp_path / "t"), "--vocab-size", "320"]) == 0
+    assert "53 texts, 2 of them over 4,192 bytes and read in pieces)" in capsys.readouterr().out
+    pieces = [Tokenizer.load(str(tmp_path / "t")).token(i) for i in range(263, 320)]
+    assert "▁zaza" in pieces and "ñ" in pieces
+    for text in (laugh, rows[-2][1], "aa " * 3000 + "b", "😂" * 3000, "a" + "😂" * 1048):
+        parts = cut(text)
+        assert max(len(part.encode()) for part in parts) <= 4192
+        assert "".join(parts).replace(" ", "") == text.replace(" ", "")
+        assert all(part.split(" ") for part in parts)
+    assert cut("palabra " * 600)[0].count(" ") > 500
+
+
+def test_a_corpus_of_long_texts_alone_trains(tmp_path):
+    corpus = make_corpus(tmp_path / "c", [("jaja" * 2000, None)])
+    assert vocab(corpus.path, str(tmp_path / "t"), vocab_size=270)["long_texts_cut"] == 1

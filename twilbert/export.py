@@ -61,8 +61,9 @@ def export(
             onnx_text = None if checked is None else _onnx_text(checked)
             card = {CARD_NAME: model_card.model_card(title, source.config, source.head, records, onnx_text).encode()}
             save_model_folder(
-                target, source.config, network.state_dict(), source.path, head=source.head, text=source.text, files=card
-            )
+                target, source.config, network.state_dict(), source.path, head=source.head, text=source.text,
+                cleaning=source.text["cleaning"], files=card,
+            )  # fmt: skip
         else:
             _copy(source.path, target, (CONFIG_NAME, CONFIG_FILE))
         _write_tokenizer(source, target)
@@ -132,7 +133,7 @@ def _write_tokenizer(source: ModelFolder, target: str) -> None:
         cli.say(f"{source.path} has no tokenizer: what is written takes token ids and no texts")
         return
     content = storage.read_bytes(storage.join(source.path, TOKENIZER_FILE))
-    content = with_cleaning(content, remove_rt=source.text["remove_rt"])
+    content = with_cleaning(content, source.text["cleaning"], remove_rt=source.text["remove_rt"])
     storage.write_bytes_atomic(storage.join(target, TOKENIZER_FILE), content)
     settings = storage.join(target, SETTINGS_FILE)
     if storage.exists(settings):  # they hold the checksum of the tokenizer without cleaning

@@ -199,15 +199,19 @@ def _document(text: str, where: str) -> tuple[Any, int]:
         raise UsageError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def parse_value(text: str, where: str) -> Any:
-    """Return the value of a setting on a command line: YAML where it begins with [, {, " or ', else one scalar."""
+def parse_value(text: str, where: str, *, is_text: bool = False) -> Any:
+    """Return the value of a setting on a command line: YAML where it begins with [, {, " or ', else one scalar.
+
+    A setting that `is_text` is what was typed: a number or true too, but for null and for quotes around all of it.
+    """
     stripped = text.strip()
-    if stripped[:1] in ("[", "{", '"', "'"):
+    starts = ('"', "'") if is_text else ("[", "{", '"', "'")
+    if stripped.startswith(starts):
         value, end = _document(stripped, where)
         if end < len(stripped):
             raise UsageError(f"{where}: {stripped[end:].strip()!r} follows the value; put quotes around all of it")
         return value
-    if any(pattern.match(stripped) for pattern in _PLAIN.values()):
+    if any(_PLAIN[kind].match(stripped) for kind in (["null"] if is_text else _PLAIN)):
         return parse_yaml(stripped, where)
     try:
         text.encode()

@@ -26,7 +26,7 @@ from twilbert import cli, outputs, storage
 from twilbert.cluster.ray_errors import user_errors
 from twilbert.cluster.ray_session import ensure_ray, in_ray_job
 from twilbert.data import checksums
-from twilbert.data.cleaning import CLEANING
+from twilbert.data.cleaning import PRESETS, Cleaning, named
 from twilbert.data.corpus import corpus as corpora
 from twilbert.data.corpus import dedup
 from twilbert.data.corpus import spill as raw_spill
@@ -57,6 +57,7 @@ def prepare(
     form: str = "pairs",
     columns: dict[str, str] | None = None,
     valid_share: float = 0.01,
+    cleaning: str = "twilbert",
     overwrite: bool = False,
     num_cpus: int | None = None,
     piece_bytes: int | None = None,
@@ -64,12 +65,12 @@ def prepare(
 ) -> dict[str, Any]:
     """Write a corpus to `out` (path or URI) from files, folders, globs and pipes; return what corpus.json holds.
 
-    `form`: one of FORMS. `columns` maps orig_id, orig_text, reply_id, reply_text to the input's names, or to positions
-    from 1. `num_cpus` counts a local Ray's CPUs, `piece_bytes` the input a task reads: neither changes a byte of the
-    shards. `runner` replaces Ray Data (`run_here`: in this process). Where Ray has several nodes, all must see the
-    inputs and `out`, beside which the partitions are spilled. Nothing is left at `out` when it fails. UsageError for
-    input known to be wrong at the start, TwilbertError for what shows later (damaged files, no space, nothing left to
-    keep).
+    `form`: one of FORMS. `cleaning`: a name of `data.cleaning.PRESETS`. `columns` maps orig_id, orig_text, reply_id,
+    reply_text to the input's names, or to positions from 1. `num_cpus` counts a local Ray's CPUs, `piece_bytes` the
+    input a task reads: neither changes a byte of the shards. `runner` replaces Ray Data (`run_here`: in this process).
+    Where Ray has several nodes, all must see the inputs and `out`, beside which the partitions are spilled. Nothing is
+    left at `out` when it fails. UsageError for input known to be wrong at the start, TwilbertError for what shows later
+    (damaged files, no space, nothing left to keep).
     """
     if not 0 <= valid_share < 1:
         raise UsageError(f"--valid-share {valid_share:g}: expected a share from 0 to below 1")
@@ -77,7 +78,7 @@ def prepare(
         raise UsageError(f"--out {out}: a Ray job's folder is thrown away; give an absolute path or a URI")
     if form == "twitter" and columns:
         raise UsageError("--columns: only with --format pairs; the columns of tweets go by Twitter's names")
-    columns, target = columns or {}, storage.absolute(out)
+    columns, target, rules = columns or {}, storage.absolute(out), named(cleaning)
     unknown = [name for name in columns if name not in pairs.COLUMNS]
     if unknown:
         raise UsageError(f"--columns {unknown[0]}=…: expected one of {', '.join(pairs.COLUMNS)}")
@@ -92,14 +93,14 @@ def prepare(
         reads = [*inputs, *(file.name for file in files)]
         before = corpora.files_before(target)
         with outputs.new_folder(target, "prepare", overwrite=overwrite, inputs=reads, before=before) as work:
-            make = functools.partial(_write_corpus, form, files, target, work, partitions, valid_share)
+            make = functools.partial(_write_corpus, form, files, target, work, partitions, valid_share, rules)
             if runner is not None:
                 entries = make(piece_bytes or _PIECE_BYTES[1], runner)
             else:
                 with ensure_ray(num_cpus):
                     entries = make(piece_bytes or _piece_bytes(size), run_on_ray)
             options = {"format": form, "columns": columns, "valid_share": valid_share, "partitions": partitions}
-            info = {"format": FORMAT, "id": entries.pop("id"), "cleaning": CLEANING, "options": options, **entries}
+            info = {"format": FORMAT, "id": entries.pop("id"), "cleaning": rules.record, "options": options, **entries}
             checksums.write_json(storage.join(work, INDEX_FILE), info)
     return info
 
@@ -139,6 +140,7 @@ def _write_corpus(
     work: str,
     partitions: int,
     valid_share: float,
+    cleaning: Cleaning,
     piece_bytes: int,
     run: Runner,
 ) -> dict[str, Any]:
@@ -152,9 +154,9 @@ def _write_corpus(
         return [result for _, result in sorted(numbered, key=lambda pair: pair[0])]
 
     if form == "twitter":
-        read, cleaned, counts = join.join_dump(pieces, spill, partitions, threshold, each)
+        read, cleaned, counts = join.join_dump(pieces, spill, partitions, threshold, cleaning, each)
     else:
-        first = functools.partial(_spill_one, pieces, spill, partitions, threshold)
+        first = functools.partial(_spill_one, pieces, spill, partitions, threshold, cleaning)
         cleaned = each("read and cleaned", first, len(pieces))
         read, counts = cleaned, {}
     dropped: Counter[str] = sum((result.dropped for result in cleaned), Counter())
@@ -198,9 +200,9 @@ def _split(shards: list[Shard], single_tweets: int) -> dict[str, Any]:
 
 
 def _spill_one(
-    pieces: list[blocks.Piece], spill: str, partitions: int, threshold: int, index: int
+    pieces: list[blocks.Piece], spill: str, partitions: int, threshold: int, cleaning: Cleaning, index: int
 ) -> raw_spill.PieceResult:
-    return raw_spill.spill_pairs(pairs.read(pieces[index]), index, spill, partitions, threshold)
+    return raw_spill.spill_pairs(pairs.read(pieces[index]), index, spill, partitions, threshold, cleaning)
 
 
 def _numbered(target: str, work: Callable[[int], R], index: int) -> tuple[int, R]:
@@ -281,6 +283,7 @@ def _handle(args: argparse.Namespace) -> str:
         form=args.format,
         columns=_columns(args.columns),
         valid_share=args.valid_share,
+        cleaning=args.cleaning,
         overwrite=args.overwrite,
         num_cpus=args.num_cpus,
     )
@@ -337,6 +340,12 @@ def main(argv: list[str] | None = None) -> int:
         help="orig_text=parent …; positions from 1 without header",
     )
     parser.add_argument("--valid-share", type=float, default=0.01, help="share of conversations held out (0.01)")
+    parser.add_argument(
+        "--cleaning",
+        default="twilbert",
+        metavar="RULES",
+        help=f"how texts are cleaned, recorded for every model of the corpus: {', '.join(PRESETS)} (twilbert)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is at CORPUS")
     parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs of a local Ray (all of this machine)")
     return cli.run(parser, _handle, argv)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from twilbert import cli, outputs, storage
+from twilbert.data.cleaning import recorded
 from twilbert.data.corpus.corpus import Corpus, read_shard
 from twilbert.data.stream.randomness import uniform
 from twilbert.data.tokenizer import sentencepiece as tokenizer_json
@@ -32,6 +33,7 @@ DEFAULT_VOCAB_SIZE = 30_000
 DEFAULT_MAX_SENTENCES = 5_000_000  # some 2 GB in training; more would hardly change 30,000 pieces
 DEFAULT_COVERAGE = 0.99995
 CHECKED_TEXTS = 50_000  # training texts that both sentencepiece and the converted tokenizer encode
+LONGEST_SENTENCE = 4192  # bytes; sentencepiece leaves longer ones out without a word
 _THREADS = 2  # fixed: the sums of unigram depend on it
 _MODEL_FILE = "spm.model"
 _FILES = (runtime.SETTINGS_FILE, runtime.TOKENIZER_FILE, runtime.CONFIG_FILE, _MODEL_FILE)
@@ -60,11 +62,14 @@ def vocab(
     corpus = Corpus.open(corpus_path)
     replacing: dict[str, Any] = {"overwrite": overwrite, "inputs": [corpus.path], "before": _FILES}
     outputs.check_folder(out, "vocab", **replacing)
-    normaliser = tokenizer_json.text_normaliser(lowercase=lowercase, strip_accents=strip_accents)
+    reading: dict[str, Any] = {
+        "lowercase": lowercase, "strip_accents": strip_accents, "cleaning": recorded(corpus.cleaning).name,
+    }  # fmt: skip
+    normaliser = tokenizer_json.text_normaliser(**reading)
     sample = _Sample(corpus, normaliser, max_sentences)
     cli.say(f"training {model_type} with {vocab_size:,} entries on {corpus.path}")
     model = train(sample, vocab_size, model_type, character_coverage)
-    backend = tokenizer_json.from_sentencepiece(model, model_type, lowercase=lowercase, strip_accents=strip_accents)
+    backend = tokenizer_json.from_sentencepiece(model, model_type, **reading)
     content = backend.to_str(pretty=False).encode()
     different = compare(model, runtime.Tokenizer({runtime.TOKENIZER_FILE: content}), sample.checked, sample.normalised)
     cli.say(f"{len(sample.checked):,} texts compared with sentencepiece: {len(different)} with other ids")
@@ -86,6 +91,7 @@ def vocab(
         "corpus": corpus.id,
         "max_sentences": max_sentences,
         "sentences": sample.sentences,
+        "long_texts_cut": sample.cut,
         "compared_with_sentencepiece": {"texts": len(sample.checked), "different": len(different)},
         "sentencepiece": importlib.metadata.version("sentencepiece"),
         runtime.SUM: hashlib.sha256(content).hexdigest(),
@@ -109,6 +115,8 @@ class _Sample:
     normaliser: Any
     max_sentences: int
     sentences: int = 0
+    cut: int = 0
+    """Texts that were longer than LONGEST_SENTENCE, each several sentences."""
     checked: list[str] = field(default_factory=list)
     normalised: list[str] = field(default_factory=list)
     fault: TwilbertError | KeyboardInterrupt | None = None
@@ -121,7 +129,9 @@ class _Sample:
                 if check:
                     self.checked.append(text)
                     self.normalised.append(normalised)
-                yield normalised
+                pieces = cut(normalised)
+                self.cut += len(pieces) > 1
+                yield from pieces
         except (TwilbertError, KeyboardInterrupt) as error:
             self.fault = error
 
@@ -138,6 +148,22 @@ class _Sample:
                 for column in ("orig_text", "reply_text"):
                     texts = table.column(column).take(chosen).to_pylist()
                     yield from ((text, c) for text, c in zip(texts, check.tolist(), strict=True) if text)
+
+
+def cut(text: str) -> list[str]:
+    """Return a text in pieces of at most LONGEST_SENTENCE bytes: at spaces, inside a word where it is longer."""
+    if len(text) <= LONGEST_SENTENCE and len(text.encode()) <= LONGEST_SENTENCE:
+        return [text]
+    pieces, data = [], text.encode()
+    while len(data) > LONGEST_SENTENCE:
+        end = data.rfind(b" ", 1, LONGEST_SENTENCE + 1)
+        if end < 0:
+            end = LONGEST_SENTENCE
+            while data[end] & 0xC0 == 0x80:  # inside a character
+                end -= 1
+        pieces.append(data[:end])
+        data = data[end:].lstrip(b" ")
+    return [piece.decode() for piece in [*pieces, data] if piece]
 
 
 def train(sample: _Sample, vocab_size: int, model_type: str, character_coverage: float) -> bytes:
@@ -165,6 +191,7 @@ def train(sample: _Sample, vocab_size: int, model_type: str, character_coverage:
             control_symbols=["[MASK]", "[CLS]", "[SEP]"],
             user_defined_symbols=list(tokenizer_json.WHOLE_WORDS),
             shuffle_input_sentence=False,
+            max_sentence_length=LONGEST_SENTENCE,
             num_threads=_THREADS,
             minloglevel=2,
         )
@@ -254,10 +281,11 @@ def _handle(args: argparse.Namespace) -> str:
     options = vars(args)
     corpus, out = options.pop("corpus"), options.pop("out")
     settings = vocab(corpus, out, **options)
-    return (
-        f"tokenizer of {settings['vocab_size']:,} entries ({settings['type']}, {settings['sentences']:,} texts) "
-        f"in {storage.absolute(out)}"
-    )
+    long = settings["long_texts_cut"]
+    texts = f"{settings['sentences']:,} texts"
+    if long:
+        texts += f", {long:,} of them over {LONGEST_SENTENCE:,} bytes and read in pieces"
+    return f"tokenizer of {settings['vocab_size']:,} entries ({settings['type']}, {texts}) in {storage.absolute(out)}"
 
 
 if __name__ == "__main__":

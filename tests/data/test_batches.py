@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from tests.make_encoded import make_texts
-from twilbert.data.batches import batches, encode
+from twilbert.data.batches import batches
+from twilbert.data.batches import encode as encode_with
+from twilbert.data.cleaning import TWILBERT
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.data.tokenizer.wordpiece import from_vocabulary
 from twilbert.model.special_tokens import CLS, PAD, SEP
@@ -14,6 +18,8 @@ WORDS = sorted({word for text in make_texts(300) for word in text.lower().split(
 TOKENIZER = Tokenizer(
     {"tokenizer.json": from_vocabulary(["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", *WORDS]).to_str().encode()}
 )
+
+encode = functools.partial(encode_with, cleaning=TWILBERT.name)
 
 
 def test_pairs_get_special_tokens_and_segments():

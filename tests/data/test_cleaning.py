@@ -6,7 +6,10 @@ import random
 
 import pytest
 
-from twilbert.data.cleaning import clean, drop_reason
+from twilbert.data.cleaning import FIRST, TWILBERT, named
+from twilbert.errors import UsageError
+
+clean, drop_reason = TWILBERT, TWILBERT.drop_reason
 
 
 @pytest.mark.parametrize(
@@ -66,3 +69,34 @@ def test_rt_goes_as_a_word_only_where_asked():
     assert clean("RT @ana: PARTE, RT!", remove_rt=True) == "user: PARTE, !"
     assert clean("RT @ana: RTL", remove_rt=True) == "user: RTL"
     assert clean("RT hola") == "RT hola"
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("hola @Jose\u0301 que\u0301", "hola user qué"),
+        ("@q\u0301ue dice", "user dice"),  # an accent without a composed letter
+        ("@ana\ufe0f hola", "user hola"),
+        ("&#64;Jose&#769; dice", "user dice"),
+        ("HTTPS://T.CO/AbC mira Http://x.es/a", "url mira url"),
+        ("t.co/AbC, (t.co/x) pic.twitter.com/AbC", "url (url url"),
+        ("vistopic.twitter.com/AbC1 PIC.TWITTER.COM/x", "vistourl url"),
+        ("mira:https://t.co/abc.Gracias", "mira:url"),
+        ("at.co/x es.t.co/x -t.co/x ana@t.co/x", "at.co/x es.t.co/x -t.co/x anauser.co/x"),
+        ("t.co y pic.twitter.com/ solos", "t.co y pic.twitter.com/ solos"),
+        ("\u200b\u200d \ufe0f", ""),
+        ("\u00ad\u2060", ""),
+        ("👍", "👍"),
+        ("!", "!"),
+    ],
+)
+def test_composed_characters_and_links_without_scheme(raw: str, cleaned: str):
+    assert clean(raw) == cleaned == clean(cleaned)
+
+
+def test_the_first_rules_stay_as_they_were():
+    first = named(FIRST)
+    assert first("HTTPS://x.es t.co/x Jose\u0301 \u200b") == "HTTPS://x.es t.co/x Jose\u0301 \u200b"
+    assert first("@Jose\u0301 https://t.co/x") == "user\u0301 url"
+    with pytest.raises(UsageError, match="cleaning 'twilbert-9': unknown; expected one of twilbert, "):
+        named("twilbert-9")

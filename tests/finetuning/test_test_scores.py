@@ -10,7 +10,9 @@ import torch
 
 from tests.make_tasks import write_rows, write_task
 from twilbert import finetune
+from twilbert.data.cleaning import TWILBERT
 from twilbert.finetuning import page, test_scores
+from twilbert.finetuning.data import TaskData
 from twilbert.finetuning.train import Evaluation, Outcome
 from twilbert.recipe import finetuning
 from twilbert.tasks.task import load_task
@@ -50,8 +52,9 @@ def scored(folder: Path, monkeypatch, rows, train=TRAIN, **settings) -> dict:
     evaluation = Evaluation(1, 1.0, 0.5, 0.1, 0.1, 1e-3, 1.0, 1.0, 0)
     dev = np.tile(np.float32([0.4, 0.6]), (len(train), 1))
     outcomes = [Outcome(seed, evaluation, [evaluation], dev, {"w": torch.zeros(1)}, False) for seed in (0, 1)]
-    nothing = None  # with given predictions, neither a model nor its rows are needed
-    scores = test_scores.score(nothing, task, nothing, finetuning.load(), outcomes).scores
+    nothing = None  # with given predictions, neither a model nor encoded rows are needed
+    text = {"remove_rt": task.remove_rt, "max_len": 9, "cleaning": TWILBERT.name}
+    scores = test_scores.score(nothing, task, TaskData(nothing, nothing, text), finetuning.load(), outcomes).scores
     return scores["test"] | {"seeds": [seed["test"] for seed in scores["seeds"]]}
 
 

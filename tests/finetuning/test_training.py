@@ -71,7 +71,12 @@ def test_accumulated_batches_of_different_sizes_count_by_their_samples(prepared,
 
     real, data = Weights.step, prepared.data
     ends = data.train.sequences.offsets
-    part = Sequences(data.train.sequences.ids[: ends[48]], ends[:49], data.train.sequences.seconds[:48])
+    part = Sequences(
+        data.train.sequences.ids[: ends[48]],
+        ends[:49],
+        data.train.sequences.seconds[:48],
+        data.train.sequences.blank[:48],
+    )
     few = dataclasses.replace(prepared, data=dataclasses.replace(data, train=Split(part, data.train.labels[:48])))
     whole, parts = gradients(48, 1), gradients(32, 2)
     for name, gradient in whole.items():
@@ -228,7 +233,9 @@ def test_a_fine_tuned_models_encoder_is_trained_on(prepared, tmp_path, capsys):
     outcome = train(prepared, "training.epochs=1")
     network = ClassificationModel(CONFIG, HeadConfig(("N", "P")))
     network.load_state_dict(outcome.state)
-    prepared.base.save(str(tmp_path / "model"), network, {"remove_rt": True, "max_len": 12}, {})
+    prepared.base.save(
+        str(tmp_path / "model"), network, {"remove_rt": True, "max_len": 12, "cleaning": "twilbert-1"}, {}
+    )
     base = load_base(str(tmp_path / "model"), "runs")
     assert "its encoder is trained on" in capsys.readouterr().err
     assert np.array_equal(base.weights["embeddings.token.weight"], outcome.state["encoder.embeddings.token.weight"])

@@ -24,6 +24,7 @@ from transformers import (
 import twilbert
 from tests.make_models import VOCABULARY, make_classifier, make_pretrained
 from tests.model.small import config
+from twilbert.data.cleaning import FIRST
 from twilbert.hub import modeling, remote_code
 from twilbert.hub.folder import (
     ModelFolder,
@@ -182,7 +183,7 @@ def test_a_new_head_to_start_from(tmp_path: Path):
     folder = ModelFolder.open(str(tmp_path / "c"))
     head, text = folder.head, folder.text
     assert head == HeadConfig(("no", "sí", "quizá"), pooling="avg")
-    assert text == {"remove_rt": False, "max_len": 16}
+    assert text == {"remove_rt": False, "max_len": 16, "cleaning": FIRST}
 
 
 def test_flags_make_it_multi_label(tmp_path: Path):

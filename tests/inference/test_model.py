@@ -7,17 +7,29 @@ import sys
 
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 import torch
 
 import twilbert
 from tests.make_models import CONFIG, make_classifier, make_pretrained
+from twilbert.data.tables import texts
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.hub.folder import ModelFolder
+from twilbert.inference import batch
+from twilbert.inference.model import Prediction
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.problems import MULTI, REGRESSION
 
-TEXTS = ["hola", "que tal no si w1 w2 w3", "w1", "@ana RT hola https://t.co/x", "", "w5 w6 !", "hola hola hola hola si"]
+TEXTS = [
+    "hola",
+    "que tal no si w1 w2 w3",
+    "w1",
+    "@ana RT hola https://t.co/x",
+    "!",
+    "w5 w6 !",
+    "hola hola hola hola si",
+]
 
 
 @pytest.fixture
@@ -63,6 +75,22 @@ def test_a_str_a_list_and_a_series_give_the_same(classifier):
     assert frame["predicted"].tolist() == [p.label for p in listed]
     assert frame["p_P"].tolist() == pytest.approx([p.probabilities["P"] for p in listed], abs=1e-6)
     assert model.predict([]) == []
+
+
+@pytest.mark.parametrize("nothing", ["", "  ", "…", "&nbsp;", "RT", "\u200b\u200d"])
+def test_a_text_of_which_nothing_is_left_has_no_label(nothing: str, tmp_path):
+    model = twilbert.load(make_classifier(tmp_path, HeadConfig(("N", "NEU", "P"))), "cpu", "fp32")
+    assert model.predict(nothing) == Prediction(None, {})
+    assert [one.label is None for one in model.predict(["hola", nothing])] == [False, True]
+    assert model.predict(pandas.Series([nothing, "hola"]))["p_N"].isna().tolist() == [True, False]
+    for pooling in ("cls", "tokens"):
+        first, second = model.embed(["hola", nothing], pooling)
+        assert np.isfinite(first).all() and np.isnan(second).all()
+    chunk = texts.checked(pyarrow.table({"text": ["hola", nothing]}), ["hola", nothing], None, {})
+    table = batch.results(model, chunk, batch.Job("m", None, "fp32", None, ""))
+    assert table["error"].to_pylist() == [None, "no text"] and table["predicted"].to_pylist()[1] is None
+    pair = model.predict(["hola", "hola", nothing], ["hola", nothing, "hola"])
+    assert [one.label is None for one in pair] == [False, True, True]
 
 
 def test_several_labels_and_a_regression(tmp_path):

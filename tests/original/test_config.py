@@ -10,6 +10,7 @@ import pytest
 from tests.model.small import config
 from tests.original.keras_files import finetuning_json, original_json
 from tests.places import GOLDEN
+from twilbert.data.cleaning import FIRST
 from twilbert.errors import UsageError
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.problems import MULTI
@@ -135,7 +136,7 @@ def test_what_a_fine_tuned_model_needs_beside():
     original = translate(content)
     assert original.is_finetuning
     assert HeadConfig.from_dict(original.head(3)) == head
-    assert original.text() == {"remove_rt": True, "max_len": 25}
+    assert original.text() == {"remove_rt": True, "max_len": 25, "cleaning": FIRST}
     with pytest.raises(UsageError, match=r"numbers its labels \[0, 1, 2\], the weight file has 4 outputs"):
         original.head(4)
     shuffled = translate(finetuning_json(SIZES, head, categories={"b": 1, "c": 2, "a": 0}))

@@ -40,7 +40,7 @@ def save(root: str, step: int, kill: tuple[int, str] | None = None) -> None:
     fragments = [Fragment(n, tuple(p.shape), 0, p.numel(), p, 0) for n, p in model.named_parameters()]
     store = Path(root).parent / f"store-{uuid.uuid4().hex}"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    saver = CheckpointSaver(run, recipe, config, 0, 1)
+    saver = CheckpointSaver(run, recipe, config, "twilbert-2", 0, 1)
     if kill is None:
         _note_order(Path(root).parent / "order.txt")
     else:

@@ -177,3 +177,20 @@ def test_every_original_setting_has_a_fate_that_exists():
 
 def test_no_key_of_the_originals_files_is_forgotten():
     assert set(json.loads((GOLDEN / "original_settings.json").read_text())) <= set(ORIGINAL_SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["corpus #1", "a: b", "2024", "1e5", "007", "true", "yes", "no", "@x", "*x", "&x", "- x", "[2020] tweets", "{x}",
+     "it's", "ñandú", "%20", "a=b", "a,b", "|x", "!x", " with space"],
+)  # fmt: skip
+def test_an_override_of_a_path_or_name_arrives_as_typed(typed: str):
+    assert loading.build({}, [f"corpus.path={typed}"]).corpus.path == typed
+    assert loading.build({}, [f'corpus.path="{typed}"']).corpus.path == typed
+
+
+def test_a_name_may_be_a_number_or_null():
+    with pytest.raises(UsageError, match=r"corpus\.path: None"):
+        loading.build({}, ["corpus.path=null"])
+    assert loading.build({}, ["run.name=2024"]).run.name == "2024"
+    assert loading.build({}, ["run.name=null"]).run.name is None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twilbert.data.cleaning import clean
+from twilbert.data.cleaning import named
 from twilbert.data.tokenizer.tokenizer import Tokenizer, gather
 from twilbert.model.special_tokens import CLS, PAD, SEP
 
@@ -29,6 +29,8 @@ class Sequences:
     """int64 [sequences + 1]."""
     seconds: np.ndarray
     """int64 [sequences]: tokens of the first segment, its [SEP] included."""
+    blank: np.ndarray
+    """int8 [sequences]: 1 where the first text has no token, 2 where only the second has none, else 0."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -56,9 +58,11 @@ def encode(
     pairs: Sequence[str] | None = None,
     *,
     max_len: int,
+    cleaning: str,
     remove_rt: bool = False,
 ) -> Sequences:
-    """Encode `texts`, or texts and their `pairs`; each text is cleaned and truncated to `max_len` tokens."""
+    """Encode texts, or texts and their `pairs`, cleaned by the rules `cleaning` and cut at `max_len` tokens each."""
+    clean = named(cleaning)
     firsts = [clean(text, remove_rt) for text in texts]
     seconds = None if pairs is None else [clean(text, remove_rt) for text in pairs]
     return encode_clean(tokenizer, firsts, seconds, max_len=max_len)
@@ -75,10 +79,17 @@ def encode_clean(
         second, second_offsets = tokenizer.encode_batch(pairs, max_len)
         parts.append(second)
         counts.append(np.diff(second_offsets))
-    return _with_special_tokens(parts, counts, seconds)
+    return _with_special_tokens(parts, counts, seconds, blanks(*(count == 0 for count in counts)))
 
 
-def _with_special_tokens(parts: list[np.ndarray], counts: list[np.ndarray], seconds: np.ndarray) -> Sequences:
+def blanks(first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
+    """Return `Sequences.blank` from which texts are empty, bool [sequences]."""
+    return np.where(first, 1, 0 if second is None else np.where(second, 2, 0)).astype(np.int8)
+
+
+def _with_special_tokens(
+    parts: list[np.ndarray], counts: list[np.ndarray], seconds: np.ndarray, blank: np.ndarray
+) -> Sequences:
     lengths = 1 + sum(count + 1 for count in counts)
     offsets = np.zeros(len(seconds) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -91,7 +102,7 @@ def _with_special_tokens(parts: list[np.ndarray], counts: list[np.ndarray], seco
         start = start + count
         ids[start] = SEP
         start = start + 1
-    return Sequences(ids, offsets, seconds)
+    return Sequences(ids, offsets, seconds, blank)
 
 
 def batches(sequences: Sequences, max_tokens: int) -> Iterator[Batch]:

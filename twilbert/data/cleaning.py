@@ -1,4 +1,9 @@
-"""Clean texts and drop poor pairs, by the original TWilBERT's rules.
+"""Named rules by which texts are cleaned, and the rules by which poor pairs are dropped.
+
+    raw text ─ Cleaning ─▶ what a model is fed: in prepare, and by the model's own record in finetune and predict
+
+A corpus records its rules by name and version, and so does every model; what 0.2.0 wrote records none and has
+`twilbert-1`. Rules that change what a text becomes get a new version beside the old one.
 
 Python's `re` instead of Arrow's regular expressions, whose word characters are ASCII: @José would become "useré".
 """
@@ -7,41 +12,162 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-_URL = re.compile(r"https?://\S+")
+from twilbert.errors import UsageError
+
+_SCHEME_LINK = re.compile(r"https?://\S+")
+# Also without scheme, as Twitter's own clients and scrapers copy links: pic.twitter.com is often stuck to a word.
+_LINK = re.compile(r"(?:https?://|pic\.twitter\.com/|(?<![\w.@-])t\.co/)\S+", re.IGNORECASE)
 _MENTION = re.compile(r"@+\w+")
+_MARKS = "\u0300-\u036f\ufe0e\ufe0f"  # combining accents, variation selectors
+_MARKED_MENTION = re.compile(rf"@+\w[\w{_MARKS}]*")
 _RETWEET = re.compile(r"\bRT\b")
-_PLACEHOLDERS = frozenset({"user", "url"})
+_INVISIBLE = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf", "Mn", "Me"})  # Unicode categories
 MIN_WORDS = 3  # a pair is kept when at least one side has this many
-
-# The rules as documentation in corpus.json and tokenizer folders.
-CLEANING: dict[str, str] = {
-    "entities": "HTML entities unescaped once",
-    "url": "https?://\\S+ -> url",
-    "mention": "@+\\w+ -> user",
-    "ellipsis": "U+2026 -> space",
-    "space": "white space collapsed to single spaces, none at the ends",
-}
+FIRST = "twilbert-1"
+"""The rules of everything that records none."""
 
 
-def clean(text: str, remove_rt: bool = False) -> str:
-    """Unescape entities, replace links by `url` and mentions by `user`, remove `…`, collapse white space.
+@dataclass(frozen=True)
+class Cleaning:
+    """Rules with a name; call it with a text."""
 
-    `remove_rt`, as in fine-tuning, removes the word RT too (the original also removed it inside words: PARTE, PA E).
-    Cleaning is idempotent, except for entities escaped more than once (`&amp;lt;`). Entities come first, so that
-    `&#64;ana` is a mention and `&amp;` part of a link.
+    name: str
+    """With a version: what corpora and models record."""
+    rules: Mapping[str, str]
+    """What is done, in order, for readers of the record."""
+    function: Callable[[str], str]
+    placeholders: frozenset[str]
+    """What mentions and links become."""
+    empties_invisible: bool = True
+    """Whether a text without a visible character becomes empty."""
+
+    def __call__(self, text: str, remove_rt: bool = False) -> str:
+        """Return the cleaned text, "" where nothing is left; `remove_rt`, as in fine-tuning, removes the word RT."""
+        text = self.function(text)
+        if remove_rt and "RT" in text:
+            text = " ".join(_RETWEET.sub(" ", text).split())
+        if self.empties_invisible and text and not text[0].isalnum() and _is_invisible(text):
+            return ""
+        return text
+
+    @property
+    def record(self) -> dict[str, str]:
+        """Name and rules, as corpora and tokenizers write them."""
+        return {"name": self.name, **self.rules}
+
+    def drop_reason(self, tweet: str, reply: str | None) -> str | None:
+        """Return why a cleaned pair (or, without `reply`, a single tweet) is dropped; None when it is kept.
+
+        `empty_tweet`: the tweet has no text. `only_mentions_and_links`: both sides are placeholders alone.
+        `too_short`: neither side has three words.
+        """
+        if not tweet:
+            return "empty_tweet"
+        if (
+            tweet.partition(" ")[0] in self.placeholders
+            and self.placeholders.issuperset(tweet.split())
+            and (reply is None or self.placeholders.issuperset(reply.split()))
+        ):
+            return "only_mentions_and_links"
+        # Cleaned text has one space between words, so spaces count words.
+        if tweet.count(" ") < MIN_WORDS - 1 and (reply is None or reply.count(" ") < MIN_WORDS - 1):
+            return "too_short"
+        return None
+
+
+def _is_invisible(text: str) -> bool:
+    return all(unicodedata.category(character) in _INVISIBLE for character in text)
+
+
+def _twilbert_1(text: str) -> str:
+    """The original's rules. Idempotent, except for entities escaped more than once (`&amp;lt;`).
+
+    Entities come first, so that `&#64;ana` is a mention and `&amp;` part of a link.
     """
     if "&" in text:
         text = html.unescape(text)
     if "://" in text:
-        text = _URL.sub("url", text)
+        text = _SCHEME_LINK.sub("url", text)
     if "@" in text:
         text = _MENTION.sub("user", text)
     if "…" in text:
         text = text.replace("…", " ")
-    if remove_rt and "RT" in text:
-        text = _RETWEET.sub(" ", text)
     return " ".join(text.split())
+
+
+def _twilbert_2(text: str) -> str:
+    """As `_twilbert_1`, of composed characters: a name's decomposed accents would stay behind its mention."""
+    if "&" in text:
+        text = html.unescape(text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    if "/" in text:
+        text = _LINK.sub("url", text)
+    if "@" in text:
+        text = _MARKED_MENTION.sub("user", text)
+    if "…" in text:
+        text = text.replace("…", " ")
+    return " ".join(text.split())
+
+
+def _none(text: str) -> str:
+    return " ".join(text.split())
+
+
+_SPACE = {"space": "white space collapsed to single spaces, none at the ends"}
+_BLANK = {"blank": "a text without a visible character is empty"}
+_ORIGINAL = {
+    "entities": "HTML entities unescaped once",
+    "url": "https?://\\S+ -> url",
+    "mention": "@+\\w+ -> user",
+    "ellipsis": "U+2026 -> space",
+    **_SPACE,
+}
+_COMPOSED = {
+    "entities": "HTML entities unescaped once",
+    "unicode": "NFC",
+    "url": "(https?://|pic.twitter.com/|t.co/)\\S+ in any case -> url",
+    "mention": "@+\\w+, with combining marks -> user",
+    "ellipsis": "U+2026 -> space",
+    **_SPACE,
+    **_BLANK,
+}
+_OURS = frozenset({"user", "url"})
+_VERSIONS = (
+    Cleaning(FIRST, _ORIGINAL, _twilbert_1, _OURS, empties_invisible=False),
+    Cleaning("twilbert-2", _COMPOSED, _twilbert_2, _OURS),
+    Cleaning("none-1", {**_SPACE, **_BLANK}, _none, frozenset()),
+)
+_BY_NAME = {cleaning.name: cleaning for cleaning in _VERSIONS}
+PRESETS = {cleaning.name.rpartition("-")[0]: cleaning for cleaning in _VERSIONS}
+"""The newest version of each set of rules, by its name without version."""
+TWILBERT = PRESETS["twilbert"]
+_WELL_KNOWN: dict[str, str] = {}
+
+
+def named(name: str) -> Cleaning:
+    """Return the rules of a preset ("twilbert": its newest version) or of a version ("twilbert-1"); UsageError."""
+    cleaning = PRESETS.get(name) or _BY_NAME.get(name)
+    if cleaning is None:
+        raise UsageError(f"cleaning {name!r}: unknown; expected one of {', '.join([*PRESETS, *_BY_NAME])}")
+    return cleaning
+
+
+def of_model(*names: str) -> Cleaning:
+    """Return what the users of an encoder fed it, by its name or hub id: of one that is not well known, `none`."""
+    for part, preset in _WELL_KNOWN.items():
+        if any(part in name.lower() for name in names):
+            return PRESETS[preset]
+    return PRESETS["none"]
+
+
+def recorded(record: Mapping[str, str]) -> Cleaning:
+    """Return the rules that a corpus or tokenizer records."""
+    return named(record.get("name", FIRST))
 
 
 def clean_as_original(text: str) -> str:
@@ -49,25 +175,5 @@ def clean_as_original(text: str) -> str:
 
     Entities come last, so that escaped links and mentions stay, and RT is removed inside words too (DEPORTIVOS).
     """
-    text = _MENTION.sub("user", _URL.sub("url", text)).replace("…", " ").replace("RT", " ").strip()
+    text = _MENTION.sub("user", _SCHEME_LINK.sub("url", text)).replace("…", " ").replace("RT", " ").strip()
     return " ".join(html.unescape(text).split())
-
-
-def drop_reason(tweet: str, reply: str | None) -> str | None:
-    """Return why a cleaned pair (or, without `reply`, a single tweet) is dropped; None when it is kept.
-
-    `empty_tweet`: the tweet has no text. `only_mentions_and_links`: both sides are `user` and `url` alone. `too_short`:
-    neither side has three words.
-    """
-    if not tweet:
-        return "empty_tweet"
-    if (
-        tweet[0] == "u"
-        and _PLACEHOLDERS.issuperset(tweet.split())
-        and (reply is None or _PLACEHOLDERS.issuperset(reply.split()))
-    ):
-        return "only_mentions_and_links"
-    # Cleaned text has one space between words, so spaces count words.
-    if tweet.count(" ") < MIN_WORDS - 1 and (reply is None or reply.count(" ") < MIN_WORDS - 1):
-        return "too_short"
-    return None

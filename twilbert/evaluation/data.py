@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twilbert import storage
-from twilbert.data.cleaning import clean
+from twilbert.data.cleaning import Cleaning
 from twilbert.data.corpus.corpus import INDEX_FILE, ROW_GROUP_ROWS, Corpus, read_shard
 from twilbert.data.encoded import format as encoded
 from twilbert.data.stream import rows as rows_of
@@ -32,8 +32,9 @@ Texts = tuple[list[str], list[str | None]]  # tweets and replies; None is a sing
 _PIECE_BYTES = 64 * 2**20
 
 
-def read_pairs(source: str, split: str = "valid") -> Iterator[Texts]:
-    """Yield the pairs of a corpus' split, or of raw files, cleaned; only lines that are no pairs are dropped.
+def read_pairs(source: str, clean: Cleaning, split: str = "valid") -> Iterator[Texts]:
+    """Yield the pairs of a corpus' split, as they are, or of raw files, cleaned by `clean`; only lines that are no
+    pairs are dropped.
 
     UsageError when `source` is neither.
     """
@@ -117,17 +118,17 @@ def chosen_samples(
     return next(packed.micro_batches())
 
 
-def read_texts(source: str, cleaning: Callable[[str], str] = clean) -> Iterator[list[str]]:
+def read_texts(source: str, cleaning: Callable[[str], str]) -> Iterator[list[str]]:
     """Yield lists of cleaned texts: each line of a text file (plain, gzip, zstd), "" where nothing is left.
 
     Of a corpus (its valid split) or of files of pairs (TSV, CSV, JSON lines, Parquet): tweets and replies in turn,
-    always cleaned by `clean`. UsageError when there is no such file.
+    never with the original's cleaning. UsageError when there is no such file.
     """
     path = storage.absolute(source)
     if holds_pairs(path):
-        if cleaning is not clean:
+        if not isinstance(cleaning, Cleaning):
             raise UsageError(f"{source}: pairs are read with this program's cleaning; give a text file of raw lines")
-        for texts in read_pairs(source):
+        for texts in read_pairs(source, cleaning):
             yield [side for pair in zip(*texts, strict=True) for side in pair if side is not None]
         return
     for lines in text_lines(path):
@@ -142,7 +143,7 @@ class OrderedRows(NamedTuple):
     labels: list[int]
 
 
-def read_ordered(source: str, cleaning: Callable[[str], str] = clean) -> OrderedRows:
+def read_ordered(source: str, cleaning: Callable[[str], str]) -> OrderedRows:
     """Read the rows FIRST, SECOND, LABEL of a TSV (never quoted), cleaned; a header is recognised.
 
     UsageError, with the line's number, for a line of another form, and when there are none.

@@ -22,7 +22,7 @@ import torch
 
 from twilbert import cli, outputs, storage
 from twilbert.data import batches as sequences
-from twilbert.data.cleaning import clean, clean_as_original
+from twilbert.data.cleaning import Cleaning, clean_as_original
 from twilbert.data.encoded.format import EncodedCorpus
 from twilbert.data.stream.masking import ROP_NONE, MaskingSettings
 from twilbert.data.stream.stream import evaluation_batches
@@ -39,7 +39,6 @@ from twilbert.tracking.metrics import METRICS_FILE, read_metrics
 
 _MICRO_BATCH_TOKENS = 8192
 SAMPLES = 12  # shown in a report
-_CLEANING = {"ours": clean, "original": clean_as_original}
 _ORDERS = ("tweet, reply", "reply, tweet")
 
 
@@ -51,12 +50,20 @@ class _Model:
     config: ModelConfig
     network: PretrainingModel
     tokenizer: Tokenizer
+    cleaning: Cleaning
     device: torch.device
 
     @classmethod
     def load(cls, name: str, device: str | None) -> _Model:
         folder, where = ModelFolder.open(find_model(name)), find_device(device)
-        return cls(folder.path, folder.config, folder.load_pretrained().to(where).eval(), folder.tokenizer, where)
+        return cls(
+            folder.path,
+            folder.config,
+            folder.load_pretrained().to(where).eval(),
+            folder.tokenizer,
+            folder.cleaning,
+            where,
+        )
 
 
 def evaluate_pairs(
@@ -83,11 +90,11 @@ def evaluate_pairs(
     loaded = _Model.load(model, device)
     settings = MaskingSettings(kind=masking)
     corpus = train or (data if storage.exists(storage.join(storage.absolute(data), "corpus.json")) else None)
-    read = heldout.read_pairs(corpus, "train") if corpus else heldout.read_pairs(data)
+    read = heldout.read_pairs(corpus or data, loaded.cleaning, "train" if corpus else "valid")
     counts = heldout.token_counts(read, loaded.tokenizer)
     with tempfile.TemporaryDirectory(prefix="twilbert-evaluate-") as scratch:
         encoded = heldout.encode_pairs(
-            heldout.read_pairs(data), loaded.tokenizer, max_len or loaded.config.max_len, scratch
+            heldout.read_pairs(data, loaded.cleaning), loaded.tokenizer, max_len or loaded.config.max_len, scratch
         )
         split = encoded.split("valid")
         reference = Frequencies(counts, settings)
@@ -113,7 +120,7 @@ def evaluate_pairs(
     }
     if examples:
         with storage.new_file(examples) as out:
-            _write_pairs(out, heldout.read_pairs(data), samples)
+            _write_pairs(out, heldout.read_pairs(data, loaded.cleaning), samples)
     if report:
         evaluation = page.PairEvaluation(scores, gathered, samples, counts, predictions, _curves(loaded.folder))
         _write(report, page.of_pairs(evaluation, loaded.tokenizer.token))
@@ -182,7 +189,7 @@ def evaluate_texts(
     rng, sampled, sums, counts = np.random.default_rng(seed), [], [], []
     with ExitStack() as stack:
         out = stack.enter_context(storage.new_file(examples)) if examples else None
-        for texts in heldout.read_texts(data, _CLEANING[cleaning]):
+        for texts in heldout.read_texts(data, loaded.cleaning if cleaning == "ours" else clean_as_original):
             ids, offsets = loaded.tokenizer.encode_batch(texts, max_len or loaded.config.max_len)
             values = likelihood.token_log_likelihoods(loaded.network, ids, offsets, loaded.device, _MICRO_BATCH_TOKENS)
             done = sum(map(len, counts))
@@ -249,7 +256,7 @@ def evaluate_orders(
 ) -> dict[str, Any]:
     """Score the reply order of pairs whose file gives it (FIRST, SECOND, 1 or 0); nothing is masked."""
     loaded = _Model.load(model, device)
-    rows = heldout.read_ordered(data, _CLEANING[cleaning])
+    rows = heldout.read_ordered(data, loaded.cleaning if cleaning == "ours" else clean_as_original)
     cut_at = max_len or loaded.config.max_len
     texts = sequences.encode_clean(loaded.tokenizer, rows.firsts, rows.seconds, max_len=cut_at)
     reply_second = pairs.reply_second(loaded.network, texts, loaded.device, _MICRO_BATCH_TOKENS)

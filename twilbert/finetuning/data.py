@@ -5,14 +5,16 @@ Letters: N samples, B of a batch, C labels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twilbert.data.batches import LENGTH_STEP, Batch, Sequences, padded
+from twilbert.data.cleaning import named
 from twilbert.errors import UsageError
 from twilbert.finetuning.encoders import Base
 from twilbert.model import task_losses
@@ -41,22 +43,24 @@ class TaskData:
 
     train: Split
     dev: Split
-    max_len: int
-    """Tokens of one text."""
+    text: Mapping[str, Any]
+    """How texts are cleaned and cut, by the keys of `hub.folder.TEXT_SETTINGS`."""
 
 
 def encode_task(base: Base, task: Task, recipe: FinetuneRecipe) -> TaskData:
     """Encode train and dev of a checked task; UsageError where the model has no positions for the recipe's max_len."""
     max_len = recipe.text.max_len or base.usual_text
+    cleaning = named(recipe.text.cleaning or base.cleaning).name
+    text = {"remove_rt": task.remove_rt, "max_len": max_len, "cleaning": cleaning}
     if max_len > base.longest_text:
         raise UsageError(f"text.max_len: {max_len} tokens, {base.name} takes {base.longest_text}; lower it")
 
     def split(name: Literal["train", "dev"]) -> Split:
         rows = read_split(task, name)
         assert rows.labels is not None
-        return Split(base.encode(rows.texts, rows.texts_b, max_len, task.remove_rt), rows.labels)
+        return Split(base.encode(rows.texts, rows.texts_b, text), rows.labels)
 
-    return TaskData(split("train"), split("dev"), max_len)
+    return TaskData(split("train"), split("dev"), text)
 
 
 def task_faults(recipe: FinetuneRecipe, task: Task, n_layers: int) -> list[str]:

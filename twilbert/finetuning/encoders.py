@@ -42,6 +42,8 @@ class TwilbertBase:
     config: ModelConfig
     weights: dict[str, np.ndarray]
     tokenizer: Tokenizer
+    cleaning: str
+    """The rules by which texts are cleaned, where the recipe does not say."""
 
     @property
     def hidden_size(self) -> int:
@@ -61,9 +63,9 @@ class TwilbertBase:
         """Tokens of one text where the recipe does not say."""
         return self.config.max_len
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_len: int, remove_rt: bool) -> Sequences:
-        """Return token ids and segments of cleaned texts, or pairs of texts."""
-        return batches.encode(self.tokenizer, texts, pairs, max_len=max_len, remove_rt=remove_rt)
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, text: Mapping[str, Any]) -> Sequences:
+        """Return token ids and segments of texts, or pairs of texts, cleaned and cut as `text` says."""
+        return batches.encode(self.tokenizer, texts, pairs, **text)
 
     def network(self, head: HeadConfig, settings: Encoder) -> nn.Module:
         """Return a new classifier, fp32, on the CPU; the head (and with settings.random the encoder) is drawn."""
@@ -105,6 +107,7 @@ class ThirdPartyBase:
     config: Any
     weights: dict[str, np.ndarray]
     tokenizer: Any
+    cleaning: str
     trust_remote_code: bool
     """Whether the code that it brings may run."""
 
@@ -124,9 +127,9 @@ class ThirdPartyBase:
     def usual_text(self) -> int:
         return min(_USUAL_LENGTH, self.longest_text)
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_len: int, remove_rt: bool) -> Sequences:
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, text: Mapping[str, Any]) -> Sequences:
         limit = encoders.longest(self.config, self.tokenizer)
-        return encoders.encode(self.tokenizer, texts, pairs, max_len=max_len, remove_rt=remove_rt, limit=limit)
+        return encoders.encode(self.tokenizer, texts, pairs, **text, limit=limit)
 
     def network(self, head: HeadConfig, settings: Encoder) -> nn.Module:
         config = type(self.config).from_dict(self.config.to_dict())
@@ -205,7 +208,7 @@ def load_base(name: str | None, runs: str, trust: Trust = False) -> Base:
     folder = ModelFolder.open(name, trust, any_encoder=True)
     if folder.is_fine_tuned:
         cli.say(f"model: {folder.path} is a fine-tuned model; its encoder is trained on, its head is replaced")
-    weights = _arrays(folder.load_encoder())
+    weights, cleaning = _arrays(folder.load_encoder()), folder.text["cleaning"]
     if folder.third_party:
-        return ThirdPartyBase(name, folder.config, weights, folder.tokenizer, trust is True)
-    return TwilbertBase(name, folder.config, weights, folder.tokenizer)
+        return ThirdPartyBase(name, folder.config, weights, folder.tokenizer, cleaning, trust is True)
+    return TwilbertBase(name, folder.config, weights, folder.tokenizer, cleaning)

@@ -28,7 +28,7 @@ from twilbert import cli, outputs, storage
 from twilbert.data import checksums
 from twilbert.devices import find_device
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.finetuning.data import TaskData
+from twilbert.finetuning.data import Split, TaskData
 from twilbert.finetuning.encoders import Base, sha256_of
 from twilbert.finetuning.train import Evaluation, Outcome, resolve_precision
 from twilbert.model.tensor_files import read_header
@@ -66,14 +66,19 @@ class _Ended:
 def identity(recipe: FinetuneRecipe, task: Task, base: Base, data: TaskData) -> dict[str, Any]:
     """Return, as JSON, what must be the same for the results of all seeds to be comparable."""
     device = find_device(recipe.training.device)
-    rows = [part for split in (data.train, data.dev) for part in (*vars(split.sequences).values(), split.labels)]
+    rows = [part for split in (data.train, data.dev) for part in _encoded(split)]
     return recipe.model_dump(mode="json", exclude={"tracking", "runs"}) | {
         "the task file": task.model_dump(mode="json", include=_OF_TASK),
-        "train and dev as encoded": sha256_of(*rows, data.max_len),
+        "train and dev as encoded": sha256_of(*rows, data.text["max_len"]),
         "the model's weights": base.digest(),
         "the device": device.type,
         "the precision": resolve_precision(recipe.training, device),
     }
+
+
+def _encoded(split: Split) -> tuple[np.ndarray, ...]:
+    sequences = split.sequences
+    return sequences.ids, sequences.offsets, sequences.seconds, split.labels
 
 
 @contextlib.contextmanager

@@ -66,6 +66,7 @@ def prepare(recipe: FinetuneRecipe, base: Base | None = None, *, trust_remote_co
     if faults:
         raise UsageError("\n".join([f"{task.name}: the recipe does not fit", *(f"  {fault}" for fault in faults)]))
     data = encode_task(base, task, recipe)
+    cli.say(f"{task.name}: texts are cleaned by the rules {data.text['cleaning']}; text.cleaning names others")
     build_loss(recipe, task, data.train.labels)  # imports a user's own loss and, next, head: faults are reported now
     new_network(base, recipe, task, recipe.training.seed)
     return Prepared(task, findings, base, data)
@@ -149,8 +150,7 @@ def score_and_write(
         _write_split(task, out, split)
     network = new_network(base, recipe, task, final.chosen.seed)
     network.load_state_dict(final.chosen.state)
-    text = {"remove_rt": task.remove_rt, "max_len": prepared.data.max_len}
-    base.save(storage.join(out, "model"), network, text, {"README.md": _card(results).encode()})
+    base.save(storage.join(out, "model"), network, prepared.data.text, {"README.md": _card(results).encode()})
     storage.write_bytes_atomic(storage.join(out, REPORT), page.of_run(task, results, final.splits).encode())
     storage.write_json_atomic(storage.join(out, RESULTS), results)
     return results

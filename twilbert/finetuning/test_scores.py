@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twilbert.data.cleaning import clean
+from twilbert.data.cleaning import named
 from twilbert.devices import find_device
 from twilbert.finetuning.data import TaskData
 from twilbert.finetuning.encoders import Base
@@ -61,7 +61,7 @@ def score(base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcom
         every = _test_probabilities(base, task, data, recipe, outcomes, test)
         splits.append(SplitPredictions("test", test, every[outcomes.index(chosen)]))
         if test.labels is not None:
-            scores["test"] = _test_scores(task, test, every, splits[1])
+            scores["test"] = _test_scores(task, data, test, every, splits[1])
             for entry, probabilities_NC in zip(scores["seeds"], every, strict=True):
                 entry["test"] = number(dev_score(task, test.labels, probabilities_NC))
     return FinalScores(scores, chosen, splits)
@@ -72,7 +72,7 @@ def _test_probabilities(
 ) -> list[np.ndarray]:
     device = find_device(recipe.training.device)
     bf16 = resolve_precision(recipe.training, device) == "bf16"
-    sequences = base.encode(test.texts, test.texts_b, data.max_len, task.remove_rt)
+    sequences = base.encode(test.texts, test.texts_b, data.text)
     every = []
     for outcome in outcomes:
         network = new_network(base, recipe, task, outcome.seed)
@@ -82,22 +82,25 @@ def _test_probabilities(
     return every
 
 
-def _test_scores(task: Task, test: Rows, every: list[np.ndarray], chosen: SplitPredictions) -> dict[str, Any]:
+def _test_scores(
+    task: Task, data: TaskData, test: Rows, every: list[np.ndarray], chosen: SplitPredictions
+) -> dict[str, Any]:
     """Mean and sd over seeds, the chosen model's interval, and all again without rows whose text is in train."""
     assert test.labels is not None
     scores = _spread([dev_score(task, test.labels, one) for one in every]) | _details(task, chosen)
-    train_texts = set(_cleaned(task, read_split(task, "train")))
-    is_new = np.array([texts not in train_texts for texts in _cleaned(task, test)])
+    train_texts = set(_cleaned(data, read_split(task, "train")))
+    is_new = np.array([texts not in train_texts for texts in _cleaned(data, test)])
     scores["rows_also_in_train"] = int((~is_new).sum())
     if is_new.any() and not is_new.all():
         scores["without_rows_in_train"] = _spread([dev_score(task, test.labels[is_new], one[is_new]) for one in every])
     return scores
 
 
-def _cleaned(task: Task, rows: Rows) -> list[tuple[str, ...]]:
+def _cleaned(data: TaskData, rows: Rows) -> list[tuple[str, ...]]:
     """Each row's text, or texts, as a model sees them."""
+    clean, remove_rt = named(data.text["cleaning"]), data.text["remove_rt"]
     sides = [rows.texts] if rows.texts_b is None else [rows.texts, rows.texts_b]
-    return list(zip(*([clean(text, task.remove_rt) for text in side] for side in sides), strict=True))
+    return list(zip(*([clean(text, remove_rt) for text in side] for side in sides), strict=True))
 
 
 def _details(task: Task, split: SplitPredictions) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
-from twilbert.data.cleaning import clean
+from twilbert.data.cleaning import TWILBERT as clean
 from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.tasks import metrics
 from twilbert.tasks.rows import Rows

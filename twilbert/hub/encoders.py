@@ -16,8 +16,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from twilbert import outputs, storage
-from twilbert.data.batches import Sequences
-from twilbert.data.cleaning import clean
+from twilbert.data.batches import Sequences, blanks
+from twilbert.data.cleaning import named
 from twilbert.data.tokenizer.tokenizer import STUCK, explained
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.hub import encoder_files
@@ -105,9 +105,17 @@ def layer_of(name: str, n_layers: int) -> int:
 
 
 def encode(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *, max_len: int, remove_rt: bool, limit: int
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    *,
+    max_len: int,
+    remove_rt: bool,
+    cleaning: str,
+    limit: int,
 ) -> Sequences:
     """Clean texts (and pairs) and return their ids; cut at `max_len` tokens each, `limit` in all."""
+    clean = named(cleaning)
     special = tokenizer.num_special_tokens_to_add(pairs is not None)
     most = min(limit, (1 if pairs is None else 2) * max_len + special)
     cleaned = [[clean(text, remove_rt) for text in side] for side in (texts, pairs) if side is not None]
@@ -121,7 +129,8 @@ def encode(
     ids = np.fromiter((token for ids in encoded["input_ids"] for token in ids), np.int64, int(offsets[-1]))
     types = encoded["token_type_ids"]
     seconds = np.array([one.index(1) if 1 in one else len(one) for one in types], np.int64)
-    return Sequences(ids, offsets, seconds)
+    empty = [np.array([not text for text in side], bool) for side in cleaned]
+    return Sequences(ids, offsets, seconds, blanks(*empty))
 
 
 class EncoderClassifier(nn.Module):

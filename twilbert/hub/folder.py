@@ -1,6 +1,6 @@
 """A model's folder: `ModelFolder.open` is the one way to read it, `save_model_folder` to write it.
 
-    config.json        sizes; of a fine-tuned model also "head" (`HeadConfig`) and "text": how texts are cleaned, cut
+    config.json        sizes; and "text": how texts are cleaned and cut; of a fine-tuned model "head" (`HeadConfig`)
     model.safetensors  weights
     tokenizer.json …   the tokenizer's files, where it has one
     *.py               the model's code, for transformers without this package
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from twilbert import outputs, storage
 from twilbert.data import batches
 from twilbert.data.batches import Sequences
+from twilbert.data.cleaning import FIRST, Cleaning, named, of_model
 from twilbert.data.tokenizer.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.hub import encoder_files, encoders, remote_code
@@ -40,8 +41,8 @@ RECIPE_NAME = "recipe.yaml"
 CARD_NAME = "README.md"
 PRETRAINED = "TWilBertForMaskedLM"
 CLASSIFIER = "TWilBertForSequenceClassification"
-TEXT_SETTINGS = {"remove_rt": bool, "max_len": int}
-"""Of a fine-tuned model: whether the word RT is removed from its texts, and their length in tokens."""
+TEXT_SETTINGS = {"remove_rt": bool, "max_len": int, "cleaning": str}
+"""Whether the word RT is removed from texts, their length in tokens, and the rules by which they are cleaned."""
 # Files of a model's folder that are no tokenizer's ("training.json": results of a fine-tuning).
 _NO_TOKENIZER_FILES = (CONFIG_NAME, WEIGHTS_NAME, RECIPE_NAME, "training.json", *remote_code.files(), CARD_NAME)
 
@@ -120,7 +121,7 @@ class ModelFolder:
     def _head_and_text(self) -> tuple[HeadConfig | None, dict[str, Any]]:
         if not self.is_fine_tuned:
             longest = encoders.longest(self.config, self.tokenizer) if self.third_party else self.config.max_len
-            return None, {"remove_rt": False, "max_len": longest}
+            return None, {"remove_rt": False, "max_len": longest, "cleaning": self._pretrained_cleaning()}
         file = storage.join(self.path, encoders.RECORD if self.third_party else CONFIG_NAME)
         values = read_record(file, dict[str, Any]) if self.third_party else self._values
         try:
@@ -128,6 +129,13 @@ class ModelFolder:
         except TwilbertError as error:
             raise type(error)(f"{file}: {error}") from error
         return head, _checked_text(file, values.get("text"))
+
+    def _pretrained_cleaning(self) -> str:
+        """The rules of a model that was only pre-trained: recorded, or those of a well-known encoder."""
+        text = self._values.get("text")
+        if isinstance(text, Mapping) and isinstance(text.get("cleaning"), str):
+            return named(text["cleaning"]).name
+        return of_model(self.name, str(self._values.get("_name_or_path"))).name if self.third_party else FIRST
 
     @property
     def head(self) -> HeadConfig | None:
@@ -210,6 +218,11 @@ class ModelFolder:
         text = self.text | {"max_len": min(self.text["max_len"], self.config.max_len)}
         return batches.encode(self.tokenizer, texts, pairs, **text)
 
+    @property
+    def cleaning(self) -> Cleaning:
+        """The rules by which its texts are cleaned."""
+        return named(self.text["cleaning"])
+
     def require_labels(self) -> HeadConfig:
         """Return the head; UsageError for a model that was only pre-trained."""
         if self.head is None:
@@ -249,17 +262,19 @@ def save_model_folder(
     *,
     head: HeadConfig | None = None,
     text: Mapping[str, Any] | None = None,
+    cleaning: str = FIRST,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a model's folder, whole or not at all; tensors keep their type.
 
     `tokenizer_folder`: its files are copied in, so that the folder loads alone; `head` and `text` (the keys of
-    TEXT_SETTINGS): of a fine-tuned model; `files`: others to write, by name. TwilbertError when `state_dict` is not
-    that of such a model; UsageError when `path` holds something.
+    TEXT_SETTINGS): of a fine-tuned model; `cleaning`: the rules of a pre-trained one; `files`: others to write, by
+    name. TwilbertError when `state_dict` is not that of such a model; UsageError when `path` holds something.
     """
     shapes = {name: tensor.shape for name, tensor in state_dict.items()}
     check_shapes("the model to save", empty_model(config, head), shapes)
-    settings = _transformers_config(config, head, text)
+    text = text if head is not None else {"remove_rt": False, "max_len": config.max_len, "cleaning": cleaning}
+    settings = _transformers_config(config, head, _checked_text("the model to save", text))
     tensors = {name: tensor.detach().contiguous() for name, tensor in state_dict.items()}
     with outputs.new_folder(path, "model") as folder:
         if tokenizer_folder is not None:
@@ -270,11 +285,9 @@ def save_model_folder(
         storage.write_bytes_atomic(storage.join(folder, CONFIG_NAME), settings.to_json_string().encode())
 
 
-def _transformers_config(
-    config: ModelConfig, head: HeadConfig | None, text: Mapping[str, Any] | None
-) -> TWilBertConfig:
+def _transformers_config(config: ModelConfig, head: HeadConfig | None, text: Mapping[str, Any]) -> TWilBertConfig:
     if head is None:
-        return TWilBertConfig.from_model_config(config, architectures=[PRETRAINED])
+        return TWilBertConfig.from_model_config(config, architectures=[PRETRAINED], text=text)
     return TWilBertConfig.from_model_config(
         config,
         architectures=[CLASSIFIER],
@@ -282,7 +295,7 @@ def _transformers_config(
         id2label=dict(enumerate(head.labels)),
         label2id={label: number for number, label in enumerate(head.labels)},
         head=head.to_dict(),
-        text=_checked_text("the model to save", text),
+        text=text,
     )
 
 
@@ -293,15 +306,24 @@ def _copy_tokenizer(source: str, target: str, settings: TWilBertConfig) -> None:
             storage.write_bytes_atomic(storage.join(target, name), storage.read_bytes(file))
     file = storage.join(target, CONFIG_FILE)
     if storage.exists(file):  # transformers cuts where the model's pairs end: two texts and three special tokens
-        longest = settings.max_len if settings.text is None else settings.text["max_len"]
-        storage.write_json_atomic(file, read_record(file, dict[str, Any]) | {"model_max_length": 2 * longest + 3})
+        assert settings.text is not None
+        longest = 2 * settings.text["max_len"] + 3
+        storage.write_json_atomic(file, read_record(file, dict[str, Any]) | {"model_max_length": longest})
 
 
 def _checked_text(source: str, text: Any) -> dict[str, Any]:
-    """`text` as a dict; TwilbertError unless it has the keys of TEXT_SETTINGS, of their types."""
+    """`text` as a dict; TwilbertError unless it has the keys of TEXT_SETTINGS, of their types.
+
+    What 0.2.0 wrote has no rules, which are the first ones.
+    """
+    text = {"cleaning": FIRST, **text} if isinstance(text, Mapping) else text
     for key, kind in TEXT_SETTINGS.items():
         if not isinstance(text, Mapping) or type(text.get(key)) is not kind:
             raise TwilbertError(f"{source}: text.{key} must be {kind.__name__}; the configuration is damaged")
     if text["max_len"] < 1:
         raise TwilbertError(f"{source}: text.max_len is {text['max_len']}, must be at least 1; it is damaged")
+    try:
+        named(text["cleaning"])
+    except UsageError as error:
+        raise TwilbertError(f"{source}: {error}; update twilbert, or restore the file") from error
     return {key: text[key] for key in TEXT_SETTINGS}

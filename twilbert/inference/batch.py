@@ -20,7 +20,7 @@ from twilbert.cluster.joining import wait_for_room
 from twilbert.cluster.ray_errors import user_errors
 from twilbert.cluster.ray_session import DATA_CPUS, ensure_ray
 from twilbert.data.tables.layout import TableFile
-from twilbert.data.tables.texts import Chunk, read
+from twilbert.data.tables.texts import Chunk, blank_text, read
 from twilbert.devices import usable_cores
 from twilbert.errors import UsageError
 from twilbert.inference import model as inference
@@ -55,20 +55,29 @@ def results(model: inference.Model, chunk: Chunk, job: Job) -> pa.Table:
     good = [number for number, error in enumerate(chunk.errors) if error is None]
     texts = [chunk.texts[i] or "" for i in good]
     pairs = None if chunk.pairs is None else [chunk.pairs[i] or "" for i in good]
-    # Where each row's result is among the good ones; null where it has none.
-    at = np.full(len(chunk.errors), -1)
-    at[good] = np.arange(len(good))
-    places = pa.array(at, mask=at < 0)
     if job.embeddings:
-        columns = {"embedding": _vectors(model.vectors(texts, pairs, job.embeddings), model, job.embeddings)}
+        vectors = model.vectors(texts, pairs, job.embeddings)
+        columns = {"embedding": _vectors(vectors, model, job.embeddings)}
+        blank = [not len(one) or bool(np.isnan(one.flat[0])) for one in vectors]
     else:
-        columns = _labels(model, model.scores(texts, pairs))
+        scores = model.scores(texts, pairs)
+        columns = _labels(model, scores)
+        blank = np.isnan(scores[:, 0]).tolist()
+    # Where each row's result is among the good ones; null where it has none.
+    clean, remove_rt = model.folder.cleaning, model.folder.text["remove_rt"]
+    errors, at = list(chunk.errors), np.full(len(chunk.errors), -1)
+    for place, row in enumerate(good):
+        if blank[place]:
+            errors[row] = blank_text(second=bool(clean(texts[place], remove_rt)))
+        else:
+            at[row] = place
+    places = pa.array(at, mask=at < 0)
     table = chunk.table
     for name, column in columns.items():
         if job.prefix + name in table.column_names:
             raise UsageError(f"the input already has a column {job.prefix + name!r}; choose other names with --prefix")
         table = table.append_column(job.prefix + name, column.take(places))
-    return table.append_column(f"{job.prefix}error", pa.array(chunk.errors, pa.string()))
+    return table.append_column(f"{job.prefix}error", pa.array(errors, pa.string()))
 
 
 def _labels(model: inference.Model, scores: np.ndarray) -> dict[str, pa.Array]:

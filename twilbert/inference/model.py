@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from twilbert.data import batches
-from twilbert.data.cleaning import clean
 from twilbert.devices import computes_bf16, find_device
 from twilbert.errors import UsageError
 from twilbert.hub.folder import ModelFolder, find_model
-from twilbert.model.classifier import POOLINGS, pool
+from twilbert.model.classifier import POOLINGS, HeadConfig, pool
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.model.special_tokens import CLS, MASK, SEP
@@ -50,17 +49,19 @@ def load(model: str, device: str | None = None, precision: str = "auto", trust_r
 class Prediction:
     """A fine-tuned model's prediction for one text."""
 
-    label: str | tuple[str, ...] | float
-    """The most probable class; of several labels those from THRESHOLD on; of a regression the value."""
+    label: str | tuple[str, ...] | float | None
+    """The most probable class; of several labels those from THRESHOLD on; of a regression the value; None where there
+    is no text."""
     probabilities: dict[str, float]
-    """By label; of several labels each one's own; empty for a regression."""
+    """By label; of several labels each one's own; empty for a regression, and where there is no text."""
 
 
 class Model:
     """A loaded model; `load` returns one. Texts may come as a str, a list of them, or a pandas Series.
 
     Results have the same form: for a str one result, for a list a list (or array), for a Series a DataFrame (or
-    Series) with its index. Texts are cleaned as in training; a text may be empty.
+    Series) with its index. Texts are cleaned by the model's own rules; one of which nothing is left has no label, and
+    nan for numbers, as it has an error in files.
     """
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str) -> None:
@@ -94,14 +95,15 @@ class Model:
         `pairs`: second texts, in the same form, for models fine-tuned on pairs. UsageError for a model that was only
         pre-trained, or for what is no text.
         """
+        head = self.folder.require_labels()
         one, first, index = _texts(texts)
         predictions = self.predictions(self.scores(first, _pairs(pairs, first)))
         if index is not None:
-            return _frame(predictions, index)
+            return _frame(predictions, () if head.problem == REGRESSION else head.labels, index)
         return predictions[0] if one else predictions
 
     def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
-        """Return float32 [texts, labels]: probabilities, or the values of a regression."""
+        """Return float32 [texts, labels]: probabilities, or the values of a regression; nan where there is no text."""
         head = self.folder.require_labels()
         network = self._network(self.dtype)
         out = np.empty((len(texts), head.size), np.float32)
@@ -109,25 +111,20 @@ class Model:
         def keep(rows: np.ndarray, input_ids: Tensor, segment_ids: Tensor, lengths: Tensor | None) -> None:
             out[rows] = network.probabilities(network(input_ids, segment_ids, lengths)).cpu().numpy()
 
-        self._each_batch(texts, pairs, keep)
+        out[self._each_batch(texts, pairs, keep) > 0] = np.nan
         return out
 
     def predictions(self, scores: np.ndarray) -> list[Prediction]:
         """Return `scores` [texts, labels] with the labels' names."""
         head = self.folder.require_labels()
-        if head.problem == REGRESSION:
-            return [Prediction(float(value), {}) for value in scores[:, 0]]
-        by_label = [dict(zip(head.labels, row, strict=True)) for row in scores.tolist()]
-        if head.problem == MULTI:
-            return [Prediction(tuple(label for label, p in row.items() if p >= THRESHOLD), row) for row in by_label]
-        best = scores.argmax(1).tolist()
-        return [Prediction(head.labels[number], row) for number, row in zip(best, by_label, strict=True)]
+        return [Prediction(None, {}) if math.isnan(row[0]) else _prediction(head, row.tolist()) for row in scores]
 
     def embed(self, texts: Any, pooling: str = "cls", pairs: Any = None) -> Any:
         """Return the texts' vectors: for a str [P], for a list [texts, P], for a Series a DataFrame of P columns.
 
         `pooling`: "cls" (first token), "avg", "max" (over all tokens, special ones too), P = H; "concat" of the three,
-        P = 3H; "tokens": float32 [tokens, H] with [CLS] and [SEP] for each text, in a list (Series: in a Series).
+        P = 3H; "tokens": float32 [tokens, H] with [CLS] and [SEP] for each text, in a list (Series: in a Series). Where
+        there is no text the vector is nan, or there are no tokens.
         UsageError for a third-party encoder.
         """
         one, first, index = _texts(texts)
@@ -159,8 +156,13 @@ class Model:
             for row, vector, count in zip(rows.tolist(), hidden.float().cpu().numpy(), counts, strict=True):
                 tokens[row] = vector[:count].copy()
 
-        self._each_batch(texts, pairs, keep)
-        return tokens if pooling == "tokens" else pooled
+        blank = np.flatnonzero(self._each_batch(texts, pairs, keep))
+        if pooling == "tokens":
+            for row in blank.tolist():
+                tokens[row] = tokens[row][:0]
+            return tokens
+        pooled[blank] = np.nan
+        return pooled
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
         """Return for each [MASK] of `text`, in order, its `top` most probable tokens with their probabilities.
@@ -170,7 +172,7 @@ class Model:
         network = self._network(self.exact_dtype)
         if not isinstance(network, PretrainingModel):
             raise UsageError(f"{self.folder.path}: a fine-tuned model fills no masks; load the model it was made from")
-        ids = [CLS, *self.tokenizer.encode_masked(clean(text))[: self.config.max_len], SEP]
+        ids = [CLS, *self.tokenizer.encode_masked(self.folder.cleaning(text))[: self.config.max_len], SEP]
         at = [position for position, token in enumerate(ids) if token == MASK]
         if not at:
             raise UsageError(
@@ -196,8 +198,11 @@ class Model:
         texts: Sequence[str],
         pairs: Sequence[str] | None,
         keep: Callable[[np.ndarray, Tensor, Tensor, Tensor | None], None],
-    ) -> None:
-        """Call `keep(rows, input_ids, segment_ids, lengths)` for every batch; lengths None where nothing is padded."""
+    ) -> np.ndarray:
+        """Call `keep(rows, input_ids, segment_ids, lengths)` for every batch; lengths None where nothing is padded.
+
+        Returns `Sequences.blank`.
+        """
         encoded = self.folder.encode(texts, pairs)
         size = _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS["cpu"])
         with torch.inference_mode():
@@ -206,6 +211,16 @@ class Model:
                 lengths = torch.from_numpy(batch.lengths) if padded else None  # the encoder reads them on the CPU
                 ids, segments = (torch.from_numpy(a).to(self.device) for a in (batch.input_ids, batch.segment_ids))
                 keep(batch.rows, ids, segments, lengths)
+        return encoded.blank
+
+
+def _prediction(head: HeadConfig, row: list[float]) -> Prediction:
+    if head.problem == REGRESSION:
+        return Prediction(row[0], {})
+    by_label = dict(zip(head.labels, row, strict=True))
+    if head.problem == MULTI:
+        return Prediction(tuple(label for label, p in by_label.items() if p >= THRESHOLD), by_label)
+    return Prediction(head.labels[int(np.argmax(row))], by_label)
 
 
 def _texts(texts: Any) -> tuple[bool, list[str], Any]:
@@ -234,8 +249,11 @@ def _pairs(pairs: Any, texts: list[str]) -> list[str] | None:
     return second
 
 
-def _frame(predictions: list[Prediction], index: Any) -> Any:
+def _frame(predictions: list[Prediction], labels: Sequence[str], index: Any) -> Any:
     import pandas
 
-    columns = [{"predicted": p.label, **{f"p_{name}": v for name, v in p.probabilities.items()}} for p in predictions]
+    columns = [
+        {"predicted": p.label, **{f"p_{name}": p.probabilities.get(name, math.nan) for name in labels}}
+        for p in predictions
+    ]
     return pandas.DataFrame(columns, index=index)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twilbert import storage
+from twilbert.data.cleaning import FIRST
 from twilbert.errors import UsageError
 from twilbert.model.problems import MULTI, SINGLE
 from twilbert.original.settings import ORIGINAL_SETTINGS
@@ -66,7 +67,11 @@ class OriginalConfig:
             longest = min(longest, 2 * one + 2)
         else:
             longest = min(_longest_bucket(self.values, ("representation.bucket_max_a",)) or one, one)
-        return {"remove_rt": bool(self.values.get("representation.preprocessing", True)), "max_len": longest}
+        return {
+            "remove_rt": bool(self.values.get("representation.preprocessing", True)),
+            "max_len": longest,
+            "cleaning": FIRST,
+        }
 
     def _labels(self, n_classes: int) -> list[str]:
         named = self.values.get("task.categories") or {}

@@ -43,8 +43,10 @@ class Snapshot:
 class CheckpointSaver:
     """One rank's part of writing checkpoints; every method but `written` is called by all ranks at the same step."""
 
-    def __init__(self, run: RunFolder, recipe: Recipe, config: ModelConfig, rank: int, world_size: int) -> None:
-        self._run, self._recipe, self._config = run, recipe, config
+    def __init__(
+        self, run: RunFolder, recipe: Recipe, config: ModelConfig, cleaning: str, rank: int, world_size: int
+    ) -> None:
+        self._run, self._recipe, self._config, self._cleaning = run, recipe, config, cleaning
         self._rank, self._world_size = rank, world_size
         self._host: dict[str, torch.Tensor] = {}  # fp32 buffers that are used again: fresh pages cost as much as a copy
         self._work: _Work | None = None
@@ -88,7 +90,8 @@ class CheckpointSaver:
         self, folder: str, snapshot: Snapshot, weights: Mapping[str, torch.Tensor]
     ) -> list[checkpoint.Written]:
         model = storage.join(folder, "model")
-        save_model_folder(model, self._config, weights, tokenizer_folder=self._recipe.corpus.tokenizer)
+        tokenizer = self._recipe.corpus.tokenizer
+        save_model_folder(model, self._config, weights, tokenizer, cleaning=self._cleaning)
         texts = {
             "state.json": json.dumps(snapshot.state, indent=1),
             "recipe.yaml": loading.dump(self._recipe),

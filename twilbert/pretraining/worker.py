@@ -66,7 +66,7 @@ class Worker:
         self.engine, self.optimizer = make_engine(recipe, model, job.precision, self.accumulation, world_size, device)
         if resumed is not None:
             self._restore(resumed)
-        self.saver = CheckpointSaver(job.run, recipe, self.config, rank, world_size)
+        self.saver = CheckpointSaver(job.run, recipe, self.config, job.encoded.cleaning, rank, world_size)
         self.saver.committed_step = self._reported_step = self.step if resumed is not None else None
         self.first_step = self.step
         self.tracker, self._trace = self._open_logs() if rank == 0 else (None, None)

@@ -17,6 +17,8 @@ SHIPPED = "finetune.yaml"
 class Text(Section):
     max_len: Width | None = None
     """Longest text in tokens, each of two; longer ones are cut. null = what the model was trained with."""
+    cleaning: str | None = None
+    """Rules by which texts are cleaned: twilbert, robertuito, cardiff, bertweet or none; null = the model's own."""
 
 
 class Encoder(Section):

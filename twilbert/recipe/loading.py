@@ -74,7 +74,7 @@ def validated(
         raise UsageError(
             f"{where}: expected sections ({', '.join(schema.model_fields)}), found a {type(values).__name__}"
         )
-    merged, faults = _merge(values, overrides)
+    merged, faults = _merge(values, overrides, schema)
     try:
         recipe = schema.model_validate(merged)
     except ValidationError as error:
@@ -99,7 +99,9 @@ def refuse_files(overrides: Sequence[str]) -> None:
             raise UsageError(f"{override}: a recipe file goes with --recipe: --recipe {override}")
 
 
-def _merge(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def _merge(
+    values: dict[str, Any], overrides: Sequence[str], schema: type[BaseModel]
+) -> tuple[dict[str, Any], list[str]]:
     """Return a copy of `values` with the overrides applied, and the overrides' faults."""
     merged, faults = copy.deepcopy(values), []
     for override in overrides:
@@ -118,10 +120,19 @@ def _merge(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, 
                 break
         else:
             try:
-                place[key] = parse_value(text, override)
+                place[key] = parse_value(text, override, is_text=_takes_text(schema, path))
             except UsageError as error:
                 faults.append(str(error))
     return merged, faults + _unfit_texts(merged)
+
+
+def _takes_text(schema: Any, path: str) -> bool:
+    """Return whether the field at a dotted path holds text (a path, a name) and nothing else but null."""
+    first, _, rest = path.partition(".")
+    field = getattr(schema, "model_fields", {}).get(first)
+    kinds = [] if field is None else [kind for kind in get_args(field.annotation) or [field.annotation]]
+    kinds = [kind for kind in kinds if kind is not type(None)]
+    return any(_takes_text(kind, rest) for kind in kinds) if rest else kinds == [str]
 
 
 def _unfit_texts(value: Any, path: str = "") -> list[str]:

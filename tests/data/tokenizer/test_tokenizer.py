@@ -14,7 +14,7 @@ import sentencepiece
 import tokenizers
 
 from tests.make_encoded import make_texts
-from twilbert.data.cleaning import clean
+from twilbert.data.cleaning import TWILBERT as clean
 from twilbert.data.tokenizer.sentencepiece import WHOLE_WORDS, encodes_words_alone, from_sentencepiece, text_normaliser
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError, UsageError

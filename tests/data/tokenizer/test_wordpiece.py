@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import places
-from twilbert.data.cleaning import clean
+from twilbert.data.cleaning import FIRST, named
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.data.tokenizer.wordpiece import LONGEST_WORD, save_wordpiece_folder
 from twilbert.errors import UsageError
@@ -50,6 +50,7 @@ def test_every_golden_text_has_the_originals_ids(tmp_path):
 
 
 def test_our_cleaning_is_the_originals_but_for_rt_inside_words():
+    clean = named(FIRST)
     applied = [row for row in golden_rows() if row["preprocess_applied"]]
     different = [row for row in applied if clean(row["text"], remove_rt=True) != row["preprocessed"]]
     assert len(applied) == 629 and len(different) == 8

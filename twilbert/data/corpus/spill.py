@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from twilbert import storage
-from twilbert.data.cleaning import clean, drop_reason
+from twilbert.data.cleaning import Cleaning
 from twilbert.data.corpus.corpus import SCHEMA
 from twilbert.data.tables import pairs
 
@@ -63,7 +63,7 @@ def in_valid(orig_hash: np.ndarray, threshold: int) -> np.ndarray:
 
 
 def spill_pairs(
-    stretches: Iterable[pairs.Pairs], index: int, folder: str, partitions: int, threshold: int
+    stretches: Iterable[pairs.Pairs], index: int, folder: str, partitions: int, threshold: int, cleaning: Cleaning
 ) -> PieceResult:
     """Clean and spill the pairs of one piece into `folder`."""
     result = PieceResult(index)
@@ -77,7 +77,7 @@ def spill_pairs(
         result.reasons.update(reason for _, reason in block.rejects)
         if block.blank:
             result.dropped["blank_line"] += block.blank
-        table = _cleaned(block, result.dropped)
+        table = _cleaned(block, result.dropped, cleaning)
         result.kept += table.num_rows
         orig, reply, texts = (table[name].to_numpy() for name in ("orig_hash", "reply_hash", "texts_hash"))
         held_out = in_valid(orig, threshold)
@@ -95,7 +95,7 @@ def spill_pairs(
     return result
 
 
-def _cleaned(block: pairs.Pairs, dropped: Counter[str]) -> pa.Table:
+def _cleaned(block: pairs.Pairs, dropped: Counter[str], clean: Cleaning) -> pa.Table:
     """The rows of a block that are not dropped, cleaned and hashed; counts the others in `dropped`."""
     orig_ids: list[str] = []
     tweets: list[str] = []
@@ -106,7 +106,7 @@ def _cleaned(block: pairs.Pairs, dropped: Counter[str]) -> pa.Table:
     ):
         tweet = clean(orig_text)
         reply = clean(reply_text) or None if reply_text is not None else None
-        reason = drop_reason(tweet, reply)
+        reason = clean.drop_reason(tweet, reply)
         if reason:
             dropped[reason] += 1
             continue

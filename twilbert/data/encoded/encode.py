@@ -14,6 +14,7 @@ from typing import Any
 
 from twilbert import outputs, storage
 from twilbert.cluster.ray_errors import user_errors
+from twilbert.data.cleaning import recorded
 from twilbert.data.corpus import corpus as corpora
 from twilbert.data.corpus.corpus import Corpus, Shard, read_shard
 from twilbert.data.encoded import format as layout
@@ -82,6 +83,7 @@ def encode_corpus(
             vocab_size=tokenizer.vocab_size,
             max_len=max_len,
             corpus=corpus.id,
+            cleaning=recorded(corpus.cleaning).name,
             shards={s: [_plain(entries[shard.file]) for shard in corpus.shards(s)] for s in corpus.splits},
         )
     return EncodedCorpus.open(target)

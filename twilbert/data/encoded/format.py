@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from twilbert import storage
 from twilbert.data import checksums
 from twilbert.data.checksums import Listed
+from twilbert.data.cleaning import FIRST
 from twilbert.data.tables.files import open_parquet
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.model.special_tokens import N_SPECIAL
@@ -104,6 +105,8 @@ class EncodedCorpus:
     vocab_size: int
     max_len: int
     splits: dict[str, Split]
+    cleaning: str = FIRST
+    """The rules by which the corpus' texts were cleaned."""
     path: str = ""
 
     @classmethod
@@ -205,7 +208,14 @@ def write_shard(path: str, tables: Iterable[pa.Table]) -> dict[str, Any]:
 
 
 def write_index(
-    path: str, *, tokenizer: str, vocab_size: int, max_len: int, corpus: str, shards: dict[str, list[dict[str, Any]]]
+    path: str,
+    *,
+    tokenizer: str,
+    vocab_size: int,
+    max_len: int,
+    corpus: str,
+    shards: dict[str, list[dict[str, Any]]],
+    cleaning: str = FIRST,
 ) -> None:
     """Write encoded.json, which completes the folder `path`; `shards` are the entries of `write_shard` by split."""
     splits = {}
@@ -220,6 +230,7 @@ def write_index(
         "vocab_size": vocab_size,
         "max_len": max_len,
         "corpus": corpus,
+        "cleaning": cleaning,
         "splits": splits,
     }
     checksums.write_json(storage.join(path, INDEX_FILE), index)

@@ -19,7 +19,7 @@ from twilbert.data.tables.layout import TableFile
 from twilbert.errors import UsageError
 
 _NAMES = ("text", "tweet", "texto", "sentence", "full_text", "tweet_text")
-_NO_TEXT = "no text"
+_SECOND = "second text: "
 
 
 @dataclass
@@ -95,7 +95,7 @@ def read(file: TableFile, rows: int) -> Iterator[Chunk]:
 def checked(table: pa.Table, texts: Sequence[Any], pairs: Sequence[Any] | None, faults: dict[int, str]) -> Chunk:
     """A chunk of texts that are usable, or the reason why they are not."""
     chunk = Chunk(table, [], None if pairs is None else [], [faults.get(row) for row in range(len(texts))])
-    for sides, usable, what in ((texts, chunk.texts, ""), (pairs, chunk.pairs, "second text: ")):
+    for sides, usable, what in ((texts, chunk.texts, ""), (pairs, chunk.pairs, _SECOND)):
         for row, value in enumerate(sides if sides is not None else ()):
             error = _text_fault(value)
             usable.append(value if error is None else None)  # pyright: ignore[reportOptionalMemberAccess]
@@ -103,10 +103,15 @@ def checked(table: pa.Table, texts: Sequence[Any], pairs: Sequence[Any] | None, 
     return chunk
 
 
+def blank_text(second: bool = False) -> str:
+    """Return why a row without a text, or with one of which cleaning leaves nothing, has no result."""
+    return f"{_SECOND if second else ''}no text"
+
+
 def _text_fault(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         return "not a text"
-    return _NO_TEXT if not value or value.isspace() else blocks.text_fault(value)
+    return blank_text() if not value or value.isspace() else blocks.text_fault(value)
 
 
 def holds_pairs(path: str) -> bool:

@@ -2,8 +2,9 @@ r"""Convert a SentencePiece model to a `tokenizers` tokenizer (tokenizer.json) w
 
     text ─ normaliser ─▶ ▁words ─ pre-tokeniser ─▶ one word at a time ─ BPE or unigram ─▶ ids
 
-- The file includes the cleaning that regular expressions can express (five entities, links, mentions, `…`, white
-  space), so that any program that reads the folder cleans alike; unescaping all of HTML stays in data/cleaning.py.
+- The file includes the corpus' cleaning where it is TWilBERT's and regular expressions can express it (five entities,
+  links, mentions, `…`, white space), so that any program that reads the folder cleans alike; unescaping all of HTML
+  stays in data/cleaning.py.
 - BPE: SentencePiece merges the neighbours whose union has the best score, the leftmost first. The same happens when
   every split of a piece into two known pieces is a merge, ordered by the piece's score.
 - Unigram: the same Viterbi search, but SentencePiece adds scores in float32: segmentations of equal score
@@ -21,12 +22,20 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from twilbert.data.cleaning import FIRST, TWILBERT
 from twilbert.model.special_tokens import SPECIAL_TOKENS
 
 WORD_MARK = "▁"
 WHOLE_WORDS = ("▁url", "▁user")
 _SPACE = r"[\s\x{1c}-\x{1f}]"  # what Python's str.split() takes as white space
 _WORD_CHARACTER = r"[\p{L}\p{N}_]"  # Python's \w; this library's own \w also takes combining marks
+_LINKS = {  # and mentions: what they become, by the name of the rules
+    FIRST: {r"https?://[^\s\x{1c}-\x{1f}]+": "url", rf"@+{_WORD_CHARACTER}+": "user"},
+    TWILBERT.name: {
+        rf"(?i:https?://|pic\.twitter\.com/|(?<!{_WORD_CHARACTER}|[.@-])t\.co/)[^\s\x{{1c}}-\x{{1f}}]+": "url",
+        rf"@+{_WORD_CHARACTER}(?:{_WORD_CHARACTER}|[\x{{300}}-\x{{36f}}\x{{fe0e}}\x{{fe0f}}])*": "user",
+    },
+}
 # The ampersand last: "&amp;lt;" is "&lt;" after one pass, not "<".
 _ENTITIES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#39;", "'"), ("&amp;", "&"))
 
@@ -43,19 +52,26 @@ TOKENIZER_CONFIG: dict[str, Any] = {
 }
 
 
-def text_normaliser(*, lowercase: bool = False, strip_accents: bool = False) -> normalizers.Sequence:
+def text_normaliser(
+    *, lowercase: bool = False, strip_accents: bool = False, cleaning: str = TWILBERT.name
+) -> normalizers.Sequence:
     """Return the normaliser of texts for training sentencepiece and comparing with it.
 
-    With both options off it changes nothing in cleaned text except entities escaped more than once and a literal ▁,
-    which becomes a space.
+    With both options off it changes nothing in text cleaned by the rules `cleaning`, except entities escaped more than
+    once and a literal ▁, which becomes a space.
     """
-    return normalizers.Sequence([*_cleaning(), *_folding(lowercase, strip_accents)])
+    return normalizers.Sequence([*_cleaning(cleaning), *_folding(lowercase, strip_accents)])
 
 
 def from_sentencepiece(
-    model: bytes, model_type: str, *, lowercase: bool = False, strip_accents: bool = False
+    model: bytes,
+    model_type: str,
+    *,
+    lowercase: bool = False,
+    strip_accents: bool = False,
+    cleaning: str = TWILBERT.name,
 ) -> Tokenizer:
-    """Convert a SentencePiece model ("bpe" or "unigram") that twilbert-vocab trained.
+    """Convert a SentencePiece model ("bpe" or "unigram") that twilbert-vocab trained on texts of the rules `cleaning`.
 
     It must have SPECIAL_TOKENS as ids 0..4, byte fallback and identity normalisation; ValueError otherwise.
     """
@@ -89,7 +105,9 @@ def from_sentencepiece(
     else:
         raise ValueError(f"model_type {model_type!r}: bpe or unigram")
     tokenizer = Tokenizer(core)
-    tokenizer.normalizer = normalizers.Sequence([*_cleaning(), *_folding(lowercase, strip_accents), *_marking()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [*_cleaning(cleaning), *_folding(lowercase, strip_accents), *_marking()]
+    )
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(WORD_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -109,15 +127,15 @@ def add_special_tokens(tokenizer: Tokenizer) -> None:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
 
 
-def with_cleaning(content: bytes, *, remove_rt: bool = False) -> bytes:
-    """Return a tokenizer.json with the cleaning rules in it, for programs without data/cleaning.py.
+def with_cleaning(content: bytes, cleaning: str, *, remove_rt: bool = False) -> bytes:
+    """Return a tokenizer.json with the rules `cleaning` in it, for programs without data/cleaning.py.
 
     `remove_rt` removes the word RT too, as in fine-tuning.
     """
     spec = json.loads(content)
     normalizer = spec.get("normalizer") or {"type": "Sequence", "normalizers": []}
     steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    ours = _as_json(_cleaning())
+    ours = _as_json(_cleaning(cleaning))
     if steps[: len(ours)] != ours:  # word pieces: ▁ is an ordinary character, and control characters would join words
         ours = ours[:-1] + _as_json([normalizers.Replace(Regex(f"{_SPACE}+"), " ")])
     if steps[: len(ours)] == ours:
@@ -159,19 +177,23 @@ def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
     ]
 
 
-def _cleaning() -> list[Any]:
-    """The steps of data/cleaning.py's `clean` as normalisers, in its order.
+def _cleaning(cleaning: str) -> list[Any]:
+    """The rules of data/cleaning.py as normalisers, in their order; of others than TWilBERT's none.
 
     The pre-tokeniser marks a text's start only where the first character is still the original one: a replacement of
     several characters there includes a space.
     """
+    mark = normalizers.Replace(WORD_MARK, " ")
+    if cleaning not in _LINKS:
+        return [mark]
+    composed = [] if cleaning == FIRST else [normalizers.NFC()]
     return [
         normalizers.Replace(Regex(r"\A&(?=(?:lt|gt|quot|#39|amp);)"), " &"),
         *(normalizers.Replace(entity, character) for entity, character in _ENTITIES),
-        normalizers.Replace(Regex(r"https?://[^\s\x{1c}-\x{1f}]+"), "url"),
-        normalizers.Replace(Regex(rf"@+{_WORD_CHARACTER}+"), "user"),
+        *composed,
+        *(normalizers.Replace(Regex(pattern), word) for pattern, word in _LINKS[cleaning].items()),
         normalizers.Replace("…", " "),
-        normalizers.Replace(WORD_MARK, " "),
+        mark,
     ]
 
 

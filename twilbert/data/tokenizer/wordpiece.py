@@ -14,7 +14,7 @@ import hashlib
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from twilbert import outputs, storage
-from twilbert.data.cleaning import CLEANING
+from twilbert.data.cleaning import FIRST, named
 from twilbert.data.tokenizer import tokenizer as runtime
 from twilbert.data.tokenizer.sentencepiece import TOKENIZER_CONFIG, add_special_tokens
 from twilbert.errors import UsageError
@@ -85,7 +85,7 @@ def save_wordpiece_folder(vocab_file: str, out: str) -> runtime.Tokenizer:
         "lowercase": True,
         "strip_accents": True,
         "byte_fallback": False,
-        "cleaning": CLEANING,
+        "cleaning": named(FIRST).record,
         runtime.SUM: hashlib.sha256(content).hexdigest(),
     }
     with outputs.new_folder(out, "convert") as folder:

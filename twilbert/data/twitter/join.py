@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twilbert import storage
+from twilbert.data.cleaning import Cleaning
 from twilbert.data.corpus.spill import PieceResult, append_rejects, read_partition, spill_pairs, write_partitions
 from twilbert.data.tables.blocks import Piece
 from twilbert.data.tables.pairs import Pairs
@@ -72,7 +73,7 @@ def _partition_of(ids: np.ndarray, partitions: int) -> np.ndarray:
 
 
 def join_dump(
-    pieces: list[Piece], folder: str, partitions: int, threshold: int, each: Each
+    pieces: list[Piece], folder: str, partitions: int, threshold: int, cleaning: Cleaning, each: Each
 ) -> tuple[list[DumpResult], list[PieceResult], dict[str, Any]]:
     """Join the pieces of a dump and spill the rows, cleaned, into `folder` as `spill_pairs` does.
 
@@ -82,7 +83,7 @@ def join_dump(
     read = each("read", functools.partial(spill_tweets, pieces, folder, partitions), len(pieces))
     spills = [name for result in read for name in result.spills]
     merged = each("equal ids merged", functools.partial(merge_tweets, folder, spills, partitions), partitions)
-    spill = functools.partial(spill_joined, folder, partitions, threshold)
+    spill = functools.partial(spill_joined, folder, partitions, threshold, cleaning)
     joined = each("joined and cleaned", spill, partitions)
     counts = {
         "tweets": sum(result.tweets for result in merged),
@@ -176,7 +177,7 @@ def _replies(partition: int) -> str:
     return f"replies-{partition:05d}.arrow"
 
 
-def spill_joined(folder: str, partitions: int, threshold: int, partition: int) -> JoinResult:
+def spill_joined(folder: str, partitions: int, threshold: int, cleaning: Cleaning, partition: int) -> JoinResult:
     """Join a partition's tweets with the replies to them, clean the rows and spill them."""
     tweets = read_partition(folder, [_merged(partition)], 0, _MERGED)
     replies = read_partition(folder, [_replies(number) for number in range(partitions)], partition, _MERGED)
@@ -190,7 +191,7 @@ def spill_joined(folder: str, partitions: int, threshold: int, partition: int) -
     singles = singles.filter(pa.array(~singles["has_replies"].to_numpy()))
     paired = replies.filter(pa.array(is_there))
     left = pa.concat_tables([tweets.take(pa.array(at[is_there])), singles])
-    rows = spill_pairs(_stretches(left, paired), partition, folder, partitions, threshold)
+    rows = spill_pairs(_stretches(left, paired), partition, folder, partitions, threshold, cleaning)
     return JoinResult(rows, paired.num_rows, absent.num_rows)
 
 
