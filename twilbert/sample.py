@@ -94,7 +94,7 @@ def sample_task(name: str, out: str, rows: int = 1_500, seed: int = 0, *, overwr
     with outputs.new_folder(target, "sample", overwrite=overwrite, before=(_INFO, *files.values())) as work:
         start = 0
         for split, file in files.items():
-            part = [task.delimiter.join(_header(task)), *lines[start : ends[split]]]
+            part = [(task.delimiter or "\t").join(_header(task)), *lines[start : ends[split]]]
             text = "\n".join(part) + "\n"
             storage.write_bytes_atomic(storage.join(work, file), text.encode())
             counts[split], start = ends[split] - start, ends[split]
@@ -118,7 +118,7 @@ def _lines(task: Task, drawn: LabelledTexts) -> list[str]:
         if columns.text_b is not None and drawn.texts_b is not None:
             cells[columns.text_b] = drawn.texts_b[row] or task.missing_text or ""
         cells |= _label_cells(task, drawn.labels[row])
-        lines.append(task.delimiter.join(cells.get(name, text) for name in _header(task)))
+        lines.append((task.delimiter or "\t").join(cells.get(name, text) for name in _header(task)))
     return lines
 
 

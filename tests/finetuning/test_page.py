@@ -22,7 +22,7 @@ def of_run(problem: str, text: str, *, pairs: bool) -> str:
     task = cast(Task, SimpleNamespace(name=text, title=text, labels=labels, problem=problem, metric=text))
     truths = {SINGLE: np.array([0, 1]), MULTI: np.array([[1, 0], [1, 1]], np.float32), REGRESSION: np.array([0.0, 1.0])}
     scores = {SINGLE: [[0.2, 0.8], [0.9, 0.1]], MULTI: [[0.2, 0.8], [0.9, 0.1]], REGRESSION: [[0.5], [0.25]]}
-    rows = Rows([text, text], [text, text] if pairs else None, truths[problem], ["1", "2"], {})
+    rows = Rows([text, text], [text, text] if pairs else None, truths[problem], ["1", "2"], {}, [2, 3])
     split = SplitPredictions("dev", rows, np.array(scores[problem], np.float32))
     one = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 1, "predicted": 1}
     results: dict[str, Any] = {

@@ -109,7 +109,7 @@ def test_all_faults_of_a_task_file_are_told_at_once(tmp_path: Path):
         ({"split": {"dev": 0.1}}, "split: files.dev is given"),
         ({"labels": ["P"]}, "leaves nothing to choose; give at least two"),
         ({"labels": ["P", "N", "P"]}, "['P'] given twice"),
-        ({"labels": ["P", True]}, "labels.1: True: value error, labels are compared as text: write it in quotes"),
+        ({"labels": ["P", True]}, "labels.1: True: labels are compared as text: write it in quotes"),
         ({"metric": "jaccard"}, "jaccard does not fit single_label_classification; use accuracy"),
         ({"metric": "stance_f1"}, "AGAINST, FAVOR not among labels (N, P)"),
         ({"class_metric": "Q"}, "class_metric: Q not among labels"),

@@ -163,7 +163,8 @@ def explain(fault: Any, schema: type[BaseModel]) -> str:
         return f"{dotted}: unknown key" + (f"; did you mean {hint}?" if hint else f"; known here: {', '.join(names)}")
     if fault["type"] == "missing":
         return f"{dotted}: missing"
-    message = fault["msg"][0].lower() + fault["msg"][1:]
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"{dotted}: {fault['input']!r:.200}: {message}"
 
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from twilbert.errors import UsageError
 from twilbert.model.problems import MULTI, REGRESSION
-from twilbert.tasks.rows import Rows, is_file, missing_message, read_split, read_test
+from twilbert.tasks.rows import Rows, read_split, read_test
+from twilbert.tasks.splits import conflicts
+from twilbert.tasks.tables import is_file, missing_message
 from twilbert.tasks.task import Task
 
 LONG = 10_000  # characters; such a text is kept, and cut in tokens
@@ -105,6 +107,8 @@ def _judge(task: Task, read: dict[str, Rows], found: Findings) -> None:
                 found.notices.append(f"{split}: {counts[what]:,} rows kept where {kept}")
         if split == "dev" and task.split is not None and not len(rows):
             found.faults.append(f"{task.path('train')}: too few rows to draw a dev of {task.split.dev}; add rows")
+    if notice := conflicts(task, {split: rows for split, rows in read.items() if split != "test"}):
+        found.notices.append(notice)
     if found.test_labelled is False:
         found.notices.append("test has no labels: predictions will be written instead of a score")
     if task.problem == REGRESSION:

@@ -33,17 +33,40 @@ _OF_PROBLEM = {
 
 def _as_text(value: Any) -> Any:
     """Labels are compared as they stand in the file, so 0 in YAML is the label "0"."""
-    if isinstance(value, bool | float):
-        raise ValueError("labels are compared as text: write it in quotes, as it stands in the files")
+    if isinstance(value, bool | float) or value is None:
+        example = "null" if value is None else str(value)
+        raise ValueError(
+            f'labels are compared as text: write it in quotes, as it stands in the files, e.g. "{example}"'
+        )
     return str(value) if isinstance(value, int) else value
 
 
+def _no_position(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError(
+            "columns go by the names in the header, not by position; where a file has no header, put one above it"
+        )
+    return value
+
+
+_NAMED_DELIMITERS = {
+    "\\t": "\\t", "tab": "\\t", "comma": ",", "semicolon": ";", "pipe": "|", "bar": "|", "space": " ",
+}  # fmt: skip
+
+
+def _one_character(value: Any) -> Any:
+    if isinstance(value, str) and (mark := _NAMED_DELIMITERS.get(value.lower())):
+        raise ValueError(f'write delimiter: "{mark}", in double quotes, or leave it out: it is looked for')
+    return value
+
+
 Label = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
+Column = Annotated[str, BeforeValidator(_no_position)]
 
 
 class Files(Section):
     train: str
-    """Training file, relative to the task's folder."""
+    """Training file, relative to the task's folder: TSV, CSV, JSON lines, Parquet, or TweetEval's train_text.txt."""
     dev: str | None = None
     """Development file; null = drawn from train, see split."""
     test: str | None = None
@@ -51,19 +74,20 @@ class Files(Section):
 
 
 class Columns(Section):
-    id: str | None = "ID"
+    id: Column | None = "ID"
     """Column of row identifiers; null = rows are numbered from 1."""
-    text: str = "TEXT"
+    text: Column = "TEXT"
     """Column of the text, or of the first of two."""
-    text_b: str | None = None
+    text_b: Column | None = None
     """Column of the second text; null = one text."""
-    label: str | tuple[str, ...] = "CLASS"
+    label: Column | tuple[Column, ...] = "CLASS"
     """Column of the label; a list = one column of 0 and 1 for each label, in their order (multi-label)."""
 
 
 class Split(Section):
     dev: float = Field(gt=0, lt=0.5)
-    """Share of train that serves as dev, drawn by a hash of the text within each label: equal texts stay together."""
+    """Share of train that serves as dev, drawn by a hash of the cleaned text, the labels' shares kept; texts that are
+    equal once cleaned stay together, whatever their labels."""
     seed: Index = 0
     """Which rows are drawn."""
 
@@ -76,10 +100,11 @@ class TaskFile(Section):
     folder: str | None = None
     """Folder of the data inside the data directory; null = the task's name. For registered tasks only."""
     files: Files
-    delimiter: str = Field(default="\t", min_length=1, max_length=1)
-    """One character between columns."""
-    quoting: Literal["none", "csv"] = "none"
-    """none: quotes are text, as in the original's files; csv: RFC 4180, cells may be quoted and hold line ends."""
+    delimiter: Annotated[str, BeforeValidator(_one_character), Field(min_length=1, max_length=1)] | None = None
+    """One character between columns; null = a tab, or what the file's header shows."""
+    quoting: Literal["none", "csv"] | None = None
+    """none: quotes are text, as in the original's files; csv: RFC 4180, cells may be quoted and hold line ends; null =
+    csv where delimiter is null and the header shows another separator than tabs, else none."""
     columns: Columns = Columns()
     header: tuple[str, ...] | None = None
     """All columns in the files' order, where there are more than those named; what is generated has them too."""
@@ -208,6 +233,8 @@ def _explained(error: ValidationError) -> list[str]:
     """Each fault once: pydantic tells those of `a | b` for each side."""
     found: dict[str, str] = {}
     for fault in error.errors():
+        if fault["type"] == "too_short" and any(fault["loc"] == other["loc"][:-1] for other in error.errors()):
+            continue  # of a list of faulty values
         key = ".".join(str(part) for part in fault["loc"][:2] if part != "constrained-str")
         found.setdefault(key, explain(fault, TaskFile))
     return list(found.values())
