@@ -9,7 +9,7 @@ import numpy as np
 from tests.make_finetuning import QUICK, make_base
 from tests.make_tasks import write_rows, write_task
 from twilbert import finetune
-from twilbert.data.cleaning import clean
+from twilbert.data.cleaning import TWILBERT as clean
 from twilbert.tasks.checks import validate
 from twilbert.tasks.rows import read_split
 from twilbert.tasks.task import Task, load_task

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twilbert.data.cleaning import clean
+from twilbert.data.cleaning import TWILBERT as clean
 from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.tasks.task import Task
 
