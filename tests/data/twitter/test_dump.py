@@ -47,6 +47,7 @@ FORMS: dict[str, tuple[str, str]] = {
     "v1.1, a line each": ("a.jsonl", lines(WHOLE, V1)),
     "v1.1, an array": ("a.json", json.dumps([WHOLE, V1], indent=1)),
     "v1.1, no name that says what it is": ("a.txt", lines(WHOLE, V1)),
+    "UTF-16, as PowerShell redirects": ("a.jsonl", "\ufeff" + lines(WHOLE, V1)),
     "v1.1, pages of a search": ("a.json", json.dumps({"statuses": [WHOLE, V1], "search_metadata": {"count": 2}})),
     "v1.1, a quoted tweet": ("a.jsonl", lines({**V1, "quoted_status": WHOLE})),
     "v1.1, ids as numbers": (
@@ -101,7 +102,8 @@ FORMS: dict[str, tuple[str, str]] = {
 def test_every_form_gives_the_same_tweets(case: str, is_packed: bool, tmp_path: Path):
     name, text = FORMS[case]
     path = tmp_path / (name + ".gz" * is_packed)
-    path.write_bytes(gzip.compress(text.encode()) if is_packed else text.encode())
+    data = text.encode("utf-16-le" if case.startswith("UTF-16") else "utf-8")
+    path.write_bytes(gzip.compress(data) if is_packed else data)
     assert sorted(rows(tweets_of(path))) == [TWEET, REPLY]
 
 
@@ -109,6 +111,20 @@ def test_parquet_is_a_table_too(tmp_path: Path):
     table = {"id": [A, B], "text": [LONG, "@ana pues sí"], "in_reply_to_status_id": [None, A], "likes": [1.5, None]}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     assert rows(tweets_of(tmp_path / "a.parquet")) == [TWEET, REPLY]
+
+
+def test_what_data_frames_write_for_no_id_is_none(tmp_path: Path):
+    nan = float("nan")
+    table = {
+        "id": [A, B],
+        "text": [LONG, "@ana pues sí"],
+        "retweeted_status_id": [nan, nan],
+        "quoted_status_id": [0, 0],
+    }
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text(f"id,text,in_reply_to_status_id,retweet_status_id\n{A},{LONG},nan,0\n")
+    assert rows(tweets_of(tmp_path / "a.parquet")) == [TWEET, (B, "@ana pues sí", 0)]
+    assert rows(tweets_of(tmp_path / "b.csv")) == [TWEET]
 
 
 RT = f"RT @ana: {LONG[:50]}…"
@@ -143,6 +159,8 @@ def test_retweets_without_the_id_of_the_tweet_stand_once(tmp_path: Path):
     info, made = make(tmp_path, path, form="twitter")
     assert [row["orig_text"] for row in made] == [LONG] and made[0]["orig_id"].startswith("t")
     assert info["twitter"]["retweets"] == 3
+    (tmp_path / "a.jsonl").write_text(lines({**V1, "full_text": "RT @ana: tecleado"}))
+    assert rows(tweets_of(tmp_path / "a.jsonl")) == [(B, "RT @ana: tecleado", A)]  # a reply is none
 
 
 def test_notices_are_counted_and_skipped(tmp_path: Path):
@@ -218,6 +236,14 @@ def test_what_is_no_dump_is_refused_at_the_start(name: str, text: str, message: 
         make(tmp_path, tmp_path / name, form="twitter")
     assert message in str(error.value) and "--format twitter" in str(error.value)
     assert not (tmp_path / "corpus").exists()
+
+
+def test_tweets_read_as_pairs_are_refused_with_the_option_that_reads_them(tmp_path: Path):
+    for case in ("v2, pages", "the archive", "twarc-csv"):
+        name, text = FORMS[case]
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UsageError, match=r"columns found: .*twilbert-prepare --format twitter"):
+            make(tmp_path, tmp_path / name)
 
 
 @pytest.mark.parametrize("cut", [-1, -2, -40])

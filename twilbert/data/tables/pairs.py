@@ -24,7 +24,8 @@ LOST_DIGITS = "an id in scientific notation or with decimals, which has lost dig
 _NO_TEXT = "an id or text that is neither text nor (ids) a whole number"
 _EXPECTED = (
     "expected ORIG_ID, ORIG_TEXT, REPLY_ID, REPLY_TEXT; name yours, e.g. --columns orig_text=parent reply_text=child, "
-    "or by position where there is no header: orig_id=1 orig_text=2; a dump of tweets is read with --format twitter"
+    "or by position where there is no header: orig_id=1 orig_text=2; tweets are joined to pairs by "
+    "twilbert-prepare --format twitter"
 )
 
 

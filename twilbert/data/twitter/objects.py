@@ -19,7 +19,7 @@ from twilbert.data.tables.pairs import LOST_DIGITS, NO_WHOLE_NUMBER, is_missing
 
 FIRST_MADE_ID = 2**63
 """Ids from here on stand for retweeted texts whose own ids the dump does not give; Twitter's are below."""
-_TEXTS = ("text", "full_text", "extended_tweet", "note_tweet")
+_TEXTS = frozenset(("text", "full_text", "extended_tweet", "note_tweet"))
 _LISTS = ("data", "statuses", "tweets")
 _PAGES = {*_LISTS, "includes", "users"}
 _NOTICES = {
@@ -66,8 +66,9 @@ def read_record(record: dict[str, Any], line: int, place: str, tweets: Tweets) -
                 tweets.notices += 1
             else:
                 _add(item, tweets)
-        except _FaultError as fault:
-            tweets.rejects.append((line, str(fault), f"{place}, {inner}".strip(", ")))
+        except (_FaultError, RecursionError) as fault:
+            reason = str(fault) if isinstance(fault, _FaultError) else "JSON nested too deeply"
+            tweets.rejects.append((line, reason, f"{place}, {inner}".strip(", ")))
 
 
 def _items(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -86,7 +87,7 @@ def _items(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _has_text(item: dict[str, Any]) -> bool:
-    return any(name in item for name in _TEXTS)
+    return not _TEXTS.isdisjoint(item)
 
 
 def _is_notice(item: dict[str, Any]) -> bool:
@@ -104,8 +105,8 @@ def _add(item: dict[str, Any], tweets: Tweets) -> None:
         tweets.retweets += 1
         _add(original, tweets)
         return
-    references = item.get("referenced_tweets") or ()
-    by_kind = {r.get("type"): r for r in references if isinstance(r, dict)} if isinstance(references, list) else {}
+    references = item.get("referenced_tweets")
+    by_kind = {str(r.get("type")): r for r in references if isinstance(r, dict)} if isinstance(references, list) else {}
     text = _text(item)
     own = _id_of(item)
     if not own:
@@ -117,7 +118,7 @@ def _add(item: dict[str, Any], tweets: Tweets) -> None:
         tweets.retweets += 1
         if not _has_text(retweeted):  # the whole text may stand elsewhere, and is longer
             _append(tweets, _id_of(retweeted), _RETWEET.sub("", text, count=1), 0)
-    elif text.startswith("RT @") and (prefix := _RETWEET.match(text)):
+    elif not reply_to and text.startswith("RT @") and (prefix := _RETWEET.match(text)):
         tweets.retweets += 1
         text = text[prefix.end() :]
         made = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -139,11 +140,11 @@ def _append(tweets: Tweets, own: int, text: str, reply_to: int) -> None:
 
 def _text(item: dict[str, Any]) -> str:
     """The fullest text of a tweet."""
-    for holder, name in ((item.get("extended_tweet"), "full_text"), (item.get("note_tweet"), "text")):
-        if isinstance(holder, dict) and isinstance(holder.get(name), str):
-            return _usable(holder[name])
+    for holder, name in (("extended_tweet", "full_text"), ("note_tweet", "text")):
+        if holder in item and isinstance(item[holder], dict) and isinstance(item[holder].get(name), str):
+            return _usable(item[holder][name])
     for name in ("full_text", "text"):
-        if isinstance(item.get(name), str):
+        if name in item and isinstance(item[name], str):
             return _usable(item[name])
     raise _FaultError("a tweet without text")
 
@@ -168,11 +169,16 @@ def _parent_of(item: dict[str, Any], replied_to: dict[str, Any] | None) -> int:
 
 
 def _first_id(*values: Any) -> int:
-    return next((number for value in values if value is not None and (number := tweet_id(value))), 0)
+    for value in values:
+        if value is not None and (number := tweet_id(value)):
+            return number
+    return 0
 
 
 def tweet_id(value: Any) -> int:
     """An id as an exact integer; 0: it is missing. Text may begin with the x that rtweet writes before ids."""
+    if isinstance(value, str) and len(value) < 19 and value.isascii() and value.isdigit():
+        return int(value)  # nearly all
     if isinstance(value, dict):
         value = value.get("$numberLong")  # MongoDB
     if isinstance(value, float) and math.isnan(value):

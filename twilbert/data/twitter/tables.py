@@ -70,7 +70,7 @@ def objects(block: Block, file: TableFile) -> Iterator[dict[str, Any]]:
                 ("quoted", quoted, quoted_text),
                 (source_type, source, source_text),
             )
-            if number is not None and not (isinstance(number, str) and is_missing(number))
+            if not _is_none(number)
         ]  # fmt: skip
         for part in _REFERENCE.findall(listed) if isinstance(listed, str) and listed else ():
             kind, number = _TYPE.search(part), _ID.search(part)
@@ -82,3 +82,8 @@ def objects(block: Block, file: TableFile) -> Iterator[dict[str, Any]]:
             "in_reply_to_status_id": reply_to,
             "referenced_tweets": references,
         }
+
+
+def _is_none(number: Any) -> bool:
+    """Whether a cell of ids is empty, or has what data frames write there: NaN, 0."""
+    return not number or number != number or (isinstance(number, str) and (is_missing(number) or number.strip() == "0"))
