@@ -33,7 +33,7 @@ from twilbert.data.corpus import spill as raw_spill
 from twilbert.data.corpus.corpus import FORMAT, INDEX_FILE, Shard, corpus_id
 from twilbert.data.tables import blocks, pairs
 from twilbert.data.tables.files import Source, sources
-from twilbert.data.tables.layout import DELIMITERS, TableFile
+from twilbert.data.tables.layout import TableFile
 from twilbert.data.twitter import dump, join
 from twilbert.errors import TwilbertError, UsageError
 
@@ -111,16 +111,7 @@ def _inspect(source: Source, columns: dict[str, str]) -> TableFile | None:
     if file is None:
         cli.say(f"{source.name}: empty, skipped")
         return None
-    notes = []
-    if file.format in ("tsv", "csv") and file.delimiter != ("," if file.format == "csv" else "\t"):
-        notes.append(f"columns are separated by a {DELIMITERS.get(file.delimiter, repr(file.delimiter))}")
-    if file.encoding != "utf-8":
-        notes.append(file.encoding.upper())
-    if pairs.makes_ids(file):
-        notes.append("no ids, they are made from the texts (equal texts, equal ids)")
-    elif not pairs.has_replies(file):
-        notes.append("no column of replies, single tweets")
-    if notes:
+    if notes := pairs.notes(file):
         cli.say(f"{source.name}: {'; '.join(notes)}")
     return file
 

@@ -73,15 +73,19 @@ def _has_no_data(file: TableFile) -> bool:
     return file.has_header and len(file.sample) == 1
 
 
-def makes_ids(file: TableFile) -> bool:
-    """Whether ids must be made from the texts, because the file has none."""
-    orig_id, _, reply_id, reply_text = file.columns
-    return orig_id not in file.names or (reply_text in file.names and reply_id not in file.names)
-
-
-def has_replies(file: TableFile) -> bool:
-    """Whether the file has a column of replies."""
-    return file.columns[3] in file.names
+def notes(file: TableFile) -> list[str]:
+    """What is unusual in the layout of a file of pairs, to be printed."""
+    orig_id, _, reply_id, reply_text = (name in file.names for name in file.columns)
+    notes = []
+    if file.format in ("tsv", "csv") and file.delimiter != ("," if file.format == "csv" else "\t"):
+        notes.append(f"columns are separated by a {layout.DELIMITERS.get(file.delimiter, repr(file.delimiter))}")
+    if file.encoding != "utf-8":
+        notes.append(file.encoding.upper())
+    if not orig_id or (reply_text and not reply_id):
+        notes.append("no ids, they are made from the texts (equal texts, equal ids)")
+    elif not reply_text:
+        notes.append("no column of replies, single tweets")
+    return notes
 
 
 def _positions(file: TableFile, renamed: Mapping[str, str]) -> list[str | None] | None:
