@@ -25,7 +25,7 @@ def run(
 
 
 def _show(results: Mapping[str, Any]) -> None:
-    from twilbert.finetuning.page import mean_and_sd, metric_name, score_with_spread
+    from twilbert.finetuning.page import YARDSTICK_HEADERS, mean_and_sd, metric_name, score_with_spread, yardstick_rows
 
     rows = [
         [split, metric_name(results), score_with_spread(results.get(split)), _rows(results, split)]
@@ -36,6 +36,9 @@ def _show(results: Mapping[str, Any]) -> None:
         count = results["test"]["rows"] - results["test"]["rows_also_in_train"]
         rows.append(["test without texts of train", metric_name(results), mean_and_sd(new_texts), f"{count:,}"])
     cli.table([results["task"], "metric", "score", "rows"], rows)
+    if compared := yardstick_rows(results):
+        print()
+        cli.table(YARDSTICK_HEADERS, compared)
 
 
 def _rows(results: Mapping[str, Any], split: str) -> str:
@@ -94,8 +97,11 @@ def _command(args: argparse.Namespace) -> str:
         print(f"# model: {prepared.base.name}; {train:,} train and {dev:,} dev rows; would write {out}")
         return f"{recipe.task}: task, model and recipe fit; nothing was trained"
     results = run(recipe, out, overwrite=args.overwrite, trust_remote_code=args.trust_remote_code)
+    from twilbert.finetuning.page import not_ahead
+
     _show(results)
-    return f"model in {out}/model; results.json, report.html, predictions, errors in {out}"
+    warning = f"{text}; " if (text := not_ahead(results)) else ""
+    return f"{warning}model in {out}/model; results.json, report.html, predictions, errors in {out}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -136,7 +136,7 @@ def test_adamw_is_the_papers_with_decay_of_matrices_alone(prepared):
 
 def test_a_block_that_layers_share_learns_as_the_last_of_them(prepared):
     shared = dataclasses.replace(CONFIG, n_encoders=4, cross_sharing=True)
-    base = TwilbertBase("shared", shared, {}, prepared.base.tokenizer)
+    base = TwilbertBase("shared", shared, {}, prepared.base.tokenizer, prepared.base.cleaning)
     assert base.layer_of("encoder.blocks.0.attention.out.weight") == 3
     assert base.layer_of("encoder.embeddings.token.weight") == -1 and base.layer_of("classifier.bias") == 4
 

@@ -13,6 +13,7 @@ from twilbert.report import html
 from twilbert.report.charts import Series, line_chart
 from twilbert.report.html import Tile
 from twilbert.tasks import metrics
+from twilbert.tasks.comparison import AHEAD
 from twilbert.tasks.task import Task
 
 _MOST_CONFUSED = 12  # labels up to which a confusion matrix is drawn
@@ -29,6 +30,8 @@ def of_run(task: Task, results: Mapping[str, Any], splits: Sequence[SplitPredict
         results=results,
         tiles=_tiles(results),
         curves=[line_chart(name, _lines(results["seeds"], key), "epoch", unit) for name, key, unit in charts],
+        yardstick_headers=YARDSTICK_HEADERS,
+        yardsticks=yardstick_rows(results),
         splits=[_split(task, split, results[split.name]) for split in splits if split.rows.labels is not None],
         settings=[
             [key, "null" if value is None else str(value)] for key, value in flattened(results["recipe"]).items()
@@ -54,6 +57,36 @@ def score_with_spread(scores: Mapping[str, Any] | None) -> str:
     if interval["low"] is None:
         return mean_and_sd(scores)
     return f"{mean_and_sd(scores)} [{interval['low']:.4f}, {interval['high']:.4f}]"
+
+
+YARDSTICK_HEADERS = ("compared with", "split", "its score", "difference", "verdict")
+
+
+def yardstick_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Return the model's comparison with each yardstick, under YARDSTICK_HEADERS; none for results of 0.2."""
+    return [
+        [one["name"], one["split"], _figure(one["score"]), difference_text(one), one["verdict"]]
+        for one in results.get("yardsticks", [])
+    ]
+
+
+def difference_text(comparison: Mapping[str, Any]) -> str:
+    """Return e.g. +0.0312 [+0.0105, +0.0520]: the model's score less the other's, and its 95 % interval."""
+    if comparison["difference"] is None or comparison["low"] is None:
+        return "–"
+    return f"{comparison['difference']:+.4f} [{comparison['low']:+.4f}, {comparison['high']:+.4f}]"
+
+
+def not_ahead(results: Mapping[str, Any]) -> str:
+    """Return a sentence that names the yardsticks that the model is not ahead of; "" where it is ahead of all."""
+    others = [one for one in results.get("yardsticks", []) if one["verdict"] != AHEAD]
+    return "; ".join(
+        f"NOT AHEAD of the {one['name']} on {one['split']} ({one['verdict']}: {difference_text(one)})" for one in others
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def mean_and_sd(scores: Mapping[str, Any]) -> str:

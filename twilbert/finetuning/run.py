@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from twilbert import __version__, cli, storage
@@ -19,7 +19,7 @@ from twilbert.finetuning import page, resume, test_scores
 from twilbert.finetuning.data import TaskData, encode_task, task_faults
 from twilbert.finetuning.encoders import Base, load_base, short_name
 from twilbert.finetuning.predictions import SplitPredictions, row_record, worst_errors
-from twilbert.finetuning.test_scores import Scores
+from twilbert.finetuning.test_scores import AgainstYardstick, Scores
 from twilbert.finetuning.train import Evaluation, Outcome, build_loss, new_network, resolve_precision, train
 from twilbert.hub.card import code, plain
 from twilbert.model.problems import SINGLE
@@ -105,6 +105,7 @@ class _Results:
     counts: dict[str, Any]
     dev: Scores
     test: Scores | None = None
+    yardsticks: list[AgainstYardstick] = field(default_factory=list)  # none in those of 0.2
 
 
 def read_results(out: str) -> dict[str, Any]:

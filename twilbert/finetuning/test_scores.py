@@ -15,12 +15,15 @@ from twilbert.devices import find_device
 from twilbert.finetuning.data import TaskData
 from twilbert.finetuning.encoders import Base
 from twilbert.finetuning.predictions import SplitPredictions
-from twilbert.finetuning.train import Outcome, dev_score, logits, new_network, resolve_precision
+from twilbert.finetuning.train import Outcome, dev_score, logits, new_network, predictions, resolve_precision
+from twilbert.finetuning.yardstick import Yardstick, yardsticks
 from twilbert.model.classifier import probabilities
 from twilbert.model.problems import REGRESSION
 from twilbert.recipe.finetuning import FinetuneRecipe
 from twilbert.tasks import metrics
+from twilbert.tasks.comparison import paired_bootstrap
 from twilbert.tasks.rows import Rows, read_split, read_test
+from twilbert.tasks.splits import cleaned_texts
 from twilbert.tasks.task import Task
 
 
@@ -56,14 +59,19 @@ def score(base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcom
         "seeds": [_of_seed(outcome) for outcome in outcomes],
         "chosen_seed": chosen.seed,
     }
+    train, compared, of_seeds = read_split(task, "train"), splits[0], [outcome.probabilities for outcome in outcomes]
     test = read_test(task)
     if test is not None:
         every = _test_probabilities(base, task, data, recipe, outcomes, test)
         splits.append(SplitPredictions("test", test, every[outcomes.index(chosen)]))
         if test.labels is not None:
-            scores["test"] = _test_scores(task, data, test, every, splits[1])
+            scores["test"] = _test_scores(task, data, train, test, every, splits[1])
             for entry, probabilities_NC in zip(scores["seeds"], every, strict=True):
                 entry["test"] = number(dev_score(task, test.labels, probabilities_NC))
+            compared, of_seeds = splits[1], every
+    scores["yardsticks"] = [
+        _against(task, one, compared, of_seeds) for one in yardsticks(task, train, splits[0].rows, data.text)
+    ]
     return FinalScores(scores, chosen, splits)
 
 
@@ -83,12 +91,12 @@ def _test_probabilities(
 
 
 def _test_scores(
-    task: Task, data: TaskData, test: Rows, every: list[np.ndarray], chosen: SplitPredictions
+    task: Task, data: TaskData, train: Rows, test: Rows, every: list[np.ndarray], chosen: SplitPredictions
 ) -> dict[str, Any]:
     """Mean and sd over seeds, the chosen model's interval, and all again without rows whose text is in train."""
     assert test.labels is not None
     scores = _spread([dev_score(task, test.labels, one) for one in every]) | _details(task, chosen)
-    train_texts = set(_cleaned(data, read_split(task, "train")))
+    train_texts = set(_cleaned(data, train))
     is_new = np.array([texts not in train_texts for texts in _cleaned(data, test)])
     scores["rows_also_in_train"] = int((~is_new).sum())
     if is_new.any() and not is_new.all():
@@ -97,10 +105,22 @@ def _test_scores(
 
 
 def _cleaned(data: TaskData, rows: Rows) -> list[tuple[str, ...]]:
-    """Each row's text, or texts, as a model sees them."""
-    clean, remove_rt = named(data.text["cleaning"]), data.text["remove_rt"]
-    sides = [rows.texts] if rows.texts_b is None else [rows.texts, rows.texts_b]
-    return list(zip(*([clean(text, remove_rt) for text in side] for side in sides), strict=True))
+    return cleaned_texts(rows, named(data.text["cleaning"]), data.text["remove_rt"])
+
+
+def _against(task: Task, one: Yardstick, split: SplitPredictions, of_seeds: Sequence[np.ndarray]) -> dict[str, Any]:
+    """A yardstick's scores, and the trainings' comparison with it on test, or on dev where test has no labels."""
+    predicted, truths = one.predict(split.rows), split.truths(task)
+    score = metrics.score(truths, predicted, task.metric, average=task.averaging, labels=task.metric_labels)
+    comparison = paired_bootstrap(
+        truths, [predictions(task.problem, each) for each in of_seeds], [predicted], task.metric,
+        average=task.averaging, labels=task.metric_labels,
+    )  # fmt: skip
+    figures = {key: number(value) for key, value in asdict(comparison).items()}
+    return {
+        "name": one.name, "settings": one.settings, "seconds": round(one.seconds, 2), "dev": number(one.dev),
+        "split": split.name, "score": number(score), **figures, "verdict": comparison.verdict(),
+    }  # fmt: skip
 
 
 def _details(task: Task, split: SplitPredictions) -> dict[str, Any]:
@@ -142,6 +162,19 @@ class Scores(Spread):
     interval: _Interval
     rows_also_in_train: int = 0
     without_rows_in_train: Spread | None = None
+
+
+@dataclass(frozen=True)
+class AgainstYardstick:
+    """The comparison with a yardstick in results.json: the entries that are read."""
+
+    name: str
+    split: str
+    score: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    verdict: str
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

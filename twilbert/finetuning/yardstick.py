@@ -6,7 +6,7 @@ Trained on the same rows and cleaning as the encoder, tuned on dev, in seconds o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,15 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
-from twilbert.data.cleaning import TWILBERT as clean
+from twilbert.data.cleaning import named
 from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.tasks import metrics
 from twilbert.tasks.rows import Rows
+from twilbert.tasks.splits import cleaned_texts
 from twilbert.tasks.task import Task
 
 LINEAR, MAJORITY = "TF-IDF + linear model", "majority class"
-_STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # inverse regularisation
+_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)  # inverse regularisation
 _FEATURES = 300_000  # most frequent word and character n-grams of each kind
 
 
@@ -40,17 +41,17 @@ class Yardstick:
     predict: Callable[[Rows], np.ndarray]
 
 
-def yardsticks(task: Task, train: Rows, dev: Rows) -> list[Yardstick]:
-    """Return the linear model that is best on dev, and for labels the majority class."""
-    found = [_linear(task, train, dev)]
+def yardsticks(task: Task, train: Rows, dev: Rows, text: Mapping[str, Any]) -> list[Yardstick]:
+    """Return the linear model that is best on dev, and for labels the majority class; `text`: "cleaning", "remove_rt"."""
+    found = [_linear(task, train, dev, text)]
     return found if task.problem == REGRESSION else [*found, _majority(task, train, dev)]
 
 
 class _Features:
     """TF-IDF of word 1- and 2-grams and character 2- to 5-grams within words, of each text."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    def __init__(self, text: Mapping[str, Any]) -> None:
+        self._text = text
         self._vectorizers: list[TfidfVectorizer] = []
 
     def fit(self, rows: Rows) -> Any:
@@ -73,13 +74,15 @@ class _Features:
         return sparse.hstack(parts, format="csr")
 
     def _sides(self, rows: Rows) -> list[list[str]]:
-        sides = [rows.texts] if rows.texts_b is None else [rows.texts, rows.texts_b]
-        return [[clean(text, self._task.remove_rt) for text in side] for side in sides]
+        return [
+            list(side)
+            for side in zip(*cleaned_texts(rows, named(self._text["cleaning"]), self._text["remove_rt"]), strict=True)
+        ]
 
 
-def _linear(task: Task, train: Rows, dev: Rows) -> Yardstick:
+def _linear(task: Task, train: Rows, dev: Rows, text: Mapping[str, Any]) -> Yardstick:
     began = time.monotonic()
-    features = _Features(task)
+    features = _Features(text)
     x_train, x_dev = features.fit(train), features(dev)
     truths, dev_truths = _labels(task, train), _labels(task, dev)
     best: tuple[float, str, Any] | None = None
@@ -89,8 +92,10 @@ def _linear(task: Task, train: Rows, dev: Rows) -> Yardstick:
         if metrics.better(task.metric, score, None if best is None else best[0]):
             best = score, settings, model
     assert best is not None
-    chosen = best[2]
-    return Yardstick(LINEAR, best[1], best[0], time.monotonic() - began, lambda rows: chosen.predict(features(rows)))
+    chosen: Any = best[2]
+    return Yardstick(
+        LINEAR, best[1], best[0], time.monotonic() - began, lambda rows: np.asarray(chosen.predict(features(rows)))
+    )
 
 
 def _candidates(task: Task) -> Iterator[tuple[str, Any]]:
@@ -119,7 +124,7 @@ def _majority(task: Task, train: Rows, dev: Rows) -> Yardstick:
         model = DummyClassifier().fit(nothing, truths)
 
         def predict(rows: Rows) -> np.ndarray:
-            return model.predict(np.zeros((len(rows), 1)))
+            return np.full(len(rows), model.predict(nothing[:1])[0])
 
     return Yardstick(MAJORITY, "", _score(task, _labels(task, dev), predict(dev)), 0.0, predict)
 

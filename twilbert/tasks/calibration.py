@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
@@ -34,7 +35,8 @@ def fit_temperature(probabilities: np.ndarray, truths: np.ndarray, problem: str)
         return log_loss(at_temperature(probabilities, problem, float(np.exp(log_temperature))), truths, problem)
 
     bounds = tuple(np.log(_TEMPERATURES))
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))
+    best: Any = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(best.x))
 
 
 def log_loss(probabilities: np.ndarray, truths: np.ndarray, problem: str) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from twilbert.data.cleaning import TWILBERT as clean
+from twilbert.data.cleaning import Cleaning
 from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.tasks.task import Task
 
@@ -19,9 +20,14 @@ _SHOWN = 3
 
 
 def cleaned(task: Task, rows: Rows) -> list[tuple[str, ...]]:
-    """Each row's text, or texts, as a model sees them."""
+    """Each row's text, or texts, by this program's own rules, whatever the model: a split is the same for all."""
+    return cleaned_texts(rows, clean, task.remove_rt)
+
+
+def cleaned_texts(rows: Rows, clean: Cleaning, remove_rt: bool) -> list[tuple[str, ...]]:
+    """Each row's text, or both texts, cleaned."""
     sides = [rows.texts] if rows.texts_b is None else [rows.texts, rows.texts_b]
-    return list(zip(*([clean(text, task.remove_rt) for text in side] for side in sides), strict=True))
+    return list(zip(*([clean(one, remove_rt) for one in side] for side in sides), strict=True))
 
 
 def drawn(task: Task, rows: Rows) -> np.ndarray:

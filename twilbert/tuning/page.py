@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ from twilbert.finetuning.page import mean_and_sd, metric_name, score_with_spread
 from twilbert.report import html
 from twilbert.report.charts import Chart, Series, line_chart
 from twilbert.report.html import Tile
+from twilbert.tasks.comparison import Comparison, holm
 
 _MOST_DRAWN = 24  # trials whose curves are drawn one by one
-HEADERS = ("task", "model", "metric", "dev", "test", "trials", "best settings")
+HEADERS = ("task", "model", "metric", "dev", "test", "yardstick", "verdict", "trials", "best settings")
 
 
 def of_sweep(results: Mapping[str, Any]) -> str:
@@ -30,7 +32,8 @@ def of_sweep(results: Mapping[str, Any]) -> str:
 
 
 def rows(studies: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return a row for each study, under HEADERS."""
+    """Return a row for each study, under HEADERS; verdicts are corrected for their number (Holm)."""
+    verdicts = _verdicts(studies)
     return [
         [
             study["task"],
@@ -38,11 +41,28 @@ def rows(studies: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             metric_name(study),
             score_with_spread(study["dev"]),
             score_with_spread(study["test"]),
+            *verdicts[number],
             trial_counts(study["trials"]),
             settings_text(study["best_settings"]),
         ]
-        for study in studies
+        for number, study in enumerate(studies)
     ]
+
+
+def _verdicts(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(the linear yardstick's score, whether the study's model is ahead of it) of each study."""
+    linear = [next(iter(study.get("yardsticks") or []), None) for study in studies]
+    corrected = iter(holm([one["p"] for one in linear if one is not None]))
+    verdicts = []
+    for one in linear:
+        if one is None or one["score"] is None:
+            verdicts.append(("–", "–"))
+            continue
+        comparison = Comparison(
+            *(math.nan if one[key] is None else one[key] for key in ("difference", "low", "high", "p"))
+        )
+        verdicts.append((f"{one['score']:.4f}", comparison.verdict(next(corrected))))
+    return verdicts
 
 
 def model_table(studies: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

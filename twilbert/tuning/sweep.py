@@ -311,6 +311,7 @@ def _study_results(study: Study, best: dict[str, Any] | None) -> dict[str, Any]:
         "class_metric": task.class_metric,
         "dev": best and best["dev"],
         "test": best and best.get("test"),
+        "yardsticks": best["yardsticks"] if best and "yardsticks" in best else [],
         "counts": study.prepared.findings.counts,
         "best_trial": None if chosen is None else chosen.number,
         "best_settings": None if chosen is None else chosen.drawn,
