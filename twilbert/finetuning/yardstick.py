@@ -42,7 +42,7 @@ class Yardstick:
 
 
 def yardsticks(task: Task, train: Rows, dev: Rows, text: Mapping[str, Any]) -> list[Yardstick]:
-    """Return the linear model that is best on dev, and for labels the majority class; `text`: "cleaning", "remove_rt"."""
+    """Return the linear model that is best on dev, and for labels the majority class; `text`: how it is cleaned."""
     found = [_linear(task, train, dev, text)]
     return found if task.problem == REGRESSION else [*found, _majority(task, train, dev)]
 
