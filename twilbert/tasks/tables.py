@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from twilbert import storage
-from twilbert.data.tables import blocks, layout
+from twilbert.data.tables import blocks, layout, tass
 from twilbert.data.tables.cells import STRAY_QUOTE
 from twilbert.data.tables.files import Source, format_of
 from twilbert.data.tables.layout import DELIMITERS, TableFile
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.tasks import tweeteval
-from twilbert.tasks.task import Task, registered
+from twilbert.tasks.task import Columns, Task, registered
 
 SplitName = Literal["train", "dev", "test"]
 _TAB = "\t"
 _SHOWN = 5  # faulty lines named one by one
+_EXACT = 2**53  # whole numbers from there on are not all floats
 _NAMED_COLUMNS = ("jsonl", "parquet", "xml", "xlsx")  # formats without separators
 
 
@@ -28,12 +30,16 @@ class Table:
     columns: dict[str, list[str]]
     lines: list[int]
 
+    def without(self, name: str) -> Table:
+        """The table without a column."""
+        return Table({key: cells for key, cells in self.columns.items() if key != name}, self.lines)
+
 
 def read_table(task: Task, split: SplitName) -> Table:
     """A split's file as cells; UsageError for a file that is missing, not text, empty, or of another layout.
 
-    A delimited file has the task's delimiter and quoting, or those that its header shows; JSON lines, Parquet
-    and TweetEval's pairs of files are recognised.
+    A delimited file has the task's delimiter and quoting, or those that its header shows; JSON lines, Parquet,
+    Excel, TASS XML and TweetEval's pairs of files are recognised. An XML test file without values has no label column.
     """
     path = task.path(split)
     assert path is not None
@@ -52,14 +58,19 @@ def read_table(task: Task, split: SplitName) -> Table:
     twice = sorted({name for name in file.names if file.names.count(name) > 1})
     if twice:
         raise UsageError(f"{path}: {_named(twice)} stands twice in the header; rename one")
-    return _read_cells(task, split, file.reading(file.names))
+    table = _read_cells(task, split, file.reading(needed))
+    label = task.columns.label
+    if file.format == "xml" and split == "test" and not task.test_labelled and isinstance(label, str):
+        table = table if any(table.columns.get(label, ())) else table.without(label)
+    return table
 
 
 def _inspected(task: Task, path: str, needed: list[str]) -> TableFile | None:
     """The file's layout: the task's, else tabs and no quoting where its header is such, else what the header shows."""
     source, form, quoted = Source(path, path), format_of(path), task.quoting == "csv"
     if form in _NAMED_COLUMNS:
-        return layout.inspect(source, needed, form, always_header=True)
+        file = layout.inspect(source, needed, form, always_header=True)
+        return _with_default_names(task, file) if file and file.format == "xml" else file
 
     def delimited(mark: str, quoted: bool) -> TableFile | None:
         kind = "csv" if quoted else "tsv"
@@ -72,6 +83,14 @@ def _inspected(task: Task, path: str, needed: list[str]) -> TableFile | None:
     if other is None or not set(needed) <= set(other.names):
         return file
     return delimited(other.delimiter, task.quoting != "none")
+
+
+def _with_default_names(task: Task, file: TableFile) -> TableFile:
+    """TASS XML with ID, TEXT and CLASS as names of its columns, as far as the task names no others."""
+    own, default = task.columns, Columns()
+    pairs = ((tass.ID, own.id, default.id), (tass.TEXT, own.text, default.text), (tass.LABEL, own.label, default.label))
+    renamed = {name: chosen for name, chosen, usual in pairs if chosen == usual}
+    return dataclasses.replace(file, names=tuple(str(renamed.get(name, name)) for name in file.names))
 
 
 def _read_cells(task: Task, split: SplitName, file: TableFile) -> Table:
@@ -92,6 +111,9 @@ def _read_cells(task: Task, split: SplitName, file: TableFile) -> Table:
                 if fault not in ignored:
                     faults.append((first + block.numbers[row], fault))
             lines += [first + line for row, line in enumerate(block.numbers) if row not in empty]
+            for row, value in enumerate(block.column(task.columns.id)) if task.columns.id in file.names else ():
+                if isinstance(value, float) and abs(value) >= _EXACT:
+                    faults.append((first + block.numbers[row], f"the id {value!r}, rounded to a decimal number"))
             for name, cells in columns.items():
                 cells += [_as_text(cell) for row, cell in enumerate(block.column(name)) if row not in empty]
             first += block.lines
@@ -116,14 +138,23 @@ def _remedy(file: TableFile, faults: set[str]) -> str:
         return "save the file as UTF-8"
     if STRAY_QUOTE in faults:
         return "correct them, or set quoting: none where quotes are text"
+    if file.format == "xml":
+        return f"correct them; expected {tass.EXPECTED}"
+    if file.format not in ("tsv", "csv"):
+        return "correct them; a number of many digits is stored as text"
     unless = "" if file.quoted else ", unless cells are quoted: then set quoting: csv"
     return f"a text may not hold a {_name(file.delimiter)} or a line end{unless}"
 
 
 def _as_text(value: Any) -> str:
-    if value is None:
+    """A cell as text: missing ones (None, NaN) empty, whole numbers without a point (1.0 is 1)."""
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, bool | list | dict) else str(value)
 
 
 def _absent_message(task: Task, file: TableFile, absent: list[str]) -> str:

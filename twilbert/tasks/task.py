@@ -66,7 +66,8 @@ Column = Annotated[str, BeforeValidator(_no_position)]
 
 class Files(Section):
     train: str
-    """Training file, relative to the task's folder: TSV, CSV, JSON lines, Parquet, or TweetEval's train_text.txt."""
+    """Training file, relative to the task's folder: TSV, CSV, JSON lines, Parquet, Excel (.xlsx), TASS
+    XML, or TweetEval's train_text.txt with its labels and mapping.txt beside it."""
     dev: str | None = None
     """Development file; null = drawn from train, see split."""
     test: str | None = None

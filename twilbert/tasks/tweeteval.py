@@ -22,7 +22,7 @@ def is_texts(path: str) -> bool:
 def read(task: Task, path: str, *, is_test: bool) -> dict[str, list[str]]:
     """The columns of a split under the names that the task gives them; of a test without labels no label column.
 
-    A label is the name in mapping.txt that the task has, else the number as it stands.
+    A label is the name in mapping.txt, or the number where the task's labels are numbers.
     """
     texts = _lines(path)
     columns = {task.columns.id: [str(i + 1) for i in range(len(texts))]} if task.columns.id else {}
@@ -38,10 +38,15 @@ def read(task: Task, path: str, *, is_test: bool) -> dict[str, list[str]]:
             f"{labels}: {len(numbers):,} labels for the {len(texts):,} texts of {path}; both need a line for each"
         )
     names = _mapping(storage.join(path.rpartition("/")[0], _MAPPING))
-    of_task = {number: next((n for n in listed if n in task.labels), None) for number, listed in names.items()}
+    known = {number: _known([*listed[:1], number, *listed[1:]], task) for number, listed in names.items()}
     assert isinstance(task.columns.label, str)
-    columns[task.columns.label] = [of_task.get(number.strip()) or number for number in numbers]
+    columns[task.columns.label] = [known.get(number.strip(), number) for number in numbers]
     return columns
+
+
+def _known(names: list[str], task: Task) -> str:
+    """The first of a label's names that the task has, else the first."""
+    return next((name for name in names if name in task.labels), names[0])
 
 
 def _mapping(path: str) -> dict[str, list[str]]:

@@ -115,7 +115,7 @@ def test_a_fault_costs_its_own_row(case: str, tmp_path: Path):
             "t.xlsx",
             b"PK\x03\x04rest",
             {},
-            "a zip archive or Excel workbook, which is not read; unpack it, or save it as",
+            "a zip archive or damaged Excel workbook, which cannot be read (",
         ),
         ("t.jsonl.bz2", bz2.compress(b"{}"), {}, "bzip2, which is not read"),
         ("t.txt", "hola".encode("utf-32"), {}, "UTF-32 text; save it as UTF-8"),

@@ -5,6 +5,7 @@ TableFile ─ cut ─▶ Piece ─ bytes ▸ whole lines ▸ cells ─▶ Block 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,9 +14,10 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from twilbert.data.tables import cells
-from twilbert.data.tables.files import open_parquet, open_stream
-from twilbert.data.tables.layout import LONGEST_LINE, TableFile, raw_chunks
+from twilbert.data.tables import cells, tass, workbook
+from twilbert.data.tables.files import open_parquet
+from twilbert.data.tables.layout import TableFile, raw_chunks
+from twilbert.data.tables.lines import line_blocks
 from twilbert.errors import TwilbertError
 
 BLOCK_BYTES = 2**20
@@ -23,6 +25,7 @@ EMPTY_LINE, NOT_UTF8, NUL = "an empty line", "not UTF-8", "a NUL byte"
 JSON_LINE = "\0json"
 """Name of the one column of a table of JSON records: their text."""
 _PARQUET_ROWS = 32_768
+_ROWS = 4_096  # of XML and workbooks
 _SHOWN_REASONS = 3
 
 
@@ -105,58 +108,6 @@ def commonest(reasons: Counter[str]) -> str:
 # Text
 
 
-def _line_blocks(piece: Piece, block_bytes: int) -> Iterator[tuple[list[str], bool]]:
-    """Lines without their ends, and whether some hold a NUL or bytes that are no UTF-8, which become surrogates."""
-    for data in _whole_lines(piece, block_bytes):
-        data = data.removesuffix(b"\n")
-        try:
-            text, is_suspect = data.decode(), b"\0" in data
-        except UnicodeDecodeError:
-            text, is_suspect = data.decode(errors="surrogateescape"), True
-        if "\r" in text:
-            text = text.replace("\r\n", "\n").removesuffix("\r")
-        yield text.split("\n"), is_suspect
-
-
-def _whole_lines(piece: Piece, block_bytes: int) -> Iterator[bytes]:
-    """Whole lines of a piece, about `block_bytes` at a time; the last may lack its line break."""
-    file = piece.file
-    start, left = piece.start, 2**62
-    if file.is_divisible:
-        start = start if start == file.data_start else _next_line(file, start)
-        left = (file.size if piece.stop >= file.size else _next_line(file, piece.stop)) - start
-    if left <= 0:
-        return
-    carry: list[bytes] = []
-    carried = 0
-    for chunk in raw_chunks(file, start, block_bytes):
-        chunk, left = chunk[:left], left - len(chunk)
-        end = chunk.rfind(b"\n") + 1
-        if end:
-            yield b"".join([*carry, chunk[:end]])
-            carry, carried = [], 0
-        carry.append(chunk[end:])
-        carried += len(chunk) - end
-        if carried > LONGEST_LINE:
-            raise TwilbertError(f"{file.name}: no line break in {LONGEST_LINE >> 20} MB; expected a file of lines")
-        if left <= 0:
-            break
-    if carried:
-        yield b"".join(carry)
-
-
-def _next_line(file: TableFile, position: int) -> int:
-    """Where the first line that starts at or after `position` starts (the file's end if none does)."""
-    at = position - 1
-    with open_stream(file.source.path, None, at) as stream:
-        while chunk := stream.read(64 * 1024):
-            end = chunk.find(b"\n")
-            if end >= 0:
-                return at + end + 1
-            at += len(chunk)
-    return at
-
-
 @dataclass
 class _CellBlock(Block):
     names: tuple[str, ...] = ()
@@ -175,7 +126,7 @@ class _CellBlock(Block):
 def _cell_blocks(piece: Piece, block_bytes: int) -> Iterator[Block]:
     file, first, is_suspect = piece.file, 0, False
     carry: list[str] = []
-    blocks = _line_blocks(piece, block_bytes)
+    blocks = line_blocks(piece.file, piece.start, piece.stop, block_bytes)
     following = next(blocks, None)
     while following is not None:
         lines, has_suspects = following
@@ -214,6 +165,26 @@ def _checked(
     return _CellBlock(numbers, faults, lines, file.names, rows)
 
 
+def _tweets(piece: Piece, block_bytes: int) -> Iterator[Block]:
+    tweets = tass.rows(piece.file.name, raw_chunks(piece.file, 0, block_bytes))
+    while batch := list(itertools.islice(tweets, _ROWS)):
+        faults = {i: fault for i, (_, _, fault) in enumerate(batch) if fault}
+        yield _CellBlock([line for line, _, _ in batch], faults, 0, piece.file.names, [row for _, row, _ in batch])
+
+
+def _sheet_rows(piece: Piece, block_bytes: int) -> Iterator[Block]:
+    file = piece.file
+    rows = workbook.rows(file.source, file.sheet, piece.start)
+    while batch := list(itertools.islice(rows, _ROWS)):
+        padded = [row + [""] * (len(file.names) - len(row)) if row else row for _, row, _ in batch]
+        faults: dict[int, str] = {}
+        for i, (_, _, wrong) in enumerate(batch):
+            for at, fault in wrong.items():
+                if at < len(file.names) and file.names[at] in file.columns:
+                    faults[i] = f"column {file.names[at]}: {fault}"
+        yield _checked(file, padded, [number for number, _, _ in batch], faults, 0, is_suspect=True)
+
+
 def text_fault(text: str) -> str | None:
     """Why a string cannot be stored as text, or None."""
     if "\0" in text:
@@ -250,7 +221,7 @@ class JsonBlock(Block):
 
 def _json_lines(piece: Piece, block_bytes: int) -> Iterator[Block]:
     first = 0
-    for lines, _ in _line_blocks(piece, block_bytes):
+    for lines, _ in line_blocks(piece.file, piece.start, piece.stop, block_bytes):
         block = JsonBlock(range(first, first + len(lines)), {}, len(lines), [{}] * len(lines), lines)
         for i, line in enumerate(lines):
             block.values[i], fault = _json_record(line)
@@ -274,7 +245,7 @@ def _json_record(line: str) -> tuple[dict[str, Any], str | None]:
 
 def _json_values(piece: Piece, block_bytes: int) -> Iterator[Block]:
     """The objects of an array, or objects that span lines."""
-    chunks = ("\n".join(lines) + "\n" for lines, _ in _line_blocks(piece, block_bytes))
+    chunks = ("\n".join(lines) + "\n" for lines, _ in line_blocks(piece.file, piece.start, piece.stop, block_bytes))
     block, size = JsonBlock([], {}, 0), 0
     for value, text, line in cells.json_values(piece.file.name, chunks):
         if not isinstance(value, dict):
@@ -347,4 +318,6 @@ _READERS: dict[str, Callable[[Piece, int], Iterator[Block]]] = {
     "jsonl": _json_lines,
     "json": _json_values,
     "parquet": _parquet_batches,
+    "xml": _tweets,
+    "xlsx": _sheet_rows,
 }

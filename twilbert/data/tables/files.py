@@ -19,12 +19,15 @@ from twilbert import cli, storage
 from twilbert.errors import UsageError
 
 STANDARD_INPUT = "-"
-FORMATS = ("text", "tsv", "csv", "jsonl", "parquet")
+FORMATS = ("text", "tsv", "csv", "jsonl", "parquet", "xlsx", "xml")
 _SUFFIXES = {"txt": "text", "tab": "tsv", "json": "jsonl", "ndjson": "jsonl"} | {name: name for name in FORMATS[1:]}
 _PACKED_SUFFIXES = (".gz", ".zst")
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}
-_UNREADABLE = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "a zip archive or Excel workbook"}
-_REMEDY = "unpack it, or save it as CSV, JSON lines or Parquet, plain or packed with gzip or zstd"
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet", b"PK\x03\x04": "xlsx"}
+_UNREADABLE = {
+    b"BZh": "bzip2", b"\xfd7zXZ": "xz",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook of before 2007 (.xls), or a locked one",
+}  # fmt: skip
+REMEDY = "unpack it, or save it as CSV, JSON lines or Parquet, plain or packed with gzip or zstd"
 _COPIED_BYTES = 2**20
 _SHOWN = 10  # skipped files of a folder that are named
 
@@ -117,7 +120,8 @@ def _in_folder(path: str, more_suffixes: tuple[str, ...]) -> list[str]:
         below = info.path[len(inner) :].strip("/")
         if info.type == fs.FileType.Directory or any(part.startswith((".", "_")) for part in below.split("/")):
             continue
-        if info.type == fs.FileType.File and (format_of(below) or below.lower().endswith(more_suffixes)):
+        is_table = format_of(below) not in (None, "xml") or below.lower().endswith(more_suffixes)
+        if info.type == fs.FileType.File and is_table:
             names.append(below)
         else:
             skipped.append(f"{below} ({_why_skipped(below, info)})")
@@ -146,12 +150,14 @@ def format_of(path: str) -> str | None:
 
 
 def packing_of(source: Source) -> str | None:
-    """What a file's first bytes say: gzip, zstd or parquet, None: none of these; UsageError for what is not read."""
+    """What a file's first bytes say: gzip, zstd, parquet or xlsx (any zip archive), None: none of these; UsageError for
+    what is not read.
+    """
     with open_stream(source.path, None) as stream:
         start = stream.read(8)
     for magic, kind in _UNREADABLE.items():
         if start.startswith(magic):
-            raise UsageError(f"{source.name}: {kind}, which is not read; {_REMEDY}")
+            raise UsageError(f"{source.name}: {kind}, which is not read; {REMEDY}")
     return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
 
 

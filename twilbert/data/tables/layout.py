@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from twilbert import storage
-from twilbert.data.tables import cells
+from twilbert.data.tables import cells, tass, workbook
 from twilbert.data.tables.files import Source, format_of, open_parquet, open_stream, packing_of
 from twilbert.errors import TwilbertError, UsageError
 
@@ -53,7 +53,8 @@ class TableFile:
     quoted: bool = False  # cells may be quoted by RFC 4180
     has_header: bool = False
     header_lines: int = 0
-    data_start: int = 0  # bytes, as UTF-8, before the first line of data: byte-order mark, header
+    data_start: int = 0  # bytes, as UTF-8, before the first line of data: byte-order mark, header; of a sheet, rows
+    sheet: str = ""  # of a workbook
     numeric: tuple[int, ...] = ()  # columns whose cells are whole numbers in all rows of the sample
     sample: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 
@@ -106,7 +107,12 @@ def inspect(
         packing = packing_of(source)
         if packing == "parquet" or form == "parquet":
             return _inspect_parquet(source, size)
-        file = TableFile(source, form or format_of(source.name) or "", size, compression=packing)
+        form = form or format_of(source.name) or ""
+        if packing == "xlsx" or form == "xlsx":
+            return _inspect_workbook(source, size, known)
+        file = TableFile(source, form, size, compression=packing)
+        if form == "xml":
+            return dataclasses.replace(file, names=tass.NAMES, has_header=True)
         file, head, is_whole = _inspect_text(file)
     except UnicodeDecodeError as error:
         raise UsageError(
@@ -314,6 +320,12 @@ def _inspect_parquet(source: Source, size: int) -> TableFile:
         raise UsageError(f"{source.name}: not a readable Parquet file, perhaps cut short ({error})") from error
     types = tuple(field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema)
     return TableFile(source, "parquet", size, tuple(schema.names), has_header=True, sample=types)
+
+
+def _inspect_workbook(source: Source, size: int, known: Collection[str]) -> TableFile | None:
+    sheet, cells, start = workbook.header(source, lambda row: _is_known(row, known))
+    names = tuple(cell.strip() or f"column_{i}" for i, cell in enumerate(cells, 1))
+    return TableFile(source, "xlsx", size, names, has_header=True, data_start=start, sheet=sheet) if sheet else None
 
 
 def column_list(file: TableFile) -> str:

@@ -18,7 +18,7 @@ from twilbert.data.tables.files import FORMATS, Source, format_of, packing_of, s
 from twilbert.data.tables.layout import TableFile
 from twilbert.errors import UsageError
 
-_NAMES = ("text", "tweet", "texto", "sentence", "full_text", "tweet_text")
+_NAMES = ("text", "tweet", "texto", "sentence", "full_text", "tweet_text", "content")
 _SECOND = "second text: "
 
 
@@ -39,7 +39,8 @@ def inspect(source: Source, form: str | None = None, text: str | None = None, pa
     columns of the texts, or positions counted from 1 for a file without header; `text` is found by its usual names.
     """
     if form is None:
-        form = "parquet" if packing_of(source) == "parquet" else format_of(source.name)
+        packing = packing_of(source)
+        form = packing if packing in ("parquet", "xlsx") else format_of(source.name)
         form = form or ("text" if source.name == "standard input" else None)
     if form not in FORMATS:
         known = "|".join(FORMATS)
