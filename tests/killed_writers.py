@@ -42,7 +42,7 @@ def works(home: Path) -> dict[str, Work]:
                 entry = encoding.encode_shard(corpus.shard_path(shard), shard, target, tokenizer, 8 + setting)
                 entries[split].append({"file": shard.file, **entry})
             encoding.layout.write_index(
-                work, tokenizer=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size, max_len=8 + setting,
+                work, tokenizer=tokenizer.fingerprint, template=tokenizer.template, max_len=8 + setting,
                 corpus=corpus.id, shards=entries,
             )  # fmt: skip
 

@@ -13,9 +13,7 @@ from twilbert import storage
 from twilbert.data import checksums
 from twilbert.data.corpus import corpus as corpora
 from twilbert.data.encoded.format import EncodedCorpus, make_table, write_index, write_shard
-from twilbert.model.special_tokens import N_SPECIAL
-
-UNK = 1
+from twilbert.data.tokenizer.template import Template, ours
 
 
 def make_encoded(
@@ -29,6 +27,7 @@ def make_encoded(
     max_len: int = 128,
     lengths: tuple[int, int] = (1, 20),
     unk_share: float = 0.02,
+    template: Template | None = None,
 ) -> EncodedCorpus:
     """Write an encoded corpus into `folder` and open it.
 
@@ -37,30 +36,31 @@ def make_encoded(
     ordinary id, or [UNK] with probability `unk_share`; `single_share` of the rows have no reply.
     """
     rng = np.random.default_rng(seed)
+    template = template or ours(vocab_size)
 
     def ragged(lengths_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         offsets = np.concatenate([[0], np.cumsum(lengths_R)]).astype(np.int64)
-        flat = rng.integers(N_SPECIAL, vocab_size, offsets[-1])
-        flat[rng.random(len(flat)) < unk_share] = UNK
-        return flat.astype(np.uint16), offsets
+        flat = template.drawn(rng.integers(0, template.n_ordinary, offsets[-1]))
+        flat[rng.random(len(flat)) < unk_share] = template.unk
+        return flat.astype(template.dtype), offsets
 
     def tables(groups: Sequence[int]):
         for rows in groups:
             orig_R, reply_R = rng.integers(lengths[0], lengths[1] + 1, (2, rows))
             reply_R[rng.random(rows) < single_share] = 0
-            yield make_table(ragged(np.minimum(orig_R, max_len)), ragged(np.minimum(reply_R, max_len)))
+            yield make_table(ragged(np.minimum(orig_R, max_len)), ragged(np.minimum(reply_R, max_len)), template)
 
     def shard(split: str, number: int, groups: Sequence[int]) -> dict:
         file = f"{split}/{number:05d}.parquet"
         (Path(folder) / split).mkdir(parents=True, exist_ok=True)
-        return {"file": file, **write_shard(str(Path(folder) / file), tables(groups))}
+        return {"file": file, **write_shard(str(Path(folder) / file), tables(groups), template)}
 
     dealt = [part.tolist() for part in np.array_split(np.asarray(rows_per_row_group), n_shards)]
     valid = [valid_rows] if isinstance(valid_rows, int) else list(valid_rows)
     write_index(
         str(folder),
         tokenizer=f"{seed:064x}",
-        vocab_size=vocab_size,
+        template=template,
         max_len=max_len,
         corpus=f"{seed:016x}",
         shards={

@@ -14,6 +14,7 @@ from twilbert import evaluate as verb
 from twilbert.data.cleaning import TWILBERT
 from twilbert.data.stream.masking import MaskingSettings
 from twilbert.data.stream.stream import evaluation_batches
+from twilbert.data.tokenizer.template import ours
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.evaluation import scoring
 from twilbert.evaluation.data import chosen_samples, encode_pairs, read_pairs, token_counts
@@ -55,7 +56,7 @@ def test_the_context_free_predictor_follows_bayes():
     settings = MaskingSettings()
     counts = np.zeros(N_SPECIAL + 3, np.int64)
     counts[N_SPECIAL:] = [9, 4, 0]
-    reference = Frequencies(counts, settings)
+    reference = Frequencies(counts, settings, ours(N_SPECIAL + 3))
     u = np.array([10, 5, 1]) / 16
 
     class Batch:

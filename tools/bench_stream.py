@@ -29,6 +29,7 @@ from twilbert.data.stream.micro_batch import MicroBatch, Packed
 from twilbert.data.stream.order import StreamPlan, items
 from twilbert.data.stream.ray_stream import ray_micro_batches
 from twilbert.data.stream.stream import accumulation_for, micro_batches
+from twilbert.data.tokenizer.template import ours
 
 # Stage by the function that does it; a stage's own time excludes the stages it calls.
 STAGES = {
@@ -43,7 +44,7 @@ STAGES = {
 
 def fabricate(folder: Path, n_row_groups: int = 16, rows_each: int = 8192) -> EncodedCorpus:
     """Pairs of random ids, each text 1 + gamma(2.2, 6) tokens long, at most 128: 14 in the mean."""
-    rng = np.random.default_rng(0)
+    rng, template = np.random.default_rng(0), ours(30_000)
 
     def texts() -> tuple[np.ndarray, np.ndarray]:
         lengths = np.clip(rng.gamma(2.2, 6.0, rows_each).astype(np.int64) + 1, 1, 128)
@@ -52,9 +53,11 @@ def fabricate(folder: Path, n_row_groups: int = 16, rows_each: int = 8192) -> En
 
     file = "train/00000.parquet"
     (folder / "train").mkdir()
-    shard = write_shard(str(folder / file), (make_table(texts(), texts()) for _ in range(n_row_groups)))
+    shard = write_shard(
+        str(folder / file), (make_table(texts(), texts(), template) for _ in range(n_row_groups)), template
+    )
     shards = {"train": [{"file": file, **shard}]}
-    write_index(str(folder), tokenizer="0" * 64, vocab_size=30_000, max_len=128, corpus="fabricated", shards=shards)
+    write_index(str(folder), tokenizer="0" * 64, template=template, max_len=128, corpus="fabricated", shards=shards)
     return EncodedCorpus.open(str(folder))
 
 

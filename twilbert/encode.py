@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from twilbert import cli
+from twilbert import cli, storage
 from twilbert.cluster.ray_session import ensure_ray
 from twilbert.data import checksums
 from twilbert.data.corpus.corpus import Corpus
@@ -16,6 +16,7 @@ from twilbert.data.encoded import encode as encoding
 from twilbert.data.encoded.format import EncodedCorpus
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.hub.encoder_files import download_tokenizer, is_hub_id
 
 DEFAULT_MAX_LEN = 128
 
@@ -23,9 +24,14 @@ DEFAULT_MAX_LEN = 128
 def encode(corpus_path: str, tokenizer_path: str, max_len: int = DEFAULT_MAX_LEN) -> EncodedCorpus:
     """Encode a corpus with a tokenizer, each text truncated to `max_len` tokens, or open the encoding that exists.
 
+    `tokenizer_path`: a folder, or a hub id, which is downloaded.
+
     UsageError for a corpus or tokenizer that is not one; TwilbertError naming a damaged shard or a full disk.
     """
-    corpus, tokenizer = Corpus.open(corpus_path), Tokenizer.load(tokenizer_path)
+    corpus = Corpus.open(corpus_path)
+    if not storage.exists(tokenizer_path) and is_hub_id(tokenizer_path):
+        tokenizer_path = download_tokenizer(tokenizer_path)
+    tokenizer = Tokenizer.load(tokenizer_path)
     try:
         encoded = encoding.find(corpus, tokenizer, max_len)
         if encoded is not None:
@@ -59,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         "twilbert-encode corpora/tweets --tokenizer tokenizers/tweets-30k --max-len 128",
     )
     parser.add_argument("corpus", metavar="CORPUS", help="folder that twilbert-prepare wrote")
-    parser.add_argument("--tokenizer", required=True, help="folder that twilbert-vocab wrote, or a model's folder")
+    parser.add_argument("--tokenizer", required=True, help="twilbert-vocab's, or any model's: folder or hub id")
     parser.add_argument(
         "--max-len",
         type=int,

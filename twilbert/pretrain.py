@@ -254,7 +254,13 @@ def open_data(recipe: Recipe) -> tuple[Any, Any]:
     from twilbert.data.corpus.corpus import Corpus
     from twilbert.data.tokenizer.tokenizer import Tokenizer
 
-    return Corpus.open(recipe.corpus.path), Tokenizer.load(recipe.corpus.tokenizer)
+    corpus, tokenizer = Corpus.open(recipe.corpus.path), Tokenizer.load(recipe.corpus.tokenizer)
+    if not tokenizer.is_ours:
+        raise UsageError(
+            f"corpus.tokenizer: {recipe.corpus.tokenizer}: its special tokens are not a TWilBERT's; "
+            "make a tokenizer with twilbert-vocab"
+        )
+    return corpus, tokenizer
 
 
 def _identity(recipe: Recipe, corpus: Any, tokenizer: Any, precision: str) -> dict[str, Any]:

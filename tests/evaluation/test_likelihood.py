@@ -11,6 +11,7 @@ import torch
 
 from tests.model import small
 from twilbert.data.cleaning import clean_as_original
+from twilbert.data.tokenizer.template import ours
 from twilbert.evaluation.likelihood import means, token_log_likelihoods
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.special_tokens import CLS, MASK, SEP
@@ -39,7 +40,7 @@ def test_shared_batches_change_nothing(switch, batch_tokens):
     network = PretrainingModel(small.config(switch, initializer_range=0.3)).eval()
     lengths = [5, 1, 0, 9, 5, 0]
     ids, offsets = _texts(lengths)
-    values = token_log_likelihoods(network, ids, offsets, torch.device("cpu"), batch_tokens)
+    values = token_log_likelihoods(network, ids, offsets, ours(60), torch.device("cpu"), batch_tokens)
     expected = [_naive(network, ids[a:b].tolist()) for a, b in pairwise(offsets)]
     assert values == pytest.approx([value for text in expected for value in text], abs=2e-5)
     assert np.std(values) > 0.1
@@ -48,12 +49,12 @@ def test_shared_batches_change_nothing(switch, batch_tokens):
 def test_no_texts_have_no_likelihoods():
     network = PretrainingModel(small.config("plain")).eval()
     for ids, offsets in (_texts([]), _texts([0, 0])):
-        assert len(token_log_likelihoods(network, ids, offsets, torch.device("cpu"))) == 0
+        assert len(token_log_likelihoods(network, ids, offsets, ours(60), torch.device("cpu"))) == 0
 
 
 def test_means_are_those_of_the_papers():
     sums, counts = np.array([-6.0, 0.0, -20.0]), np.array([3, 0, 5])
-    got = means(sums, counts)
+    got = means(sums, counts, of_text=2)
     assert got["log_likelihood_per_token"] == pytest.approx(-26 / 8)
     assert got["pseudo_perplexity"] == pytest.approx(math.exp(26 / 8))
     assert got["log_likelihood_per_text"] == pytest.approx((-6 / 3 - 20 / 5) / 2)

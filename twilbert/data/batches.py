@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from twilbert.data.cleaning import named
+from twilbert.data.tokenizer.template import Template
 from twilbert.data.tokenizer.tokenizer import Tokenizer, gather
-from twilbert.model.special_tokens import CLS, PAD, SEP
+from twilbert.model.special_tokens import PAD
 
 LENGTH_STEP = 8
 
@@ -24,11 +25,11 @@ class Sequences:
     """Ragged input: sequence i is ids[offsets[i]:offsets[i + 1]], its second segment begins at seconds[i]."""
 
     ids: np.ndarray
-    """uint16 [tokens]."""
+    """Of the tokenizer's type, [tokens]."""
     offsets: np.ndarray
     """int64 [sequences + 1]."""
     seconds: np.ndarray
-    """int64 [sequences]: tokens of the first segment, its [SEP] included."""
+    """int64 [sequences]: tokens of type 0, which come first."""
     blank: np.ndarray
     """int8 [sequences]: 1 where the first text has no token, 2 where only the second has none, else 0."""
 
@@ -74,12 +75,12 @@ def encode_clean(
     """Encode texts that have been cleaned already; else as `encode`."""
     first, first_offsets = tokenizer.encode_batch(texts, max_len)
     n_first = np.diff(first_offsets)
-    parts, counts, seconds = [first], [n_first], n_first + 2
+    parts, counts = [first], [n_first]
     if pairs is not None:
         second, second_offsets = tokenizer.encode_batch(pairs, max_len)
         parts.append(second)
         counts.append(np.diff(second_offsets))
-    return _with_special_tokens(parts, counts, seconds, blanks(*(count == 0 for count in counts)))
+    return _with_special_tokens(tokenizer.template, parts, counts)
 
 
 def blanks(first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
@@ -87,22 +88,27 @@ def blanks(first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
     return np.where(first, 1, 0 if second is None else np.where(second, 2, 0)).astype(np.int8)
 
 
-def _with_special_tokens(
-    parts: list[np.ndarray], counts: list[np.ndarray], seconds: np.ndarray, blank: np.ndarray
-) -> Sequences:
-    lengths = 1 + sum(count + 1 for count in counts)
-    offsets = np.zeros(len(seconds) + 1, np.int64)
+def _with_special_tokens(template: Template, parts: list[np.ndarray], counts: list[np.ndarray]) -> Sequences:
+    is_pair = len(parts) > 1
+    around = (template.prefix, template.middle, template.end) if is_pair else (template.prefix, template.end)
+    lengths = np.sum(counts, axis=0) + sum(map(len, around))
+    offsets = np.zeros(len(counts[0]) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    ids = np.empty(int(offsets[-1]), np.uint16)
-    ids[offsets[:-1]] = CLS
-    start = offsets[:-1] + 1
-    for part, count in zip(parts, counts, strict=True):
+    ids = np.empty(int(offsets[-1]), template.dtype)
+    start, seconds = offsets[:-1], lengths
+    for number, special in enumerate(around):
+        for place, token in enumerate(special):
+            ids[start + place] = token
+        start = start + len(special)
+        if number == len(parts):
+            break
+        if number == 1 and template.has_types:
+            seconds = start - offsets[:-1]
+        part, count = parts[number], counts[number]
         within = np.arange(len(part)) - np.repeat(np.cumsum(count) - count, count)
         ids[np.repeat(start, count) + within] = part
         start = start + count
-        ids[start] = SEP
-        start = start + 1
-    return Sequences(ids, offsets, seconds, blank)
+    return Sequences(ids, offsets, seconds, blanks(*(count == 0 for count in counts)))
 
 
 def batches(sequences: Sequences, max_tokens: int) -> Iterator[Batch]:

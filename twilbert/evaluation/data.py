@@ -68,10 +68,10 @@ def encode_pairs(texts: Iterator[Texts], tokenizer: Tokenizer, max_len: int, fol
     storage.make_dir(storage.join(folder, "valid"))
     tables = chain.from_iterable(_tables(part, tokenizer, max_len) for part in chain([first], texts))
     file = "valid/00000.parquet"
-    entry = {"file": file, **encoded.write_shard(storage.join(folder, file), tables)}
+    entry = {"file": file, **encoded.write_shard(storage.join(folder, file), tables, tokenizer.template)}
     encoded.write_index(
         folder, corpus="scratch", shards={"valid": [entry]}, tokenizer=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size, max_len=max_len,
+        template=tokenizer.template, max_len=max_len,
     )  # fmt: skip
     return encoded.EncodedCorpus.open(folder)
 
@@ -87,8 +87,8 @@ def _tables(texts: Texts, tokenizer: Tokenizer, max_len: int):
     for at in range(0, len(tweets), size):
         rows = list(usable((tweets[at : at + size], replies[at : at + size])))
         if rows:
-            sides = zip(*rows, strict=True)
-            yield encoded.make_table(*(tokenizer.encode_batch(side, max_len) for side in sides))
+            orig, reply = (tokenizer.encode_batch(side, max_len) for side in zip(*rows, strict=True))
+            yield encoded.make_table(orig, reply, tokenizer.template)
 
 
 def chosen_samples(
@@ -113,7 +113,7 @@ def chosen_samples(
         counts={name: np.array([value]) for name, value in alone.items() if name != "width"},
         seed=seed,
         masking=masking,
-        vocab_size=corpus.vocab_size,
+        template=corpus.template,
     )
     return next(packed.micro_batches())
 

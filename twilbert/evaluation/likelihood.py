@@ -1,7 +1,8 @@
 """Pseudo-log-likelihood of texts under a masked language model: each token is masked in turn.
 
     log p(x_t | the rest of x) for every token t of every text: as many sequences as tokens, in batches of like lengths
-    that the maskings of many texts share. A sequence is [CLS] text [SEP], positions from 0, segment 0.
+    that the maskings of many texts share. A sequence is [CLS] text [SEP], or as the template says; positions from
+    0, segment 0.
 
 PLL(x) = Σ_t log p(x_t | x without t) (Salazar et al. 2020, eq. 2). `means` has the averages in use: per token of all
 texts, whose exponential is the pseudo-perplexity (their eq. 3), and the original TWilBERT's P(X), the mean over texts
@@ -17,10 +18,9 @@ import numpy as np
 import torch
 
 from twilbert.data.stream.partition import balanced, pieces_needed
+from twilbert.data.tokenizer.template import Template
 from twilbert.model.heads import PretrainingModel
-from twilbert.model.special_tokens import CLS, MASK, SEP
 
-SPECIAL_OF_TEXT = 2  # [CLS] and [SEP]
 BATCH_TOKENS = 8192
 
 
@@ -28,6 +28,7 @@ def token_log_likelihoods(
     network: PretrainingModel,
     ids: np.ndarray,
     offsets: np.ndarray,
+    template: Template,
     device: torch.device,
     batch_tokens: int = BATCH_TOKENS,
 ) -> np.ndarray:
@@ -37,7 +38,7 @@ def token_log_likelihoods(
     at most `batch_tokens` padded tokens, or the longest text's.
     """
     out = np.zeros(len(ids))
-    for tokens, input_ids, lengths, hidden in _maskings(ids, offsets, batch_tokens):
+    for tokens, input_ids, lengths, hidden in _maskings(ids, offsets, template, batch_tokens):
         width = input_ids.shape[1]
         batch = torch.as_tensor(input_ids, device=device)
         scores = network.score(
@@ -52,39 +53,37 @@ def token_log_likelihoods(
 
 
 def _maskings(
-    ids: np.ndarray, offsets: np.ndarray, batch_tokens: int
+    ids: np.ndarray, offsets: np.ndarray, template: Template, batch_tokens: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield batches: tokens (indices into `ids`) [B], sequences with them masked [B, T], lengths [B], positions [B]."""
     text_lengths = np.diff(offsets)
     text = np.repeat(np.arange(len(text_lengths)), text_lengths)
     order = np.argsort(text_lengths[text], kind="stable")  # a text's maskings stay together
-    lengths = text_lengths[text[order]] + SPECIAL_OF_TEXT
+    lengths = text_lengths[text[order]] + template.of_single
     edges = balanced(lengths, pieces_needed(lengths, batch_tokens))
     for start, stop in pairwise(edges.tolist()):
         tokens = order[start:stop]
         texts, row = np.unique(text[tokens], return_inverse=True)
-        input_ids = _sequences(ids, offsets, texts, int(lengths[stop - 1]))[row]
-        hidden = tokens - offsets[text[tokens]] + 1
-        input_ids[np.arange(len(tokens)), hidden] = MASK
+        input_ids = _sequences(ids, offsets, texts, int(lengths[stop - 1]), template)[row]
+        hidden = tokens - offsets[text[tokens]] + len(template.prefix)
+        input_ids[np.arange(len(tokens)), hidden] = template.mask
         yield tokens, input_ids, lengths[start:stop], hidden
 
 
-def _sequences(ids: np.ndarray, offsets: np.ndarray, texts: np.ndarray, width: int) -> np.ndarray:
+def _sequences(ids: np.ndarray, offsets: np.ndarray, texts: np.ndarray, width: int, template: Template) -> np.ndarray:
     """Return [CLS] text [SEP] [PAD]… of each of `texts`, int64 [texts, width]."""
-    out = np.zeros((len(texts), width), np.int64)
-    out[:, 0] = CLS
+    out = np.full((len(texts), width), template.pad, np.int64)
     for row, text in enumerate(texts):
-        tokens = ids[offsets[text] : offsets[text + 1]]
-        out[row, 1 : len(tokens) + 1] = tokens
-        out[row, len(tokens) + 1] = SEP
+        tokens = [*template.prefix, *ids[offsets[text] : offsets[text + 1]], *template.end]
+        out[row, : len(tokens)] = tokens
     return out
 
 
-def means(sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+def means(sums: np.ndarray, counts: np.ndarray, of_text: int) -> dict[str, float]:
     """Return the averages of texts' PLL `sums` (nats) over `counts` tokens each, [texts]; empty texts are left out.
 
     `log_likelihood_per_token` and `pseudo_perplexity`: over the tokens of all texts; `log_likelihood_per_text`: the
-    mean over texts of PLL/tokens; `original_log_likelihood`: the same with [CLS] and [SEP] among the tokens;
+    mean over texts of PLL/tokens; `original_log_likelihood`: the same with the `of_text` special tokens among them;
     `mean_pll`: of PLL itself. All nats but the perplexity.
     """
     full = counts > 0
@@ -95,5 +94,5 @@ def means(sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
         "log_likelihood_per_token": per_token,
         "pseudo_perplexity": float(np.exp(-per_token)),
         "log_likelihood_per_text": float((sums / counts).mean()),
-        "original_log_likelihood": float((sums / (counts + SPECIAL_OF_TEXT)).mean()),
+        "original_log_likelihood": float((sums / (counts + of_text)).mean()),
     }

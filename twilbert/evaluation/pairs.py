@@ -19,10 +19,10 @@ from twilbert.data import batches as sequences
 from twilbert.data.batches import Sequences
 from twilbert.data.stream.masking import ROP_NONE, ROP_REPLY_SECOND, MaskingSettings
 from twilbert.data.stream.micro_batch import MicroBatch
+from twilbert.data.tokenizer.template import Template
 from twilbert.errors import TwilbertError
 from twilbert.evaluation import scoring
 from twilbert.model.heads import PretrainingModel
-from twilbert.model.special_tokens import MASK, N_SPECIAL
 
 
 class Frequencies:
@@ -32,12 +32,11 @@ class Frequencies:
     p(y | x) = u(y) (keep·[x = y] + random/W) / (keep·u(x) + random/W), W the ordinary words.
     """
 
-    def __init__(self, counts: np.ndarray, settings: MaskingSettings) -> None:
-        ordinary = counts.astype(np.float64)
-        ordinary[:N_SPECIAL] = 0
-        ordinary[N_SPECIAL:] += 1  # a word that never occurs still has a chance
+    def __init__(self, counts: np.ndarray, settings: MaskingSettings, template: Template) -> None:
+        ordinary = np.zeros(len(counts))
+        ordinary[template.ordinary] = counts[template.ordinary] + 1  # a word that never occurs still has a chance
         self._share = ordinary / ordinary.sum()
-        self._settings, self._words = settings, len(counts) - N_SPECIAL
+        self._settings, self._template = settings, template
         self._sums = {"at_mask": 0.0, "elsewhere": 0.0}
         self._n = {"at_mask": 0, "elsewhere": 0}
         self._labels = np.zeros(len(counts), np.int64)
@@ -50,14 +49,15 @@ class Frequencies:
 
     def _add(self, batch: MicroBatch) -> None:
         label, shown = batch.masked_labels, batch.input_ids.reshape(-1)[batch.masked_index]
-        known = (label >= N_SPECIAL) & (label < len(self._share))
-        at_mask = (shown == MASK) & known
+        known = self._share[np.minimum(label, len(self._share) - 1)] > 0
+        known &= label < len(self._share)
+        at_mask = (shown == self._template.mask) & known
         self._labels += np.bincount(label[at_mask], minlength=len(self._labels))
         self._sums["at_mask"] -= float(np.log(self._share[label[at_mask]]).sum())
         self._n["at_mask"] += int(at_mask.sum())
-        rest = (shown != MASK) & known
+        rest = (shown != self._template.mask) & known
         y, x = label[rest], shown[rest]
-        chance = self._settings.random / self._words
+        chance = self._settings.random / self._template.n_ordinary
         joint = self._share[y] * (self._settings.keep * (x == y) + chance)
         self._sums["elsewhere"] -= float(np.log(joint / (self._settings.keep * self._share[x] + chance)).sum())
         self._n["elsewhere"] += int(rest.sum())

@@ -97,7 +97,7 @@ def evaluate_pairs(
             heldout.read_pairs(data, loaded.cleaning), loaded.tokenizer, max_len or loaded.config.max_len, scratch
         )
         split = encoded.split("valid")
-        reference = Frequencies(counts, settings)
+        reference = Frequencies(counts, settings, loaded.tokenizer.template)
         batches = evaluation_batches(encoded, "valid", 0, 1, _MICRO_BATCH_TOKENS, settings, seed)
         gathered = pairs.PairScores(len(counts), loaded.config.n_positions)
         gathered.run(loaded.network, reference.counted(batches), loaded.device)
@@ -191,7 +191,9 @@ def evaluate_texts(
         out = stack.enter_context(storage.new_file(examples)) if examples else None
         for texts in heldout.read_texts(data, loaded.cleaning if cleaning == "ours" else clean_as_original):
             ids, offsets = loaded.tokenizer.encode_batch(texts, max_len or loaded.config.max_len)
-            values = likelihood.token_log_likelihoods(loaded.network, ids, offsets, loaded.device, _MICRO_BATCH_TOKENS)
+            values = likelihood.token_log_likelihoods(
+                loaded.network, ids, offsets, loaded.tokenizer.template, loaded.device, _MICRO_BATCH_TOKENS
+            )
             done = sum(map(len, counts))
             scored = _text_lines(loaded, texts, ids, offsets, values, done)
             if out:
@@ -213,7 +215,7 @@ def evaluate_texts(
         "texts": int((all_counts > 0).sum()),
         "empty": int((all_counts == 0).sum()),
         "tokens": int(all_counts.sum()),
-        **likelihood.means(all_sums, all_counts),
+        **likelihood.means(all_sums, all_counts, loaded.tokenizer.template.of_single),
     }
     if report:
         shown = [line for _, line in sorted(sampled, key=lambda one: one[1]["row"])]
@@ -235,7 +237,7 @@ def _text_lines(
                 "tokens": count,
                 "pll": pll,
                 "per_token": pll / count if count else None,
-                "original": pll / (count + likelihood.SPECIAL_OF_TEXT) if count else None,
+                "original": pll / (count + loaded.tokenizer.template.of_single) if count else None,
                 "pieces": [loaded.tokenizer.token(token) for token in ids[at]],
                 "log_likelihoods": [round(value, 4) for value in values[at].tolist()],
             }

@@ -22,6 +22,7 @@ from twilbert.data.batches import Sequences
 from twilbert.data.tokenizer.tokenizer import Tokenizer
 from twilbert.errors import UsageError
 from twilbert.hub import encoders
+from twilbert.hub.encoder_files import is_hub_id
 from twilbert.hub.folder import ModelFolder, find_model, save_model_folder
 from twilbert.model.classifier import ClassificationModel, HeadConfig
 from twilbert.model.config import ModelConfig
@@ -203,7 +204,7 @@ def load_base(name: str | None, runs: str, trust: Trust = False) -> Base:
     try:
         name = find_model(name, runs)
     except UsageError:
-        if storage.exists(name) or not encoders.could_be_hub_id(name):
+        if storage.exists(name) or not is_hub_id(name):
             raise
     folder = ModelFolder.open(name, trust, any_encoder=True)
     if folder.is_fine_tuned:

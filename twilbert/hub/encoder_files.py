@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,28 +20,43 @@ from twilbert.plugins import UntrustedCode
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _NEVER = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.gguf", "*.tflite"]  # weights of other programs
 _CODE = ["*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*/*"]
+_TOKENIZER = ["tokenizer*.json", "special_tokens_map.json", "vocab*", "*.model", "config.json"]
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SECONDS = 5.0  # for the hub's first answer
 _MOST_LAYERS, _MOST = 1_000, 2**24
 _REPEATED = ("layer", "block", "group", "expert")
 """Parts of the names of settings that say how often something is built."""
 
 
-def download(name: str, trust_remote_code: bool) -> str:
+def is_hub_id(name: str) -> bool:
+    """Return whether `name` has the form of a hub id, owner/name."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def download_tokenizer(name: str) -> str:
+    """Return the cached folder of a hub id's tokenizer, as `download`; no weights come with it."""
+    return download(name, False, _TOKENIZER)
+
+
+def download(name: str, trust_remote_code: bool, only: Sequence[str] | None = None) -> str:
     """Return the cached folder of a hub id, downloaded where needed; UsageError where the hub does not provide it.
 
-    Where the hub does not answer within seconds, what was downloaded earlier is used.
+    `only`: patterns of the files wanted. Where the hub does not answer within seconds, what was downloaded earlier is
+    used.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = _NEVER + ([] if trust_remote_code else _CODE)
+    wanted: dict[str, Any] = {
+        "ignore_patterns": _NEVER + ([] if trust_remote_code else _CODE), "allow_patterns": only,
+    }  # fmt: skip
     try:
         HfApi().model_info(name, timeout=_SECONDS)
-        return snapshot_download(name, ignore_patterns=patterns)
+        return snapshot_download(name, **wanted)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         with contextlib.suppress(LocalEntryNotFoundError):
-            folder = snapshot_download(name, local_files_only=True, ignore_patterns=patterns)
+            folder = snapshot_download(name, local_files_only=True, **wanted)
             cli.say(f"{name}: the hub does not answer ({reason}); what was downloaded earlier is used: {folder}")
             return folder
         if isinstance(error, OSError) and error.filename is not None:

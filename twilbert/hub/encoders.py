@@ -27,14 +27,8 @@ from twilbert.model.tensor_files import require_finite
 
 RECORD = "twilbert_classifier.json"
 HEAD_WEIGHTS = "classifier.safetensors"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LAYER = re.compile(r"(?:layers?|blocks?|h)\.(\d+)\.")
 _UNBOUNDED = 100_000  # tokens; a tokenizer without a limit states 10^30
-
-
-def could_be_hub_id(name: str) -> bool:
-    """Return whether `name` has the form of a hub id, owner/name."""
-    return _HUB_ID.fullmatch(name) is not None
 
 
 class Encoder(NamedTuple):

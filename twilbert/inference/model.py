@@ -24,7 +24,6 @@ from twilbert.hub.folder import ModelFolder, find_model
 from twilbert.model.classifier import POOLINGS, HeadConfig, pool
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.problems import MULTI, REGRESSION
-from twilbert.model.special_tokens import CLS, MASK, SEP
 
 PRECISIONS = ("auto", "fp32", "bf16")
 EMBEDDINGS = (*POOLINGS, "tokens")
@@ -165,19 +164,20 @@ class Model:
         return pooled
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
-        """Return for each [MASK] of `text`, in order, its `top` most probable tokens with their probabilities.
+        """Return for each [MASK] of `text` (the tokenizer's own word for it), in order, its `top` most probable tokens.
 
         UsageError for a text without [MASK], and for a fine-tuned model, which has lost the masked-word head.
         """
         network = self._network(self.exact_dtype)
         if not isinstance(network, PretrainingModel):
             raise UsageError(f"{self.folder.path}: a fine-tuned model fills no masks; load the model it was made from")
-        ids = [CLS, *self.tokenizer.encode_masked(self.folder.cleaning(text))[: self.config.max_len], SEP]
-        at = [position for position, token in enumerate(ids) if token == MASK]
+        template, longest = self.tokenizer.template, self.config.max_len
+        tokens = self.tokenizer.encode_masked(self.folder.cleaning(text))[:longest]
+        ids = [*template.prefix, *tokens, *template.end]
+        at = [position for position, token in enumerate(ids) if token == template.mask]
         if not at:
-            raise UsageError(
-                f"no [MASK] in the first {self.config.max_len} tokens of {text!r}; write [MASK] for the word"
-            )
+            mask = self.tokenizer.token(template.mask)
+            raise UsageError(f"no {mask} in the first {longest} tokens of {text!r}; write {mask} for the word")
         with torch.inference_mode():
             row = torch.tensor([ids], device=self.device)
             hidden_KH = network.encoder(row, torch.zeros_like(row))[0, at]

@@ -11,6 +11,7 @@ from tests.make_encoded import make_encoded
 from twilbert.data import checksums
 from twilbert.data.encoded import format as layout
 from twilbert.data.encoded.format import EncodedCorpus, read_row_group
+from twilbert.data.tokenizer.template import ours
 from twilbert.errors import TwilbertError, UsageError
 from twilbert.model.special_tokens import N_SPECIAL
 
@@ -43,7 +44,7 @@ def test_a_split_it_does_not_have_is_refused(tmp_path):
 
 def test_empty_texts_are_empty_lists():
     ragged = (np.array([7, 1, 9], np.uint16), np.array([0, 2, 2, 3]))
-    table = layout.make_table(ragged, ragged)
+    table = layout.make_table(ragged, ragged, ours(20))
     assert table.column("orig_ids").to_pylist() == [[7, 1], [], [9]]
     assert table.column("orig_maskable").to_pylist() == [1, 0, 1]
 

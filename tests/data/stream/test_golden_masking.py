@@ -9,6 +9,7 @@ import numpy as np
 
 from tests import places
 from twilbert.data.stream.masking import MaskingSettings, Samples, mask_samples
+from twilbert.data.tokenizer import template
 from twilbert.model.special_tokens import MASK, PAD
 
 DRAWS = 300  # of ours, and of the rule, for each of the forty texts
@@ -45,7 +46,7 @@ def ours(kind: str) -> np.ndarray:
         one = case["before"]
         starts, length = np.arange(DRAWS) * len(one), np.full(DRAWS, len(one))
         samples = Samples(starts, length, np.full(DRAWS, number), np.arange(DRAWS))
-        masked = mask_samples(np.tile(one, DRAWS), samples, 0, settings, VOCAB)
+        masked = mask_samples(np.tile(one, DRAWS), samples, 0, settings, template.ours(VOCAB))
         chosen = np.zeros(DRAWS * len(one), bool)
         chosen[masked.index] = True
         rows = zip(masked.ids.reshape(DRAWS, -1), chosen.reshape(DRAWS, -1), strict=True)

@@ -16,10 +16,12 @@ from twilbert.data.stream.masking import (
     mask_samples,
     ranges,
 )
+from twilbert.data.tokenizer.template import ours
 from twilbert.errors import UsageError
 from twilbert.model.special_tokens import CLS, MASK, PAD, SEP, UNK
 
 VOCAB = 500
+TEMPLATE = ours(VOCAB)
 SPAN = MaskingSettings("span", max_span=3, budget=0.15)
 TOKEN = MaskingSettings("token", budget=0.15)
 
@@ -35,7 +37,7 @@ def make_samples(n: int, lengths: tuple[int, int] = (20, 40), unk_share: float =
     starts = np.cumsum(room) - room
     first_at = np.cumsum(first) - first
     second_at = first.sum() + np.cumsum(second) - second
-    ids, _ = lay_out(pool, first_at, first, second_at, second, starts, int(room.sum()))
+    ids, _ = lay_out(pool, first_at, first, second_at, second, starts, int(room.sum()), TEMPLATE)
     return ids, Samples(starts, length, np.full(n, 3), np.arange(n) * 7 + 1)
 
 
@@ -52,7 +54,7 @@ def test_pairs_and_single_tweets_are_laid_out_as_cls_first_sep_second_sep():
         pool,
         first=np.array([0, 3, 0]), first_len=np.array([3, 2, 3]),
         second=np.array([3, 0, 0]), second_len=np.array([2, 3, 0]),
-        starts=np.array([0, 10, 19]), size=26,
+        starts=np.array([0, 10, 19]), size=26, template=TEMPLATE,
     )  # fmt: skip
     assert ids[:10].tolist() == [CLS, 10, 11, 12, SEP, 20, 21, SEP, PAD, PAD]
     assert segments[:10].tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
@@ -75,7 +77,7 @@ def test_span_masking_spends_exactly_its_budget_in_every_sample(budget, lengths)
     ids, samples = make_samples(2500, lengths)
     assert lengths[0] == 1 or len(ids) > 100_000
     maskable = per_sample(ids >= 5, samples)
-    chosen = choose_spans(ids, samples, 1, MaskingSettings("span", budget=budget))
+    chosen = choose_spans(ids >= 5, samples, 1, MaskingSettings("span", budget=budget))
     expected = [math.ceil(budget * n) for n in maskable.tolist()]
     assert per_sample(chosen, samples).tolist() == expected
     assert (ids[chosen] >= 5).all()
@@ -111,7 +113,7 @@ def test_spans_are_distributed_as_in_the_sequential_definition(one, budget, max_
     one, n = np.array(one, np.uint16), 20_000
     samples = Samples(np.arange(n) * len(one), np.full(n, len(one)), np.zeros(n, np.int64), np.arange(n))
     settings = MaskingSettings("span", max_span=max_span, budget=budget)
-    chosen = choose_spans(np.tile(one, n), samples, 0, settings).reshape(n, -1)
+    chosen = choose_spans(np.tile(one, n) >= 5, samples, 0, settings).reshape(n, -1)
     assert (chosen.sum(axis=1) == math.ceil(budget * (one >= 5).sum())).all() and not chosen[:, one < 5].any()
     rng = np.random.default_rng(0)
     reference = np.stack([sequential_spans(one, budget, max_span, rng) for _ in range(n)])
@@ -131,7 +133,7 @@ def test_token_masking_chooses_fifteen_percent_and_never_a_special_token():
     ids, samples = make_samples(4000, (35, 60))
     maskable = (ids >= 5).sum()
     assert maskable > 100_000
-    chosen = choose_tokens(ids, samples, 1, TOKEN)
+    chosen = choose_tokens(ids >= 5, samples, 1, TOKEN)
     assert abs(chosen.sum() / maskable - 0.15) < 0.003
     assert (ids[chosen] >= 5).all()
 
@@ -139,7 +141,7 @@ def test_token_masking_chooses_fifteen_percent_and_never_a_special_token():
 def test_token_masking_is_drawn_again_until_a_token_is_chosen():
     """Samples of two maskable tokens: 1/(1 - 0.85²) as many as one attempt gives, at least one in each."""
     ids, samples = make_samples(20_000, (1, 1), unk_share=0.0)
-    chosen = per_sample(choose_tokens(ids, samples, 1, TOKEN), samples)
+    chosen = per_sample(choose_tokens(ids >= 5, samples, 1, TOKEN), samples)
     assert chosen.min() == 1
     assert abs(chosen.mean() - 0.3 / (1 - 0.85**2)) < 0.01
 
@@ -148,7 +150,7 @@ def test_token_masking_is_drawn_again_until_a_token_is_chosen():
 def test_samples_with_nothing_to_mask_stay_as_they_are(settings):
     ids = np.array([CLS, UNK, SEP, CLS, 10, SEP, CLS, SEP], np.uint16)
     samples = Samples(np.array([0, 3, 6]), np.array([3, 3, 2]), np.zeros(3, np.int64), np.arange(3))
-    masked = mask_samples(ids, samples, 0, settings, VOCAB)
+    masked = mask_samples(ids, samples, 0, settings, TEMPLATE)
     assert masked.index.tolist() == [4] and masked.labels.tolist() == [10]
 
 
@@ -158,7 +160,7 @@ def test_samples_with_nothing_to_mask_stay_as_they_are(settings):
 @pytest.mark.parametrize("settings", [SPAN, TOKEN])
 def test_chosen_tokens_become_mask_random_or_stay_eighty_ten_ten(settings):
     ids, samples = make_samples(8000)
-    masked = mask_samples(ids, samples, 3, settings, VOCAB)
+    masked = mask_samples(ids, samples, 3, settings, TEMPLATE)
     assert len(masked.index) > 60_000
     now = masked.ids[masked.index]
     was_mask, stayed = (now == MASK).mean(), (now == masked.labels).mean()
@@ -175,7 +177,7 @@ def test_chosen_tokens_become_mask_random_or_stay_eighty_ten_ten(settings):
 def test_labels_are_the_original_ids_and_the_rest_is_untouched(settings):
     ids, samples = make_samples(500)
     before = ids.copy()
-    masked = mask_samples(ids, samples, 0, settings, VOCAB)
+    masked = mask_samples(ids, samples, 0, settings, TEMPLATE)
     assert (ids == before).all()
     assert (np.diff(masked.index) > 0).all()
     assert (masked.labels == ids[masked.index]).all()
@@ -186,7 +188,7 @@ def test_labels_are_the_original_ids_and_the_rest_is_untouched(settings):
 
 def test_shares_are_those_asked_for():
     ids, samples = make_samples(4000)
-    masked = mask_samples(ids, samples, 0, MaskingSettings("span", mask=0.0, random=0.0, keep=1.0), VOCAB)
+    masked = mask_samples(ids, samples, 0, MaskingSettings("span", mask=0.0, random=0.0, keep=1.0), TEMPLATE)
     assert (masked.ids == ids).all() and len(masked.index) > 0
 
 
@@ -196,20 +198,23 @@ def test_shares_are_those_asked_for():
 @pytest.mark.parametrize("settings", [SPAN, TOKEN])
 def test_a_samples_mask_is_the_same_alone_elsewhere_and_in_other_company(settings):
     ids, samples = make_samples(300)
-    whole = mask_samples(ids, samples, 0, settings, VOCAB)
+    whole = mask_samples(ids, samples, 0, settings, TEMPLATE)
     for i in (0, 17, 299):
         start, length = samples.starts[i], samples.lengths[i]
         alone = Samples(np.array([4]), samples.lengths[[i]], samples.epochs[[i]], samples.ids[[i]])
         shifted = np.concatenate([np.zeros(4, np.uint16), ids[start : start + length]])
-        assert (mask_samples(shifted, alone, 0, settings, VOCAB).ids[4:] == whole.ids[start : start + length]).all()
+        assert (mask_samples(shifted, alone, 0, settings, TEMPLATE).ids[4:] == whole.ids[start : start + length]).all()
 
 
 @pytest.mark.parametrize("settings", [SPAN, TOKEN])
 def test_other_seeds_and_epochs_mask_other_tokens(settings):
     ids, samples = make_samples(300)
     later = Samples(samples.starts, samples.lengths, samples.epochs + 1, samples.ids)
-    first = mask_samples(ids, samples, 0, settings, VOCAB).index
-    for other in (mask_samples(ids, samples, 1, settings, VOCAB), mask_samples(ids, later, 0, settings, VOCAB)):
+    first = mask_samples(ids, samples, 0, settings, TEMPLATE).index
+    for other in (
+        mask_samples(ids, samples, 1, settings, TEMPLATE),
+        mask_samples(ids, later, 0, settings, TEMPLATE),
+    ):
         assert len(np.intersect1d(first, other.index)) < 0.3 * len(first)
 
 

@@ -80,7 +80,7 @@ def encode_corpus(
         layout.write_index(
             out,
             tokenizer=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
+            template=tokenizer.template,
             max_len=max_len,
             corpus=corpus.id,
             cleaning=recorded(corpus.cleaning).name,
@@ -93,10 +93,14 @@ def encode_shard(source: str, shard: Shard, target: str, tokenizer: Tokenizer, m
     """Encode the corpus' `shard` at `source` by row groups; return its entry for encoded.json (without `file`)."""
     columns = ("orig_text", "reply_text")
     tables = (
-        layout.make_table(*(tokenizer.encode_batch(texts.column(name), max_len) for name in columns))
+        layout.make_table(
+            tokenizer.encode_batch(texts.column("orig_text"), max_len),
+            tokenizer.encode_batch(texts.column("reply_text"), max_len),
+            tokenizer.template,
+        )
         for texts in read_shard(source, shard, columns)
     )
-    return layout.write_shard(target, tables)
+    return layout.write_shard(target, tables, tokenizer.template)
 
 
 def _encode_job(job: dict[str, Any], *, fingerprint: str, tokenizer: Any) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     CORPUS/encoded/<fingerprint>/encoded.json          counts by split, shard and row group; written last
     CORPUS/encoded/<fingerprint>/train/00000.parquet   mirrors CORPUS/train/00000.parquet: same rows, order, row groups
 
-An empty `reply_ids` list means that the row is a single tweet. Counts of tokens are of text tokens alone: a pair's
-directed sample has orig_len + reply_len + 3 of them once [CLS] and two [SEP] are added, a single tweet's orig_len + 2.
+An empty `reply_ids` list means that the row is a single tweet. Ids are uint16; of a larger vocabulary uint32.
+Counts of tokens are of text tokens alone: special ones come by the tokenizer's `template` when samples are laid out.
 The counts of each row group are in encoded.json, so that planning a stream opens no Parquet file.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,22 +25,13 @@ from twilbert.data import checksums
 from twilbert.data.checksums import Listed
 from twilbert.data.cleaning import FIRST
 from twilbert.data.tables.files import open_parquet
+from twilbert.data.tokenizer.template import Template, ours
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.model.special_tokens import N_SPECIAL
 
 FORMAT = 1
 INDEX_FILE = "encoded.json"
 _TOTALS = ("rows", "pairs", "singles", "tokens")  # sums over a split's row groups
-SCHEMA = pa.schema(
-    [
-        ("orig_ids", pa.list_(pa.uint16())),
-        ("reply_ids", pa.list_(pa.uint16())),
-        ("orig_len", pa.uint16()),
-        ("reply_len", pa.uint16()),
-        ("orig_maskable", pa.uint16()),
-        ("reply_maskable", pa.uint16()),
-    ]
-)
+_COUNTS = ("orig_len", "reply_len", "orig_maskable", "reply_maskable")  # uint16 columns after the ids
 
 
 @dataclass(frozen=True)
@@ -107,6 +98,8 @@ class EncodedCorpus:
     splits: dict[str, Split]
     cleaning: str = FIRST
     """The rules by which the corpus' texts were cleaned."""
+    special_tokens: Template | None = None
+    """None in what 0.2.0 wrote, and our own tokenizers write."""
     path: str = ""
 
     @classmethod
@@ -127,6 +120,11 @@ class EncodedCorpus:
             if any(getattr(split, key) != sum(getattr(group, key) for group in split.row_groups) for key in _TOTALS):
                 raise _damaged(path, INDEX_FILE, f"the counts of split {name!r} are not those of its row groups")
         return encoded
+
+    @property
+    def template(self) -> Template:
+        """The special tokens of the vocabulary, and where they stand."""
+        return self.special_tokens or ours(self.vocab_size)
 
     @property
     def listed(self) -> list[Listed]:
@@ -159,17 +157,29 @@ def read_row_group(encoded: EncodedCorpus, row_group: RowGroup, columns: Sequenc
     return table
 
 
-def make_table(orig: tuple[np.ndarray, np.ndarray], reply: tuple[np.ndarray, np.ndarray]) -> pa.Table:
-    """Return a table of SCHEMA from two ragged columns, each (flat uint16 ids, int64 offsets [rows + 1])."""
+def schema(template: Template) -> pa.Schema:
+    """Return the columns of a shard under a tokenizer."""
+    ids = pa.list_(pa.from_numpy_dtype(template.dtype))
+    return pa.schema([("orig_ids", ids), ("reply_ids", ids), *((name, pa.uint16()) for name in _COUNTS)])
+
+
+def make_table(
+    orig: tuple[np.ndarray, np.ndarray], reply: tuple[np.ndarray, np.ndarray], template: Template
+) -> pa.Table:
+    """Return a table of `schema` from two ragged columns, each (flat ids, int64 offsets [rows + 1])."""
     columns: list[pa.Array] = []
     lengths: list[pa.Array] = []
     maskable: list[pa.Array] = []
     for flat, offsets in (orig, reply):
-        columns.append(pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat, pa.uint16())))
+        columns.append(
+            pa.ListArray.from_arrays(
+                pa.array(offsets.astype(np.int32)), pa.array(flat.astype(template.dtype, copy=False))
+            )
+        )
         lengths.append(pa.array(np.diff(offsets).astype(np.uint16)))
-        before = np.concatenate([[0], np.cumsum(flat >= N_SPECIAL, dtype=np.int64)])
+        before = np.concatenate([[0], np.cumsum(template.is_ordinary(flat), dtype=np.int64)])
         maskable.append(pa.array(np.diff(before[offsets]).astype(np.uint16)))
-    return pa.Table.from_arrays([*columns, *lengths, *maskable], schema=SCHEMA)
+    return pa.Table.from_arrays([*columns, *lengths, *maskable], schema=schema(template))
 
 
 def count_row_group(table: pa.Table) -> dict[str, int]:
@@ -185,7 +195,7 @@ def count_row_group(table: pa.Table) -> dict[str, int]:
     }
 
 
-def write_shard(path: str, tables: Iterable[pa.Table]) -> dict[str, Any]:
+def write_shard(path: str, tables: Iterable[pa.Table], template: Template) -> dict[str, Any]:
     """Write a shard of one row group a table; return its entry for encoded.json (without `file`).
 
     Holds one table at a time. TwilbertError when the disk is full.
@@ -193,7 +203,10 @@ def write_shard(path: str, tables: Iterable[pa.Table]) -> dict[str, Any]:
     groups: list[dict[str, int]] = []
     system, inner = storage.filesystem(path)
     with storage.explained_write(path):
-        with pq.ParquetWriter(inner, SCHEMA, filesystem=system, compression="zstd", write_page_checksum=True) as writer:
+        columns = schema(template)
+        with pq.ParquetWriter(
+            inner, columns, filesystem=system, compression="zstd", write_page_checksum=True
+        ) as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
                 groups.append(count_row_group(table))
@@ -211,7 +224,7 @@ def write_index(
     path: str,
     *,
     tokenizer: str,
-    vocab_size: int,
+    template: Template,
     max_len: int,
     corpus: str,
     shards: dict[str, list[dict[str, Any]]],
@@ -227,7 +240,8 @@ def write_index(
         "format": FORMAT,
         "fingerprint": fingerprint(tokenizer, max_len, corpus),
         "tokenizer": tokenizer,
-        "vocab_size": vocab_size,
+        "vocab_size": template.size,
+        "special_tokens": None if template == ours(template.size) else asdict(template),
         "max_len": max_len,
         "corpus": corpus,
         "cleaning": cleaning,

@@ -30,6 +30,7 @@ from twilbert.data.stream.order import Item, StreamPlan, Window
 from twilbert.data.stream.partition import partitioner
 from twilbert.data.stream.randomness import Purpose, bits, key
 from twilbert.data.stream.rows import Rows
+from twilbert.data.tokenizer.template import Template
 
 _RUN_TOKENS = 2**18  # tokens laid out and masked at once: large for numpy, small enough to stay in cache
 
@@ -127,7 +128,7 @@ def _build_run(
         },
         seed=plan.seed,
         masking=plan.masking,
-        vocab_size=plan.encoded.vocab_size,
+        template=plan.encoded.template,
     )
 
 
@@ -141,7 +142,7 @@ def pack(
     counts: dict[str, np.ndarray],
     seed: int,
     masking: MaskingSettings,
-    vocab_size: int,
+    template: Template,
 ) -> Packed:
     """Lay out and mask samples (int64 [n] each) as consecutive micro-batches of `sizes` samples, the longest last."""
     length = rows.lengths[row]
@@ -164,9 +165,10 @@ def pack(
         np.where(reply_first, orig_len, reply_len),
         starts,
         int(token_edges[-1]),
+        template,
     )
     sample_ids = 2 * rows.number[row] + direction
-    masked = mask_samples(ids, Samples(starts, length, epoch, sample_ids), seed, masking, vocab_size)
+    masked = mask_samples(ids, Samples(starts, length, epoch, sample_ids), seed, masking, template)
     masked_edges = np.searchsorted(masked.index, token_edges)
     rop = np.where(reply_len > 0, np.where(reply_first, ROP_REPLY_FIRST, ROP_REPLY_SECOND), ROP_NONE)
     values = {
@@ -178,5 +180,6 @@ def pack(
         "rop_labels": (rop, sample_edges),
         "sample_ids": (sample_ids, sample_edges),
     }
-    typed = {name: (flat.astype(VALUES[name], copy=False), edges) for name, (flat, edges) in values.items()}
+    types = {**VALUES, "input_ids": template.dtype}
+    typed = {name: (flat.astype(types[name], copy=False), edges) for name, (flat, edges) in values.items()}
     return Packed({**counts, "width": width}, typed)

@@ -1,8 +1,8 @@
 """Lay out (tweet, reply) sequences in either order and mask their tokens, many samples at once.
 
 Samples lie in one flat array of token ids: sample i takes [starts[i], starts[i] + lengths[i]) of it, with [PAD] between
-samples. A sample is [CLS] first [SEP] second [SEP], or [CLS] first [SEP] for a single tweet; positions count from
-its [CLS].
+samples. A sample is [CLS] first [SEP] second [SEP], or [CLS] first [SEP] for a single tweet, by our vocabularies; by
+others as their template says. Positions count from its first token.
 
 Source: masked language model, Devlin et al. 2019 (BERT), section 3.1; spans, Joshi et al. 2020 (SpanBERT), with the
 TWilBERT original's lengths (P(n) ∝ 1/n) and per-token replacement; reply order, González et al. 2021 (TWilBERT).
@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 
 from twilbert.data.stream.randomness import Purpose, below, key, uniform
+from twilbert.data.tokenizer.template import Template
 from twilbert.errors import UsageError
-from twilbert.model.special_tokens import CLS, MASK, N_SPECIAL, SEP
 
 ROP_REPLY_SECOND, ROP_REPLY_FIRST, ROP_NONE = 1, 0, -100  # (tweet, reply); (reply, tweet); single tweet
 _ATTEMPT_STRIDE = 1 << 32  # draws set aside for one attempt at token masking: more than any sample has positions
@@ -77,28 +77,35 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def lay_out(
     pool: np.ndarray, first: np.ndarray, first_len: np.ndarray, second: np.ndarray, second_len: np.ndarray,
-    starts: np.ndarray, size: int,
+    starts: np.ndarray, size: int, template: Template,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Write n samples into a flat array of `size` tokens, each from its position in `starts`, [PAD] elsewhere.
 
     Sample i consists of pool[first[i] :][:first_len[i]] and pool[second[i] :][:second_len[i]]; second_len 0 means a
-    single tweet. Returns ids (uint16 [size]) and segments (uint8 [size]: 1 after the first [SEP] to the last, else 0).
+    single tweet. Returns ids ([size] of the template's type) and segments (uint8 [size]: 1 for the second text and what
+    follows it where the template has types, else 0).
     """
-    ids = np.zeros(size, np.uint16)
+    ids = np.full(size, template.pad, template.dtype)
     segments = np.zeros(size, np.uint8)
-    first_sep = starts + 1 + first_len
-    ids[starts] = CLS
-    ids[first_sep] = SEP
-    ids[ranges(starts + 1, first_len)] = pool[ranges(first, first_len)]
-    paired = np.flatnonzero(second_len)
-    second, second_len, first_sep = second[paired], second_len[paired], first_sep[paired]
-    into = ranges(first_sep + 1, second_len)
-    ids[into] = pool[ranges(second, second_len)]
-    segments[into] = 1
-    last_sep = first_sep + 1 + second_len
-    ids[last_sep] = SEP
-    segments[last_sep] = 1
+    _put(ids, starts, template.prefix)
+    start = starts + len(template.prefix)
+    ids[ranges(start, first_len)] = pool[ranges(first, first_len)]
+    after = start + first_len
+    is_single = second_len == 0
+    _put(ids, after[is_single], template.end)
+    second, second_len, after = second[~is_single], second_len[~is_single], after[~is_single]
+    _put(ids, after, template.middle)
+    start = after + len(template.middle)
+    ids[ranges(start, second_len)] = pool[ranges(second, second_len)]
+    _put(ids, start + second_len, template.end)
+    if template.has_types:
+        segments[ranges(start, second_len + len(template.end))] = 1
     return ids, segments
+
+
+def _put(ids: np.ndarray, at: np.ndarray, tokens: tuple[int, ...]) -> None:
+    for place, token in enumerate(tokens):
+        ids[at + place] = token
 
 
 def span_budget(maskable: np.ndarray, budget: float) -> np.ndarray:
@@ -106,25 +113,25 @@ def span_budget(maskable: np.ndarray, budget: float) -> np.ndarray:
     return np.ceil(budget * maskable.astype(np.float64)).astype(np.int64)
 
 
-def mask_samples(ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings, vocab_size: int) -> Masked:
+def mask_samples(ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings, template: Template) -> Masked:
     """Choose tokens of the samples in flat `ids` and replace them, independent of a sample's place and neighbours."""
     choose = choose_spans if settings.kind == "span" else choose_tokens
-    index = np.flatnonzero(choose(ids, samples, seed, settings))
+    index = np.flatnonzero(choose(template.is_ordinary(ids), samples, seed, settings))
     labels = ids[index]
     masked = ids.copy()
-    masked[index] = _replace(labels, index, samples, seed, settings, vocab_size)
+    masked[index] = _replace(labels, index, samples, seed, settings, template)
     return Masked(masked, index, labels.astype(np.int64))
 
 
-def choose_spans(ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings) -> np.ndarray:
-    """Choose the tokens of span masking; bool, like `ids`.
+def choose_spans(is_maskable: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings) -> np.ndarray:
+    """Choose the tokens of span masking among those that `is_maskable`; bool, like it.
 
     A span starts at a token drawn uniformly from the sample's maskable tokens that are not chosen yet, has a length n
     in 1..max_span drawn with P ∝ 1/n, and ends early at a special token, at a chosen one and when the sample's budget
     is spent; spans are drawn until it is. All samples are drawn in rounds, one draw each: a draw that falls on a chosen
     token is repeated in the next round, which keeps starts uniform over the rest.
     """
-    is_open = ids >= N_SPECIAL  # may be chosen: maskable and not chosen yet
+    is_open = is_maskable.copy()  # and not chosen yet
     maskable = np.flatnonzero(is_open)
     first, count = _runs(maskable, samples)
     left = span_budget(count, settings.budget)
@@ -132,7 +139,7 @@ def choose_spans(ids: np.ndarray, samples: Samples, seed: int, settings: Masking
     thresholds = np.cumsum(shares)[:-1] / shares.sum()
     key_start, key_length = samples.keys(seed, Purpose.SPAN_START), samples.keys(seed, Purpose.SPAN_LENGTH)
 
-    chosen = np.zeros(len(ids), bool)
+    chosen = np.zeros(len(is_open), bool)
     active = np.flatnonzero(left)
     draw = 0
     while len(active):
@@ -142,7 +149,7 @@ def choose_spans(ids: np.ndarray, samples: Samples, seed: int, settings: Masking
         length = 1 + np.searchsorted(thresholds, uniform(key_length[at], draw), side="right")
         reach = np.minimum(length, left[at])
         for offset in range(settings.max_span):
-            # Samples end in [SEP], so a span that runs on meets a closed token before it meets the next sample.
+            # Samples end in a special token: a span that runs on meets a closed one before the next sample.
             longer = np.flatnonzero(reach > offset)
             longer = longer[is_open[start[longer] + offset]]
             at, start, reach = at[longer], start[longer], reach[longer]
@@ -154,15 +161,15 @@ def choose_spans(ids: np.ndarray, samples: Samples, seed: int, settings: Masking
     return chosen
 
 
-def choose_tokens(ids: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings) -> np.ndarray:
-    """Choose each maskable token with probability `budget`; bool, like `ids`.
+def choose_tokens(is_maskable: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings) -> np.ndarray:
+    """Choose each token that `is_maskable` with probability `budget`; bool, like it.
 
     A sample without a chosen token is drawn again as a whole, unless nothing in it is maskable.
     """
-    maskable = np.flatnonzero(ids >= N_SPECIAL)
+    maskable = np.flatnonzero(is_maskable)
     first, count = _runs(maskable, samples)
     keys = samples.keys(seed, Purpose.TOKEN_CHOICE)
-    chosen = np.zeros(len(ids), bool)
+    chosen = np.zeros(len(is_maskable), bool)
     pending = np.flatnonzero(count)
     attempt = 0
     while len(pending):
@@ -183,15 +190,15 @@ def _runs(index: np.ndarray, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _replace(
-    labels: np.ndarray, index: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings, vocab_size: int
+    labels: np.ndarray, index: np.ndarray, samples: Samples, seed: int, settings: MaskingSettings, template: Template
 ) -> np.ndarray:
     """The replacement of each chosen token: [MASK], a random ordinary token or itself."""
     _, count = _runs(index, samples)
     sample = np.repeat(np.arange(len(count)), count)
     position = (index - samples.starts[sample]).astype(np.uint64)
     share = uniform(samples.keys(seed, Purpose.REPLACEMENT)[sample], position)
-    out = np.where(share < settings.mask, np.uint16(MASK), labels)
+    out = np.where(share < settings.mask, template.dtype(template.mask), labels)
     random = np.flatnonzero((share >= settings.mask) & (share < settings.mask + settings.random))
     keys = samples.keys(seed, Purpose.RANDOM_TOKEN)[sample[random]]
-    out[random] = N_SPECIAL + below(keys, position[random], vocab_size - N_SPECIAL)
+    out[random] = template.drawn(below(keys, position[random], template.n_ordinary))
     return out

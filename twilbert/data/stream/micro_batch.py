@@ -15,7 +15,7 @@ import pyarrow as pa
 
 COUNTS = ("step", "epoch", "accumulation", "n_masked", "n_rop", "n_samples", "width")
 VALUES = {
-    "input_ids": np.uint16,
+    "input_ids": np.uint16,  # uint32 where the vocabulary is larger
     "segment_ids": np.uint8,
     "lengths": np.int32,
     "masked_index": np.int64,
@@ -23,10 +23,6 @@ VALUES = {
     "rop_labels": np.int64,
     "sample_ids": np.int64,
 }
-SCHEMA = pa.schema(
-    [(name, pa.int64()) for name in COUNTS]
-    + [(name, pa.large_list(pa.from_numpy_dtype(dtype))) for name, dtype in VALUES.items()]
-)
 UNKNOWN = -1  # a count that only all workers together have
 
 
@@ -34,8 +30,8 @@ UNKNOWN = -1  # a count that only all workers together have
 class MicroBatch:
     """B samples padded at the end to T tokens. B may be 0, then T is 1 and K is 0. All fields numpy or int."""
 
-    input_ids: np.ndarray  # uint16 [B, T], masked; [PAD] at the end
-    segment_ids: np.ndarray  # uint8 [B, T]: 0 up to and with the first [SEP], and at [PAD]
+    input_ids: np.ndarray  # uint16 or uint32 [B, T], masked; [PAD] at the end
+    segment_ids: np.ndarray  # uint8 [B, T]: 1 for a second text, where the tokenizer has types
     lengths: np.ndarray  # int32 [B], special tokens counted
     masked_index: np.ndarray  # int64 [K], ascending, into the B·T flat positions
     masked_labels: np.ndarray  # int64 [K], the original ids there
@@ -73,7 +69,7 @@ class Packed:
         for name in VALUES:
             flat, offsets = self.values[name]
             columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
-        return pa.table(columns, schema=SCHEMA)
+        return pa.table(columns)
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Packed:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from twilbert.data.encoded.format import EncodedCorpus, Split, read_row_group
-
-_SPECIAL_OF_PAIR, _SPECIAL_OF_SINGLE = 3, 2  # [CLS] and a [SEP] after each text
+from twilbert.data.tokenizer.template import Template
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """R rows. All but `pool` are int64 [R]; a row without reply (a single tweet) has reply_len 0."""
+    """R rows. All but `template` and `pool` are int64 [R]; a row without reply (a single tweet) has reply_len 0."""
 
-    pool: np.ndarray  # uint16, the token ids of all texts
+    template: Template
+    pool: np.ndarray  # uint16 or uint32, the token ids of all texts
     orig_at: np.ndarray  # where the tweet begins in `pool`
     orig_len: np.ndarray
     reply_at: np.ndarray
@@ -27,7 +27,7 @@ class Rows:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of a sample of each row, special ones included; int64 [R]."""
-        special = np.where(self.reply_len > 0, _SPECIAL_OF_PAIR, _SPECIAL_OF_SINGLE)
+        special = np.where(self.reply_len > 0, self.template.of_pair, self.template.of_single)
         return self.orig_len + self.reply_len + special
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
@@ -52,8 +52,8 @@ def read_lengths(encoded: EncodedCorpus, split: Split, row_groups: Sequence[int]
         table = read_row_group(encoded, split.row_groups[number], ["orig_len", "reply_len"])
         orig, reply = (table.column(name).to_numpy().astype(np.int64) for name in ("orig_len", "reply_len"))
         paired = reply > 0
-        pairs = orig[paired] + reply[paired] + _SPECIAL_OF_PAIR
-        lengths += [pairs, pairs, orig[~paired] + _SPECIAL_OF_SINGLE]
+        pairs = orig[paired] + reply[paired] + encoded.template.of_pair
+        lengths += [pairs, pairs, orig[~paired] + encoded.template.of_single]
     return np.concatenate(lengths)
 
 
@@ -63,12 +63,12 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         return parts[0]
     offsets = np.cumsum([0, *(len(part.pool) for part in parts)])
     joined = {}
-    for name in (field.name for field in fields(Rows)):
+    for name in (field.name for field in fields(Rows) if field.name != "template"):
         columns = [getattr(part, name) for part in parts]
         if name in ("orig_at", "reply_at"):
             columns = [column + offset for column, offset in zip(columns, offsets, strict=False)]
         joined[name] = np.concatenate(columns)
-    return Rows(**joined)
+    return Rows(parts[0].template, **joined)
 
 
 def _read_one(encoded: EncodedCorpus, split: Split, number: int, first_row: int) -> Rows:
@@ -79,6 +79,7 @@ def _read_one(encoded: EncodedCorpus, split: Split, number: int, first_row: int)
     orig_ids, reply_ids = (column.flatten().to_numpy() for column in (orig, reply))
     orig_maskable, reply_maskable = (table.column(name).to_numpy().astype(np.int64) for name in columns[2:])
     return Rows(
+        encoded.template,
         pool=np.concatenate([orig_ids, reply_ids]),
         orig_at=np.cumsum(orig_len) - orig_len,
         orig_len=orig_len,

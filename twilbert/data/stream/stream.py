@@ -136,6 +136,6 @@ def evaluation_batches(
                 counts={name: np.array([value]) for name, value in (of_chunk | {"accumulation": number}).items()},
                 seed=seed,
                 masking=masking,
-                vocab_size=encoded.vocab_size,
+                template=encoded.template,
             )
             yield from packed.micro_batches()

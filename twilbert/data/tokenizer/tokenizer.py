@@ -1,13 +1,15 @@
 """The runtime tokenizer: tokenizer.json of the `tokenizers` library, in training as in inference.
 
-A folder holds tokenizer.json (all that encoding needs), tokenizer_config.json (for transformers) and
+A folder holds tokenizer.json (all that encoding needs), tokenizer_config.json (which tokens are special) and, of ours,
 twilbert_tokenizer.json (the settings of its training); one of twilbert-vocab also spm.model, its source. Those of the
-released models (BERT word pieces, wordpiece.py) differ in tokenizer.json alone.
+released models (BERT word pieces, wordpiece.py) differ in tokenizer.json alone. Any other fast tokenizer of a masked
+language model will do: its special ids and their places are its own (template.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -21,16 +23,19 @@ import pyarrow.compute as pc
 import tokenizers
 
 from twilbert import storage
+from twilbert.data.tokenizer import template as templates
 from twilbert.data.tokenizer.sentencepiece import TOKENIZER_CONFIG, encodes_words_alone
+from twilbert.data.tokenizer.template import Template
 from twilbert.errors import TwilbertError, UsageError, is_panic
-from twilbert.model.special_tokens import N_SPECIAL, SPECIAL_TOKENS
 
-MAX_VOCAB_SIZE = 65_535  # ids are stored as uint16
+MAX_VOCAB_SIZE = 65_535  # of our own vocabularies: ids are stored as uint16
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_FILE = "special_tokens_map.json"
 SETTINGS_FILE = "twilbert_tokenizer.json"
 SUM = "tokenizer_sha256"  # the settings' entry with the SHA-256 of tokenizer.json; 0.2.0 wrote none
 STUCK = "the tokenizer fails on a text"
+_SLOW_FILES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "bpe.codes")
 _MAX_CACHED_WORDS = 400_000  # some 60 MB; beyond, the cache is emptied
 
 
@@ -50,36 +55,37 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._words = _WordCache(self._encode_whole) if encodes_words_alone(spec) else None
-        self.vocab_size: int = backend.get_vocab_size()
+        _check_ids(backend.get_vocab(), where)
+        with explained(where, UsageError, "not a usable tokenizer"):
+            self.template: Template = templates.read(backend, files, where)
+        self._words = _WordCache(self._encode_whole, self.template.dtype) if encodes_words_alone(spec) else None
+        self.vocab_size: int = self.template.size
         self.fingerprint: str = hashlib.sha256(content).hexdigest()
         if written not in (None, self.fingerprint):
             raise UsageError(
                 f"{where}: damaged or edited: its SHA-256 is not that in {SETTINGS_FILE}; restore it, or, where the "
                 f"change is meant, take the entry {SUM} out"
             )
-        if tuple(backend.id_to_token(i) for i in range(N_SPECIAL)) != SPECIAL_TOKENS:
-            raise UsageError(f"{where}: its first five tokens are not {' '.join(SPECIAL_TOKENS)}; use twilbert-vocab")
-        if max(backend.get_vocab().values()) >= self.vocab_size:
-            raise UsageError(f"{where}: its ids do not go from 0 to {self.vocab_size - 1}; use twilbert-vocab")
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            raise UsageError(f"{where}: {self.vocab_size} tokens, at most {MAX_VOCAB_SIZE} can be stored")
 
     @classmethod
     def load(cls, path: str) -> Tokenizer:
         """Load the tokenizer of a folder (twilbert-vocab's, or a model's); UsageError when missing or damaged."""
         path = storage.absolute(path)
         files = {}
-        for name in (TOKENIZER_FILE, CONFIG_FILE, SETTINGS_FILE):
+        for name in (TOKENIZER_FILE, CONFIG_FILE, SPECIAL_FILE, SETTINGS_FILE):
             if storage.is_file(storage.join(path, name)):
                 files[name] = storage.read_bytes(storage.join(path, name))
         if TOKENIZER_FILE not in files:
-            what = f"the folder has no {TOKENIZER_FILE}" if storage.exists(path) else "no such tokenizer folder"
-            raise UsageError(f"{path}: {what}; make one with twilbert-vocab CORPUS --out {path}")
+            raise UsageError(f"{path}: {_missing(path)}")
         return cls(files, where=storage.join(path, TOKENIZER_FILE))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self._files, self._where)
+
+    @functools.cached_property
+    def is_ours(self) -> bool:
+        """Whether its special tokens are those of twilbert-vocab and the released models."""
+        return self.template == templates.ours(self.vocab_size)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -88,8 +94,8 @@ class Tokenizer:
 
     def save(self, folder: str) -> None:
         """Write the files of transformers' AutoTokenizer, and the settings, into a model's folder."""
-        config = json.dumps(TOKENIZER_CONFIG, indent=1).encode()
-        for name, content in {CONFIG_FILE: config, **self._files}.items():
+        config = {CONFIG_FILE: json.dumps(TOKENIZER_CONFIG, indent=1).encode()}
+        for name, content in ({**config, **self._files} if self.is_ours else self._files).items():
             storage.write_bytes_atomic(storage.join(folder, name), content)
 
     def encode_batch(
@@ -97,7 +103,8 @@ class Tokenizer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Encode texts, each truncated to `max_len` tokens, without special tokens; None is a text without tokens.
 
-        Returns (ids uint16 [total tokens], offsets int64 [texts + 1]): text i has ids[offsets[i]:offsets[i + 1]].
+        Returns (ids [total tokens] of `template.dtype`, offsets int64 [texts + 1]): text i has
+        ids[offsets[i]:offsets[i + 1]].
         """
         arrow = _as_arrow(texts)
         if self._words is not None:
@@ -111,7 +118,7 @@ class Tokenizer:
         return self._encode_whole([text])[0].tolist()
 
     def encode_masked(self, text: str) -> list[int]:
-        """Return the ids of one text in which "[MASK]" is the masked token; else as `encode`."""
+        """Return the ids of one text in which special tokens ("[MASK]") are themselves; else as `encode`."""
         reading = tokenizers.Tokenizer.from_buffer(self._files[TOKENIZER_FILE])
         reading.no_truncation()
         reading.no_padding()
@@ -134,7 +141,10 @@ class Tokenizer:
             encoded = [one.ids for one in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
-        return np.fromiter(itertools.chain.from_iterable(encoded), np.uint16, int(offsets[-1])), offsets
+        ids = np.fromiter(itertools.chain.from_iterable(encoded), self.template.dtype, int(offsets[-1]))
+        if self.template.unk is not None and not self.is_ours:  # a search by score may use any piece, special ones too
+            ids[~self.template.is_ordinary(ids)] = self.template.unk
+        return ids, offsets
 
 
 class _WordCache:
@@ -143,14 +153,14 @@ class _WordCache:
     Arrow and numpy split, deduplicate and join words; Python handles the distinct words of a batch, never a token.
     """
 
-    def __init__(self, encode: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]) -> None:
-        self._encode = encode
+    def __init__(self, encode: Callable[[list[str]], tuple[np.ndarray, np.ndarray]], dtype: Any) -> None:
+        self._encode, self._dtype = encode, dtype
         self._lock = threading.Lock()
         self._clear()
 
     def _clear(self) -> None:
         self._slots: dict[str, int] = {}
-        self._ids = np.empty(0, np.uint16)
+        self._ids = np.empty(0, self._dtype)
         self._offsets = np.zeros(1, np.int64)
 
     def encode(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -191,11 +201,33 @@ def _truncate(ids: np.ndarray, offsets: np.ndarray, max_len: int) -> tuple[np.nd
     return gather(ids, offsets[:-1], np.minimum(lengths, max_len))
 
 
+def _check_ids(vocabulary: dict[str, int], where: str) -> None:
+    """UsageError where most ids have no token: a few gaps are usual."""
+    largest = max(vocabulary.values(), default=-1)
+    if not 0 <= largest < 2 * len(vocabulary):
+        raise UsageError(f"{where}: its ids do not go from 0 to {len(vocabulary) - 1} but to {largest}; restore it")
+
+
+def _missing(path: str) -> str:
+    """Why a folder has no tokenizer that can be used, and the remedy."""
+    if not storage.exists(path):
+        return f"no such tokenizer folder; make one with twilbert-vocab CORPUS --out {path}"
+    slow = [name for name in _SLOW_FILES if storage.is_file(storage.join(path, name))]
+    if slow:
+        return (
+            f"a slow tokenizer alone ({', '.join(slow)}, no {TOKENIZER_FILE}); write the fast one beside it: python -c "
+            f"\"from transformers import AutoTokenizer as T; T.from_pretrained('{path}').save_pretrained('{path}')\""
+        )
+    return f"the folder has no {TOKENIZER_FILE}; make one with twilbert-vocab CORPUS --out {path}"
+
+
 @contextlib.contextmanager
 def explained(where: str, kind: type[TwilbertError], what: str) -> Iterator[None]:
     """Raise an error or panic of the tokenizers library in the body as a `kind` with the remedy."""
     try:
         yield
+    except TwilbertError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
