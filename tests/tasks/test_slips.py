@@ -106,8 +106,22 @@ def test_scores_with_decimal_commas(folder: Path):
 def test_a_file_without_header(folder: Path, settings: dict):
     mark = settings.get("delimiter", "\t")
     (folder / "train.tsv").write_text("".join(mark.join(row) + "\n" for row in FOUR_ROWS))
-    with pytest.raises(UsageError, match=r"its first line looks like data .* put one above it .* ID TEXT CLASS"):
+    name = {"\t": "tabs", ",": "commas", ";": "semicolons"}[mark]
+    with pytest.raises(UsageError, match=r"first line looks like data .* put one above it .* ID TEXT CLASS") as error:
         read_split(load_task(write_task(folder, **settings)), "train")
+    assert f"with {name} between them" in str(error.value)
+
+
+def test_a_header_and_rows_with_other_separators_are_split_for_the_message(folder: Path):
+    files = {"files": {"train": "t.csv", "dev": "dev.tsv"}}
+    (folder / "t.csv").write_text("".join(f'"{i}";"{text}; ""sí""";"{label}"\n' for i, text, label in FOUR_ROWS))
+    with pytest.raises(UsageError, match=r'looks like data \(1, qué bien; "sí", P\).*with semicolons between them'):
+        read_split(load_task(write_task(folder, **files)), "train")
+    (folder / "t.csv").write_text("id;text;Class\n1;a;P\n2;b;N\n")
+    with pytest.raises(UsageError, match="the header has 'id' for 'ID', 'text' for 'TEXT', 'Class' for 'CLASS'; write"):
+        read_split(load_task(write_task(folder, **files)), "train")
+    columns = {"id": "id", "text": "text", "label": "Class"}
+    assert read_split(load_task(write_task(folder, columns=columns, **files)), "train").texts == ["a", "b"]
 
 
 def test_the_separator_of_a_task_file_is_obeyed(folder: Path):

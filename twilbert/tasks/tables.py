@@ -81,7 +81,7 @@ def _inspected(task: Task, path: str, needed: list[str]) -> TableFile | None:
         return file
     other = layout.inspect(source, needed, "csv", always_header=True)
     if other is None or not set(needed) <= set(other.names):
-        return file
+        return other if other and len(other.names) > len(file.names) else file  # for the message
     return delimited(other.delimiter, task.quoting != "none")
 
 
@@ -171,14 +171,19 @@ def _absent_message(task: Task, file: TableFile, absent: list[str]) -> str:
         return _absent(file, absent)
     if not cells.isdisjoint(task.labels) or any(cell.isdigit() for cell in cells):
         names = task.header or task.needed_columns("train")
+        between = f" with {_name(file.delimiter)}s between them" if file.format in ("tsv", "csv") else ""
         return (
             f"{file.name}: its first line looks like data ({_named(list(file.names[:4]))}), so it has no header; "
-            f"put one above it that names the columns in their order, e.g. {' '.join(names)} with tabs between them"
+            f"put one above it that names the columns in their order, e.g. {' '.join(names)}{between}"
         )
     return _absent(file, absent)
 
 
 def _absent(file: TableFile, absent: list[str]) -> str:
+    folded = {name.strip('" ').casefold(): name for name in reversed(file.names)}
+    if all(name.casefold() in folded for name in absent):
+        alike = ", ".join(f"{folded[name.casefold()]!r} for {name!r}" for name in absent)
+        return f"{file.name}: the header has {alike}; write one of them, in the file or in the task file's columns"
     return (
         f"{file.name}: no column {_named(absent)} in the header; found {_named(list(file.names[:12]))}; "
         "correct the header, or name the columns in the task file (columns:; id: null where rows have none)"
