@@ -26,7 +26,7 @@ from twilbert import cli, outputs, storage
 from twilbert.cluster.ray_errors import user_errors
 from twilbert.cluster.ray_session import ensure_ray, in_ray_job
 from twilbert.data import checksums
-from twilbert.data.cleaning import PRESETS, Cleaning, named
+from twilbert.data.cleaning import PRESETS, Cleaning, chosen
 from twilbert.data.corpus import corpus as corpora
 from twilbert.data.corpus import dedup
 from twilbert.data.corpus import spill as raw_spill
@@ -78,11 +78,12 @@ def prepare(
         raise UsageError(f"--out {out}: a Ray job's folder is thrown away; give an absolute path or a URI")
     if form == "twitter" and columns:
         raise UsageError("--columns: only with --format pairs; the columns of tweets go by Twitter's names")
-    columns, target, rules = columns or {}, storage.absolute(out), named(cleaning)
+    columns, target, rules = columns or {}, storage.absolute(out), chosen(cleaning)
     unknown = [name for name in columns if name not in pairs.COLUMNS]
     if unknown:
         raise UsageError(f"--columns {unknown[0]}=…: expected one of {', '.join(pairs.COLUMNS)}")
     suffixes = dump.SUFFIXES if form == "twitter" else ()
+    cli.say(f"texts are cleaned by the rules {rules.name}")
     with sources(inputs, suffixes) as listed:
         looked_at = (dump.inspect(source) if form == "twitter" else _inspect(source, columns) for source in listed)
         files = [file for file in looked_at if file is not None]
@@ -335,7 +336,7 @@ def main(argv: list[str] | None = None) -> int:
         "--cleaning",
         default="twilbert",
         metavar="RULES",
-        help=f"how texts are cleaned, recorded for every model of the corpus: {', '.join(PRESETS)} (twilbert)",
+        help=f"how texts are cleaned: {', '.join(PRESETS)}, or a well-known encoder whose rules they are (twilbert)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is at CORPUS")
     parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs of a local Ray (all of this machine)")

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from twilbert.data.cleaning import FIRST, TWILBERT, named
+from twilbert.data.cleaning import FIRST, TWILBERT, chosen, named, of_model, recorded
 from twilbert.errors import UsageError
 
 clean, drop_reason = TWILBERT, TWILBERT.drop_reason
@@ -100,3 +100,59 @@ def test_the_first_rules_stay_as_they_were():
     assert first("@Jose\u0301 https://t.co/x") == "user\u0301 url"
     with pytest.raises(UsageError, match="cleaning 'twilbert-9': unknown; expected one of twilbert, "):
         named("twilbert-9")
+
+
+PRESETS_OF = {
+    "robertuito": [
+        ("@perezjotaeme debería cambiar esto http://bit.ly/sarasa", "@usuario debería cambiar esto url"),
+        ("no entiendo naaaaaaaadaaaaaaaa", "no entiendo naaadaaa"),
+        ("jajajajajajaajjaaaaaajjjajjaja no lo creo", "jaja no lo creo"),
+        ("esto es #UnaGenialidad", "esto es una genialidad"),
+        ("🎉😂", "emoji cañón de confeti emoji emoji cara llorando de risa emoji"),
+        ("año © #1", "año © #1"),
+    ],
+    "cardiff": [
+        ("@ana mira https://t.co/x  ya @", "@user mira http ya @"),
+        ("hola @ana, (http://x.es)", "hola @user (http://x.es)"),
+        ("😂 httpd", "😂 http"),
+    ],
+    "bertweet": [
+        ("@ana: mira https://t.co/x 😂", "@USER : mira HTTPURL :face_with_tears_of_joy:"),
+        ("it’s www.x.es… fin", "it's HTTPURL fin"),
+        ("so 👍🏽good", "so :thumbs_up_medium_skin_tone: good"),
+    ],
+    "none": [("@ana  &amp;\t…", "@ana &amp; …")],
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "raw", "cleaned"), [(p, *case) for p, cases in PRESETS_OF.items() for case in cases]
+)
+def test_presets_are_what_the_encoders_users_feed_them(preset: str, raw: str, cleaned: str):
+    assert named(preset)(raw) == cleaned == named(preset)(cleaned)
+    assert named(preset)("\u200b \ufe0f") == ""
+    assert recorded(named(preset).record) is named(preset)
+
+
+@pytest.mark.parametrize(
+    ("model", "preset"),
+    [
+        ("pysentimiento/robertuito-base-uncased", "robertuito"), ("cardiffnlp/twitter-xlm-roberta-base", "cardiff"),
+        ("vinai/bertweet-large", "bertweet"), ("/data/twitter-roberta-base/", "cardiff"),
+        ("/bertweet/mine/beto", "none"), ("dccuchile/bert-base-spanish-wwm-cased", "none"),
+    ],
+)  # fmt: skip
+def test_an_encoders_rules_go_by_its_name(model: str, preset: str):
+    assert of_model(model) is named(preset)
+
+
+def test_rules_are_chosen_by_preset_version_or_encoder():
+    assert chosen("vinai/bertweet-base") is chosen("bertweet") is chosen("bertweet-1") and chosen(FIRST).name == FIRST
+    with pytest.raises(UsageError, match="unknown; expected one of twilbert, robertuito, cardiff, bertweet, none"):
+        chosen("dccuchile/beto")
+
+
+def test_pairs_of_placeholders_alone_are_dropped_under_all_rules():
+    assert named("cardiff").drop_reason("@user http @user", None) == "only_mentions_and_links"
+    assert named("robertuito").drop_reason("@usuario url url", "url") == "only_mentions_and_links"
+    assert named("bertweet").drop_reason("user url url", None) is None

@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from twilbert.data import encoder_cleaning
 from twilbert.errors import UsageError
 
 _SCHEME_LINK = re.compile(r"https?://\S+")
@@ -136,17 +137,45 @@ _COMPOSED = {
     **_SPACE,
     **_BLANK,
 }
+_ROBERTUITO = {
+    "mention": "@[A-Za-z0-9_]{1,15} -> @usuario",
+    "url": "links, with or without scheme -> url",
+    "repeated": "a character more than three times in a row -> three times",
+    "emoji": "-> emoji, its Spanish name, emoji",
+    "laughter": "[ja][ja]+aj[ja]+ -> jaja",
+    "hashtag": "#UnaPalabra -> una palabra",
+    **_SPACE,
+    **_BLANK,
+}
+_CARDIFF = {"mention": "words in @ -> @user", "url": "words in http -> http", **_SPACE, **_BLANK}
+_BERTWEET = {
+    "mention": "@[A-Za-z0-9_]{1,15} -> @USER",
+    "url": "links, with or without scheme -> HTTPURL",
+    "emoji": "-> its English name between colons",
+    "punctuation": "U+2019 -> ', U+2026 -> ...",
+    **_SPACE,
+    **_BLANK,
+}
 _OURS = frozenset({"user", "url"})
 _VERSIONS = (
     Cleaning(FIRST, _ORIGINAL, _twilbert_1, _OURS, empties_invisible=False),
     Cleaning("twilbert-2", _COMPOSED, _twilbert_2, _OURS),
+    Cleaning("robertuito-1", _ROBERTUITO, encoder_cleaning.robertuito, frozenset({"@usuario", "url"})),
+    Cleaning("cardiff-1", _CARDIFF, encoder_cleaning.cardiff, frozenset({"@user", "http"})),
+    Cleaning("bertweet-1", _BERTWEET, encoder_cleaning.bertweet, frozenset({"@USER", "HTTPURL"})),
     Cleaning("none-1", {**_SPACE, **_BLANK}, _none, frozenset()),
 )
 _BY_NAME = {cleaning.name: cleaning for cleaning in _VERSIONS}
 PRESETS = {cleaning.name.rpartition("-")[0]: cleaning for cleaning in _VERSIONS}
 """The newest version of each set of rules, by its name without version."""
 TWILBERT = PRESETS["twilbert"]
-_WELL_KNOWN: dict[str, str] = {}
+_WELL_KNOWN = {  # parts of encoders' names, and what their users fed them
+    "robertuito": "robertuito",
+    "bertweet": "bertweet",
+    "twitter-xlm-roberta": "cardiff",
+    "twitter-roberta": "cardiff",
+    "twilbert": "twilbert",
+}
 
 
 def named(name: str) -> Cleaning:
@@ -158,11 +187,20 @@ def named(name: str) -> Cleaning:
 
 
 def of_model(*names: str) -> Cleaning:
-    """Return what the users of an encoder fed it, by its name or hub id: of one that is not well known, `none`."""
-    for part, preset in _WELL_KNOWN.items():
-        if any(part in name.lower() for name in names):
-            return PRESETS[preset]
-    return PRESETS["none"]
+    """Return what the users of an encoder fed it, by its folders' names or hub id: of one not well known, `none`."""
+    return next(filter(None, map(_well_known, names)), PRESETS["none"])
+
+
+def chosen(name: str) -> Cleaning:
+    """Return the rules that a user names: a preset, a version, or a well-known encoder; UsageError otherwise."""
+    return _well_known(name) or named(name)
+
+
+def _well_known(name: str) -> Cleaning | None:
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    if last in PRESETS or last in _BY_NAME:
+        return None
+    return next((PRESETS[preset] for part, preset in _WELL_KNOWN.items() if part in last), None)
 
 
 def recorded(record: Mapping[str, str]) -> Cleaning:

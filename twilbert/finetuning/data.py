@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from twilbert.data.batches import LENGTH_STEP, Batch, Sequences, padded
-from twilbert.data.cleaning import named
+from twilbert.data.cleaning import chosen
 from twilbert.errors import UsageError
 from twilbert.finetuning.encoders import Base
 from twilbert.model import task_losses
@@ -50,7 +50,7 @@ class TaskData:
 def encode_task(base: Base, task: Task, recipe: FinetuneRecipe) -> TaskData:
     """Encode train and dev of a checked task; UsageError where the model has no positions for the recipe's max_len."""
     max_len = recipe.text.max_len or base.usual_text
-    cleaning = named(recipe.text.cleaning or base.cleaning).name
+    cleaning = chosen(recipe.text.cleaning or base.cleaning).name
     text = {"remove_rt": task.remove_rt, "max_len": max_len, "cleaning": cleaning}
     if max_len > base.longest_text:
         raise UsageError(f"text.max_len: {max_len} tokens, {base.name} takes {base.longest_text}; lower it")

@@ -102,7 +102,8 @@ def _vectors(vectors: np.ndarray | list[np.ndarray], model: inference.Model, poo
 def here(files: list[TableFile], job: Job) -> Iterator[pa.Table]:
     """Yield the tables of all chunks, computed in this process."""
     model = job.load()
-    cli.say(f"model {job.model} on {model.device}, {precision_line(model, job)}")
+    cleaning = model.folder.cleaning.name
+    cli.say(f"model {job.model} on {model.device}, {precision_line(model, job)}, texts cleaned by {cleaning}")
     for file in files:
         for chunk in read(file, job.chunk_rows):
             yield results(model, chunk, job)
