@@ -160,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         '  twilbert-predict runs/irony --text "qué bien, lunes otra vez"',
     )
     made.add_argument("model", metavar="MODEL", help="model folder, checkpoint, run folder or run name")
-    made.add_argument("input", metavar="INPUT", nargs="*", help="files or folders: TSV, CSV, JSON lines, Parquet, .txt")
+    made.add_argument(
+        "input", metavar="INPUT", nargs="*", help="TSV, CSV, JSON lines, Parquet, Excel, .txt, or folders"
+    )
     made.add_argument("--text", action="append", metavar="TEXT", help="this text, instead of INPUT; may be repeated")
     made.add_argument("--out", metavar="FILE", help=".tsv .csv .jsonl .parquet; embeddings: .parquet .h5")
     made.add_argument("--embeddings", choices=inference.EMBEDDINGS, help="vectors in place of labels")

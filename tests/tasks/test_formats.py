@@ -93,7 +93,8 @@ def test_a_test_of_tass_without_values_has_no_labels(tmp_path: Path, value: str)
     found = validate(task(tmp_path, "a.xml", files=files))
     assert found.faults == [] and "test has no labels" in found.notices[0]
     assert "'' on line 3 and 1 more" in validate(task(tmp_path, "a.xml", files=files, test_labelled=True)).faults[0]
-    assert "label '' on line 3" in fault(tmp_path, "t.xml")
+    assert "label '' on line 3 and 1 more" in fault(tmp_path, "t.xml")
+    assert fault(tmp_path, "t.xml").endswith("these have no label: fill it in")
     write_xml(tmp_path / "t.xml", inter(1, "hola", value), inter(2, "adiós", "<value>P</value>"))  # one has a label
     assert "label '' on line 3: expected one of" in validate(task(tmp_path, "a.xml", files=files)).faults[0]
 
@@ -140,6 +141,10 @@ def test_tweeteval_reads_labels_by_the_mapping_beside(tmp_path: Path):
     assert train(tmp_path, "train_text.txt", labels=[0, 1]).labels.tolist() == [1, 0, 1]
     message = fault(tmp_path, "train_text.txt", labels=["malo", "bueno"])
     assert 'to take the file\'s, write labels: ["negative", "positive"]' in message
+    write_pair(tmp_path, "dev", ["a", "b", "c"], ["0", "7", "7"])
+    message = fault(tmp_path, "dev_text.txt", labels=["negative", "positive"])
+    assert "dev_labels.txt: label '7' on line 2 and 1 more" in message
+    assert message.endswith('to have them all, write labels: ["negative", "positive", "7"]')
     (tmp_path / "mapping.txt").write_text("0\t❤\t_red_heart_\n1\t😂\t_joy_\n")  # the emoji task
     assert train(tmp_path, "train_text.txt", labels=["😂", "❤"]).labels.tolist() == [0, 1, 0]
     assert train(tmp_path, "train_text.txt", labels=["_joy_", "_red_heart_"]).labels.tolist() == [0, 1, 0]

@@ -30,7 +30,7 @@ def parse_labels(task: Task, split: SplitName, table: Table) -> tuple[np.ndarray
             wrong.setdefault(" ".join(cell), []).append(line)
         values.append(value)
     if wrong:
-        return None, [_label_fault(task, split, wrong, len(values))]
+        return None, [f"{table.labels_in or task.path(split)}: {_label_fault(task, split, wrong, len(values))}"]
     if task.problem == MULTI or task.problem == REGRESSION:
         return np.array(values, dtype=np.float32), []
     return np.array(values, dtype=np.int64), []
@@ -71,7 +71,7 @@ def _label_fault(task: Task, split: SplitName, wrong: dict[str, list[int]], rows
     )
     more = f", and {len(wrong) - _SHOWN:,} other values" if len(wrong) > _SHOWN else ""
     all_wrong = sum(map(len, wrong.values())) == rows
-    return f"{task.path(split)}: label {shown}{more}: expected {expected}; {_remedy(task, split, wrong, all_wrong)}"
+    return f"label {shown}{more}: expected {expected}; {_remedy(task, split, wrong, all_wrong)}"
 
 
 def _remedy(task: Task, split: SplitName, wrong: dict[str, list[int]], all_wrong: bool) -> str:
@@ -80,6 +80,8 @@ def _remedy(task: Task, split: SplitName, wrong: dict[str, list[int]], all_wrong
         if split == "test":
             which = "test has no labels" if all_wrong else "test is not to be scored; else leave these rows out"
             return f"write test_labelled: false in the task file if {which}"
+        if "" in map(str.strip, wrong):
+            return "these have no label: fill it in" + ("" if all_wrong else ", or leave these rows out")
         if task.problem == REGRESSION or not all_wrong:
             return "leave these rows out, or name the label in labels of the task file"
     if task.problem == REGRESSION and all(_is_number(value.replace(",", ".")) for value in wrong):
@@ -94,6 +96,9 @@ def _remedy(task: Task, split: SplitName, wrong: dict[str, list[int]], all_wrong
             values = json.dumps(sorted(value.strip() for value in wrong), ensure_ascii=False)
             unlabelled = ", or test_labelled: false" if split == "test" else ""
             return f"to take the file's, write labels: {values} in the task file{unlabelled}"
+        if len(task.labels) + len(wrong) <= _MOST_LABELS:
+            values = json.dumps([*task.labels, *(value.strip() for value in wrong)], ensure_ascii=False)
+            return f"correct the file, or labels in the task file; to have them all, write labels: {values}"
     return "correct the file, or labels in the task file"
 
 

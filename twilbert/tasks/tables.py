@@ -29,6 +29,8 @@ class Table:
 
     columns: dict[str, list[str]]
     lines: list[int]
+    labels_in: str | None = None
+    """The file of the labels, where they have one of their own."""
 
     def without(self, name: str) -> Table:
         """The table without a column."""
@@ -52,7 +54,8 @@ def read_table(task: Task, split: SplitName) -> Table:
     absent = [name for name in needed if name not in file.names]
     if absent and tweeteval.is_texts(path) and task.columns.text_b is None and isinstance(task.columns.label, str):
         columns = tweeteval.read(task, path, is_test=split == "test")
-        return Table(columns, list(range(1, len(columns[task.columns.text]) + 1)))
+        lines = list(range(1, len(columns[task.columns.text]) + 1))
+        return Table(columns, lines, tweeteval.labels_path(path))
     if absent:
         raise UsageError(_absent_message(task, file, absent))
     twice = sorted({name for name in file.names if file.names.count(name) > 1})

@@ -19,6 +19,11 @@ def is_texts(path: str) -> bool:
     return _TEXTS.search(path) is not None
 
 
+def labels_path(path: str) -> str:
+    """The file of the labels of a split's texts."""
+    return _TEXTS.sub("_labels.txt", path)
+
+
 def read(task: Task, path: str, *, is_test: bool) -> dict[str, list[str]]:
     """The columns of a split under the names that the task gives them; of a test without labels no label column.
 
@@ -27,7 +32,7 @@ def read(task: Task, path: str, *, is_test: bool) -> dict[str, list[str]]:
     texts = _lines(path)
     columns = {task.columns.id: [str(i + 1) for i in range(len(texts))]} if task.columns.id else {}
     columns[task.columns.text] = texts
-    labels = _TEXTS.sub("_labels.txt", path)
+    labels = labels_path(path)
     if is_test and (task.test_labelled is False or (task.test_labelled is None and not storage.exists(labels))):
         return columns
     if not storage.exists(labels):
@@ -51,7 +56,8 @@ def _known(names: list[str], task: Task) -> str:
 
 def _mapping(path: str) -> dict[str, list[str]]:
     """Number → its names; the emoji task has two for each. Empty where there is no file."""
-    rows = [line.split("\t") for line in _lines(path)] if storage.exists(path) else []
+    lines = _lines(path) if storage.exists(path) else []
+    rows = [line.split("\t") if "\t" in line else line.split(maxsplit=1) for line in lines if line.strip()]
     return {number.strip(): [name.strip() for name in names] for number, *names in rows}
 
 

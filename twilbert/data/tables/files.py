@@ -129,7 +129,7 @@ def _in_folder(path: str, more_suffixes: tuple[str, ...]) -> list[str]:
         more = f" and {len(skipped) - _SHOWN:,} more" if len(skipped) > _SHOWN else ""
         cli.say(f"{path}: not read: {', '.join(skipped[:_SHOWN])}{more}; name a file to have it read")
     if not names:
-        raise UsageError(f"{path}: no .tsv, .csv, .json, .jsonl, .txt or .parquet file in this folder")
+        raise UsageError(f"{path}: no .tsv, .csv, .json, .jsonl, .txt, .parquet or .xlsx file in this folder")
     return [storage.join(path, name) for name in names]
 
 

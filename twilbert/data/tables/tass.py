@@ -62,7 +62,7 @@ class _Reader:
             line = self._parser.ErrorLineNumber
             raise TwilbertError(
                 f"{self._name}: line {line}: no well-formed XML ({reason}); correct it (in texts & is written &amp; "
-                "and < is &lt;), or restore the file"
+                "and < is &lt;; the file is UTF-8 unless its first line names an encoding), or restore it"
             ) from error
         ended, self._rows = self._rows, []
         return ended
