@@ -39,11 +39,11 @@ class Trainings:
         self.dies: int | None = None
         self._train = running.train
 
-    def __call__(self, base, data, task, settings, seed, *callbacks):
+    def __call__(self, base, data, task, settings, seed, *callbacks, **more):
         self.seeds.append(seed)
         if seed == self.dies:
             raise KeyboardInterrupt
-        return self._train(base, data, task, settings, seed, *callbacks)
+        return self._train(base, data, task, settings, seed, *callbacks, **more)
 
     def of(self, settings, out: Path, dies: int | None = None, **more) -> list[int]:
         """The seeds that a fine-tuning trains, ended in that of seed `dies`."""

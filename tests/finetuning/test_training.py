@@ -239,3 +239,17 @@ def test_a_fine_tuned_models_encoder_is_trained_on(prepared, tmp_path, capsys):
     base = load_base(str(tmp_path / "model"), "runs")
     assert "its encoder is trained on" in capsys.readouterr().err
     assert np.array_equal(base.weights["embeddings.token.weight"], outcome.state["encoder.embeddings.token.weight"])
+
+
+def test_progress_is_reported_after_each_batch_of_train_and_dev(prepared, monkeypatch):
+    reports: list[tuple[int, int, str]] = []
+    monkeypatch.setitem(loop._EVALUATION_TOKENS, "cpu", 64)
+    settings = recipe("training.epochs=2", "training.batch_size=48", "training.accumulation=2")
+    report = lambda *now: reports.append(now)  # noqa: E731
+    loop.train(prepared.base, prepared.data, prepared.task, settings, 0, lambda _: None, report=report)
+    rows, batches = len(prepared.data.dev), -(-len(prepared.data.train) // 48)
+    train_reports = [now for now in reports if "epoch" in now[2]]
+    assert train_reports == [(i + 1, 2 * batches, f"epoch {i // batches + 1}/2") for i in range(2 * batches)]
+    dev = [now for now in reports if "dev" in now[2]]
+    assert len(dev) > 4 and {now[0] for now in dev} == {batches, 2 * batches}
+    assert dev[-1] == (2 * batches, 2 * batches, f"dev {rows}/{rows} rows") and dev[0][2] != dev[-1][2]

@@ -24,6 +24,7 @@ from twilbert.finetuning.train import Evaluation, Outcome, build_loss, new_netwo
 from twilbert.hub.card import code, plain
 from twilbert.model.problems import SINGLE
 from twilbert.parsing import read_checked
+from twilbert.progress import Progress
 from twilbert.recipe import loading
 from twilbert.recipe.finetuning import FinetuneRecipe
 from twilbert.tasks import metrics
@@ -36,6 +37,7 @@ RESULTS = "results.json"
 REPORT = "report.html"
 _RECIPE = "recipe.yaml"
 _MOST_ERRORS = 200  # in errors-*.jsonl
+_SAY_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,16 @@ def _one_seed(prepared: Prepared, recipe: FinetuneRecipe, out: str, seed: int, w
 
     def log(evaluation: Evaluation) -> None:
         tracker.log(evaluation.step, evaluation.row())
-        cli.say(
+        progress.say(
             f"{task.name} seed {seed} epoch {evaluation.epoch:.2f} step {evaluation.step}: "
             f"loss {evaluation.train_loss:.4f}, dev {task.metric} {evaluation.score:.4f}, "
             f"{evaluation.samples_per_second:,.0f} samples/s"
         )
 
+    progress = Progress(f"{task.name} seed {seed}: batch", every_s=_SAY_SECONDS, first_s=_SAY_SECONDS)
     try:
-        outcome = train(prepared.base, prepared.data, task, recipe, seed, log)
+        with progress:
+            outcome = train(prepared.base, prepared.data, task, recipe, seed, log, report=progress.show)
     finally:
         tracker.close()
     resume.write_seed(folder, outcome)

@@ -5,6 +5,7 @@ Read `train` from top to bottom. Letters: N samples, B of a batch, C labels.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from twilbert.tasks.task import Task
 _EVALUATION_TOKENS = {"cpu": 4096, "cuda": 65536}
 _MOST_SKIPPED = 10  # updates in a row without a finite loss and gradient
 Loss = Callable[[Tensor, Tensor], Tensor]
+Report = Callable[[int, int, str], object]
+"""Called after each batch with the batches of train so far, those of all epochs, and what is being done."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,12 @@ def train(
     seed: int,
     on_evaluation: Callable[[Evaluation], None],
     on_best: Callable[[Evaluation, np.ndarray, dict[str, Tensor]], None] | None = None,
+    report: Report = lambda *_: None,
 ) -> Outcome:
     """Fine-tune a new network on one device; `on_evaluation` is called after each dev evaluation.
 
-    `on_best` is called before it where the evaluation is the best so far, with dev's probabilities and the weights.
+    `on_best` is called before it where the evaluation is the best so far, with dev's probabilities and the weights;
+    `report` after each batch of train and dev.
     TwilbertError where loss or gradient stay without a finite value.
     """
     settings, device = recipe.training, find_device(recipe.training.device)
@@ -138,7 +143,8 @@ def train(
     n_batches = -(-len(data.train) // settings.batch_size)
     updates = -(-n_batches // settings.accumulation)  # of an epoch
     evaluated_updates = {-(-updates * (i + 1) // settings.evals_per_epoch) for i in range(settings.evals_per_epoch)}
-    step = skipped = in_a_row = worse = 0
+    step = skipped = in_a_row = worse = batches_done = 0
+    all_batches = n_batches * settings.epochs
     history: list[Evaluation] = []
     best: tuple[Evaluation, np.ndarray, dict[str, Tensor]] | None = None
     began, interval = time.monotonic(), _Interval()
@@ -153,6 +159,8 @@ def train(
                 (value * (len(rows) / samples)).backward()
                 weights.take_gradients()
                 interval.add(value, len(rows))
+                batches_done += 1
+                report(batches_done, all_batches, f"epoch {epoch + 1}/{settings.epochs}")
             step += 1
             rate = learning_rate(settings, step, updates * settings.epochs, base.hidden_size)
             if weights.step(rate):
@@ -169,7 +177,8 @@ def train(
             if update not in evaluated_updates:
                 continue
             train_loss, speed = interval.close()
-            scores, dev_loss = evaluate(network, loss, data.dev, task.problem, device)
+            on_rows = functools.partial(_report_dev, report, batches_done, all_batches, len(data.dev))
+            scores, dev_loss = evaluate(network, loss, data.dev, task.problem, device, on_rows)
             evaluation = Evaluation(
                 step, epoch + update / updates, dev_score(task, data.dev.labels, scores), dev_loss, train_loss, rate,
                 time.monotonic() - began, speed, skipped,
@@ -188,6 +197,10 @@ def train(
                 return Outcome(seed, best[0], history, best[1], best[2], evaluation.epoch < settings.epochs)
     assert best is not None
     return Outcome(seed, best[0], history, best[1], best[2], False)
+
+
+def _report_dev(report: Report, batches_done: int, all_batches: int, rows: int, rows_done: int) -> None:
+    report(batches_done, all_batches, f"dev {rows_done:,}/{rows:,} rows")
 
 
 def _batch_loss(network: nn.Module, loss: Loss, split: Split, rows: np.ndarray, device: torch.device) -> Tensor:
@@ -230,22 +243,33 @@ def learning_rate(settings: Settings, update: int, updates: int, hidden_size: in
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, loss: Loss | None, split: Split, problem: str, device: torch.device
+    network: nn.Module,
+    loss: Loss | None,
+    split: Split,
+    problem: str,
+    device: torch.device,
+    on_rows: Callable[[int], object] = lambda _: None,
 ) -> tuple[np.ndarray, float]:
     """Return the probabilities (or values) of a split, float32 [N, C], and its loss over all samples at once."""
-    logits_NC = logits(network, split.sequences, device)
+    logits_NC = logits(network, split.sequences, device, on_rows)
     value = math.nan if loss is None else float(loss(logits_NC, torch.from_numpy(split.labels)))
     return probabilities(problem, logits_NC).numpy(), value
 
 
 @torch.inference_mode()
-def logits(network: nn.Module, sequences: sequences_.Sequences, device: torch.device) -> Tensor:
-    """Return the logits, fp32 [N, C] on the CPU, in the sequences' order."""
+def logits(
+    network: nn.Module,
+    sequences: sequences_.Sequences,
+    device: torch.device,
+    on_rows: Callable[[int], object] = lambda _: None,
+) -> Tensor:
+    """Return the logits, fp32 [N, C] on the CPU, in the sequences' order; `on_rows` gets the rows done so far."""
     network.eval()
     logits_of: dict[int, Tensor] = {}
     for batch in sequences_.batches(sequences, _EVALUATION_TOKENS.get(device.type, _EVALUATION_TOKENS["cpu"])):
         logits_BC = network(*inputs(batch, device)).float().cpu()
         logits_of |= dict(zip(batch.rows.tolist(), logits_BC, strict=True))
+        on_rows(len(logits_of))
     return torch.stack([logits_of[row] for row in range(len(logits_of))])
 
 

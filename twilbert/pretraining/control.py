@@ -7,15 +7,15 @@ the answer with the other ranks in the step's all-reduce. The driver polls for p
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from twilbert import cli, signals
+from twilbert import signals
 from twilbert.cluster import local_ray, ray_errors, ray_session
 from twilbert.errors import TwilbertError
+from twilbert.progress import Progress
 
 STOP_NO, STOP_SIGNAL, STOP_TIME = 0, 1, 2
 SAVE_NOW = 3  # not a stop: a node is about to be taken, save and go on
@@ -152,9 +152,13 @@ def _poll_until_done(thread: threading.Thread, control: Any) -> dict[str, Any] |
     import ray
 
     signalled_at: list[float] = []
+    shown: dict[str, Any] = {}
     stop_requested, draining = False, ray_session.draining_nodes()
     drain_polled_at, polled_at = time.monotonic(), 0.0
-    with signals.handled(lambda *_: signalled_at.append(time.monotonic())), _Display() as display:
+    with (
+        signals.handled(lambda *_: signalled_at.append(time.monotonic())),
+        Progress("step", "starting workers", every_s=10) as display,
+    ):
         thread.start()
         while True:
             thread.join(timeout=0.2)
@@ -165,7 +169,10 @@ def _poll_until_done(thread: threading.Thread, control: Any) -> dict[str, Any] |
             progress, lines, failure, outcome = ray.get(control.poll.remote())
             for line in lines:
                 display.say(line)
-            display.show(progress)
+            if progress and progress != shown:
+                text = f"loss {progress['loss']:.3f}  {progress['tokens_per_second']:,.0f} tokens/s"
+                display.show(progress["step"], progress["max_steps"], text, progress["seconds_left"])
+                shown = progress
             if failure is not None:
                 raise failure
             if time.monotonic() - drain_polled_at > _DRAIN_POLL_S:
@@ -184,47 +191,3 @@ def _poll_until_done(thread: threading.Thread, control: Any) -> dict[str, Any] |
                 raise KeyboardInterrupt
             if not alive:
                 return outcome
-
-
-class _Display:
-    """A progress bar on a terminal, a plain line every ten seconds elsewhere."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._last = 0.0
-        self._shown: dict[str, Any] = {}
-
-    def __enter__(self) -> _Display:
-        if self._live:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"),
-                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task("starting workers", total=None)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._bar.stop()
-
-    def say(self, line: str) -> None:
-        if self._live:
-            self._bar.console.print(line, highlight=False, markup=False)
-        else:
-            cli.say(line)
-
-    def show(self, progress: dict[str, Any]) -> None:
-        if not progress or progress == self._shown:
-            return
-        self._shown = progress
-        text = f"loss {progress['loss']:.3f}  {progress['tokens_per_second']:,.0f} tokens/s"
-        if self._live:
-            self._bar.update(self._task, total=progress["max_steps"], completed=progress["step"], description=text)
-        elif time.monotonic() - self._last > 10:
-            self._last = time.monotonic()
-            left = progress["seconds_left"]
-            cli.say(f"step {progress['step']}/{progress['max_steps']}  {text}  {left / 60:.1f} min left")
