@@ -11,7 +11,7 @@ import pytest
 import twilbert
 from tests.make_finetuning import QUICK, make_base, quick_recipe, write_marked_task
 from tests.make_models import make_bert
-from twilbert import finetune
+from twilbert import finetune, predict
 from twilbert.errors import UsageError
 from twilbert.finetuning import run as running
 from twilbert.finetuning import test_scores
@@ -253,3 +253,44 @@ def test_the_shipped_recipe_is_valid_and_every_field_says_what_it_is():
     for section in sections:
         for key, field in section.model_fields.items():
             assert field.description or section is FinetuneRecipe, key
+
+
+def test_what_was_trained_on_pairs_is_asked_with_pairs_and_the_other_way_round(model, task, tmp_path, capsys):
+    """Either mistake gave labels to every row, and no word."""
+    (tmp_path / "in.tsv").write_text("text\tnext\nw1 w2\tsi\nw3\tno\n")
+    two = write_marked_task(tmp_path / "two", two=True)
+    singles, pairs = str(tmp_path / "singles"), str(tmp_path / "pairs")
+    for source, out in ((task, singles), (two, pairs)):
+        finetune.run(quick_recipe(source, model, "training.epochs=1"), out)
+
+    def labels(model: str, *more: str) -> int:
+        return predict.main([model, str(tmp_path / "in.tsv"), *more, "--out", str(tmp_path / "out.tsv"), "--overwrite"])
+
+    second = ("--pair-column", "next")
+    assert labels(singles) == labels(pairs, *second) == 0
+    capsys.readouterr()
+    (tmp_path / "out.tsv").unlink()
+    assert labels(singles, *second) == 2
+    assert "singles/model: fine-tuned on single texts" in capsys.readouterr().err
+    assert labels(pairs) == 2 and predict.main([pairs, "--text", "hola"]) == 2
+    assert capsys.readouterr().err.count("pairs/model: fine-tuned on pairs of texts; name the column") == 2
+    assert not (tmp_path / "out.tsv").exists()
+    with pytest.raises(UsageError, match="on pairs of texts"):
+        twilbert.load(pairs).predict("hola")
+    assert twilbert.load(pairs).predict("hola", "si").label in ("N", "P")
+    assert 'model.predict("…", "…")' in (tmp_path / "pairs" / "model" / "README.md").read_text()
+    # Vectors are the encoder's, which reads both. Models of 0.2.0 do not say what they were trained on.
+    assert twilbert.load(singles).embed("hola", pairs="si").shape == twilbert.load(pairs).embed("hola").shape
+    config = tmp_path / "pairs" / "model" / "config.json"
+    values = json.loads(config.read_text())
+    assert values["text"].pop("pairs") is True
+    config.write_text(json.dumps(values))
+    assert labels(pairs) == 0
+
+
+def test_progress_within_an_epoch_is_printed_in_plain_lines(model, task, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(running, "_SAY_SECONDS", 0.0)
+    finetune.run(quick_recipe(task, model, "training.epochs=2", "training.batch_size=64"), str(tmp_path / "out"))
+    printed = capsys.readouterr().err
+    assert "marked seed 0: batch 2/6  epoch 1/2  " in printed and "min left" in printed
+    assert "marked seed 0: batch 3/6  dev 32/32 rows  " in printed

@@ -68,7 +68,7 @@ def predict(
     job = batch.Job(find_model(model), device, precision, embeddings, prefix, trust_remote_code)
     reads = ["/dev/stdin" if name == STANDARD_INPUT else name for name in inputs]
     kind = _out_format(out, embeddings, overwrite, [job.model, *reads])
-    _check_model(job)
+    _check_model(job, has_pairs=pair_column is not None)
     with sources(inputs) as listed:
         outputs.check_files({"--out": out}, "predict", overwrite=overwrite, inputs=[s.name for s in listed])
         files = _inspected(listed, form, text_column, pair_column)
@@ -89,12 +89,13 @@ def _out_format(out: str, embeddings: str | None, overwrite: bool, reads: Sequen
     return kind
 
 
-def _check_model(job: batch.Job) -> None:
+def _check_model(job: batch.Job, *, has_pairs: bool) -> None:
     folder = ModelFolder.open(job.model, job.trust_remote_code)
     if job.embeddings:
         folder.require_embeddings()
     else:
         folder.require_labels()
+        folder.check_pairs(has_pairs)
 
 
 def _inspected(listed: list[Source], form: str | None, text: str | None, pair: str | None) -> list[TableFile]:
@@ -218,7 +219,7 @@ def _predict_arguments(args: argparse.Namespace) -> str:
         find_model(args.model), args.device, args.precision, args.embeddings, args.prefix,
         args.trust_remote_code,
     )  # fmt: skip
-    _check_model(job)
+    _check_model(job, has_pairs=False)
     if args.out is None and args.embeddings:
         raise UsageError("--embeddings needs --out FILE (.parquet or .h5)")
     kind = _out_format(args.out, args.embeddings, args.overwrite, [job.model]) if args.out else ""

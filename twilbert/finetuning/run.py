@@ -22,6 +22,7 @@ from twilbert.finetuning.predictions import SplitPredictions, row_record, worst_
 from twilbert.finetuning.test_scores import AgainstYardstick, Scores
 from twilbert.finetuning.train import Evaluation, Outcome, build_loss, new_network, resolve_precision, train
 from twilbert.hub.card import code, plain
+from twilbert.hub.folder import PAIRS
 from twilbert.model.problems import SINGLE
 from twilbert.parsing import read_checked
 from twilbert.progress import Progress
@@ -153,7 +154,8 @@ def score_and_write(
         _write_split(task, out, split)
     network = new_network(base, recipe, task, final.chosen.seed)
     network.load_state_dict(final.chosen.state)
-    base.save(storage.join(out, "model"), network, prepared.data.text, {"README.md": _card(results).encode()})
+    text = {**prepared.data.text, PAIRS: task.columns.text_b is not None}
+    base.save(storage.join(out, "model"), network, text, {"README.md": _card(results, task).encode()})
     storage.write_bytes_atomic(storage.join(out, REPORT), page.of_run(task, results, final.splits).encode())
     storage.write_json_atomic(storage.join(out, RESULTS), results)
     return results
@@ -206,7 +208,8 @@ def _write_split(task: Task, out: str, split: SplitPredictions) -> None:
         write(f"confusion-{split.name}.tsv", map("\t".join, table))
 
 
-def _card(results: dict[str, Any]) -> str:
+def _card(results: dict[str, Any], task: Task) -> str:
+    texts = '"…"' if task.columns.text_b is None else '"…", "…"'
     trust = ", trust_remote_code=True" if results["recipe"]["head"]["own"] else ""
     recipe = results["recipe"]
     training, head = recipe["training"], recipe["head"]
@@ -218,5 +221,5 @@ def _card(results: dict[str, Any]) -> str:
         f"| test | {page.score_with_spread(results.get('test'))} |\n\n"
         f"Pooling {head['pooling']}, {training['optimizer']} at {training['learning_rate']}, batches of "
         f"{training['batch_size']}, {training['epochs']} epochs at most; recipe.yaml of the run has all settings.\n\n"
-        f'```python\nimport twilbert\n\nmodel = twilbert.load("model"{trust})\nprint(model.predict("…"))\n```\n'
+        f'```python\nimport twilbert\n\nmodel = twilbert.load("model"{trust})\nprint(model.predict({texts}))\n```\n'
     )

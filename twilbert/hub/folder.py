@@ -43,6 +43,8 @@ PRETRAINED = "TWilBertForMaskedLM"
 CLASSIFIER = "TWilBertForSequenceClassification"
 TEXT_SETTINGS = {"remove_rt": bool, "max_len": int, "cleaning": str}
 """Whether the word RT is removed from texts, their length in tokens, and the rules by which they are cleaned."""
+PAIRS = "pairs"
+"""Beside TEXT_SETTINGS, of a fine-tuned model: whether it was trained on two texts each. 0.2.0 did not record it."""
 # Files of a model's folder that are no tokenizer's ("training.json": results of a fine-tuning).
 _NO_TOKENIZER_FILES = (CONFIG_NAME, WEIGHTS_NAME, RECIPE_NAME, "training.json", *remote_code.files(), CARD_NAME)
 
@@ -144,7 +146,7 @@ class ModelFolder:
 
     @property
     def text(self) -> dict[str, Any]:
-        """How texts are cleaned and cut, by the keys of TEXT_SETTINGS."""
+        """How texts are cleaned and cut, by the keys of TEXT_SETTINGS, and PAIRS where it is known."""
         return self._head_and_text[1]
 
     @functools.cached_property
@@ -212,10 +214,11 @@ class ModelFolder:
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Sequences:
         """Texts (and pairs) as the model's input, cleaned and cut as `text` says."""
+        text = {key: self.text[key] for key in TEXT_SETTINGS}
         if self.third_party:
             limit = encoders.longest(self.config, self.tokenizer)
-            return encoders.encode(self.tokenizer, texts, pairs, **self.text, limit=limit)
-        text = self.text | {"max_len": min(self.text["max_len"], self.config.max_len)}
+            return encoders.encode(self.tokenizer, texts, pairs, **text, limit=limit)
+        text["max_len"] = min(text["max_len"], self.config.max_len)
         return batches.encode(self.tokenizer, texts, pairs, **text)
 
     @property
@@ -231,6 +234,19 @@ class ModelFolder:
                 "(--embeddings cls)"
             )
         return self.head
+
+    def check_pairs(self, given: bool) -> None:
+        """UsageError where second texts are given to a model of single texts, or not given to one of pairs."""
+        if given and self.text.get(PAIRS) is False:
+            raise UsageError(
+                f"{self.path}: fine-tuned on single texts, second ones would change its answers; leave out "
+                "--pair-column (pairs= in Python)"
+            )
+        if not given and self.text.get(PAIRS) is True:
+            raise UsageError(
+                f"{self.path}: fine-tuned on pairs of texts; name the column of the second ones in a file: "
+                "--pair-column NAME (pairs= in Python)"
+            )
 
     def require_embeddings(self) -> None:
         """UsageError for a third-party encoder, whose hidden states transformers itself gives."""
@@ -326,4 +342,6 @@ def _checked_text(source: str, text: Any) -> dict[str, Any]:
         named(text["cleaning"])
     except UsageError as error:
         raise TwilbertError(f"{source}: {error}; update twilbert, or restore the file") from error
-    return {key: text[key] for key in TEXT_SETTINGS}
+    if not isinstance(text.get(PAIRS, False), bool):
+        raise TwilbertError(f"{source}: text.{PAIRS} must be bool; the configuration is damaged")
+    return {key: text[key] for key in (*TEXT_SETTINGS, PAIRS) if key in text}

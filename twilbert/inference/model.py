@@ -104,6 +104,7 @@ class Model:
     def scores(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
         """Return float32 [texts, labels]: probabilities, or the values of a regression; nan where there is no text."""
         head = self.folder.require_labels()
+        self.folder.check_pairs(pairs is not None)
         network = self._network(self.dtype)
         out = np.empty((len(texts), head.size), np.float32)
 
