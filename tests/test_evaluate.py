@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -282,6 +283,31 @@ def test_texts_are_scored_by_line_and_empty_ones_counted(world, tmp_path, capsys
     )
     assert all(line["tokens"] == len(line["pieces"]) == len(line["log_likelihoods"]) for line in lines)
     assert "P(X)" in capsys.readouterr().out
+
+
+def test_a_bad_byte_costs_its_own_line_and_is_named(world, tmp_path, capsys):
+    folder, _, _ = world
+    lines = [b"sol y mar"] * 5_000
+    lines[4_321] = "camión".encode("latin-1")
+    lines[17] = b"gato\0mar"
+    (tmp_path / "texts.txt").write_bytes(b"\n".join([*lines, "camión".encode()[:-2]]))  # cut inside a character
+    scores = evaluate_texts(str(folder / "model"), str(tmp_path / "texts.txt"))
+    assert (scores["texts"], scores["empty"]) == (4_998, 3)
+    said = capsys.readouterr().err
+    for line, reason in ((18, "a NUL byte"), (4_322, "not UTF-8"), (5_001, "not UTF-8")):
+        assert f"texts.txt: line {line}: {reason}, skipped" in said
+
+
+def test_damaged_curves_cost_no_scores(world, tmp_path, capsys):
+    folder, _, _ = world
+    shutil.copytree(folder / "model", tmp_path / "run" / "model")
+    sound = [json.dumps({"step": step, "train/mlm_loss": 5.0 / step}) for step in (1, 2, 3)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([sound[0], "\0" * 40, *sound[1:], '{"step": 4, "tr']))
+    (tmp_path / "texts.txt").write_text("sol y mar\n")
+    page = tmp_path / "page.html"
+    scores = evaluate_texts(str(tmp_path / "run" / "model"), str(tmp_path / "texts.txt"), report=str(page))
+    assert scores["texts"] == 1 and page.stat().st_size > 1_000
+    assert "metrics.jsonl: line 2 damaged, skipped" in capsys.readouterr().err
 
 
 def test_texts_of_a_corpus_are_its_tweets_and_replies(world):

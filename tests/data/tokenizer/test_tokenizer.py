@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import pickle
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -145,6 +146,13 @@ def test_a_full_word_cache_is_emptied(models, texts, monkeypatch):
     for start in range(0, 300, 20):
         batch = texts[start : start + 20]
         assert split(*tokenizer.encode_batch(batch)) == [tokenizer.encode(text) for text in batch]
+
+
+def test_composed_and_decomposed_texts_have_the_same_ids(tokenizer):
+    for text in ["hola @José qué tal", "@Íñigo_ mañana", "el niño comió piñón", "Ñandú", "á"]:
+        apart = unicodedata.normalize("NFD", text)
+        assert clean(apart) == clean(text) and apart != text
+        assert tokenizer.encode(apart) == tokenizer.encode(text) == tokenizer.encode(clean(text))
 
 
 def test_each_text_is_truncated_to_max_len(bpe, texts):

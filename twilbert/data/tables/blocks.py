@@ -93,7 +93,7 @@ def read_piece(piece: Piece, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """The rows of a piece in order; TwilbertError when the file cannot be read to its end."""
     try:
         yield from _READERS.get(piece.file.format, _cell_blocks)(piece, block_bytes)
-    except (OSError, EOFError, pa.ArrowInvalid) as error:
+    except (OSError, EOFError, pa.ArrowException) as error:
         raise TwilbertError(
             f"{piece.file.name}: cannot be read to its end ({error}); it is cut short or damaged: restore it"
         ) from error

@@ -316,7 +316,7 @@ def _inspect_parquet(source: Source, size: int) -> TableFile:
     try:
         with open_parquet(source.path) as opened:
             schema = opened.schema_arrow
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{source.name}: not a readable Parquet file, perhaps cut short ({error})") from error
     types = tuple(field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema)
     return TableFile(source, "parquet", size, tuple(schema.names), has_header=True, sample=types)
