@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from twilbert.data.tables import blocks, pairs, texts
 from twilbert.data.tables.files import Source, sources
 from twilbert.data.tables.layout import TableFile
+from twilbert.errors import UsageError
 
 
 def write(path: Path, rows: list) -> Source:
@@ -44,3 +48,13 @@ def test_texts_of_a_workbook_with_all_its_columns(tmp_path: Path):
     assert chunks[0].errors == [None, "an empty line", None]
     assert chunks[0].table.to_pylist()[0] == {"n": "1", "texto": "hola"}
     assert [number for block in blocks.read(file) for number in block.numbers] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["t.xlsx", "t.parquet"])
+def test_a_table_is_no_file_of_lines(tmp_path: Path, name: str):
+    if name == "t.xlsx":
+        write(tmp_path / name, [["texto"], ["hola"]])
+    else:
+        pq.write_table(pa.table({"texto": ["hola"]}), tmp_path / name)
+    with pytest.raises(UsageError, match=rf"{name}: a table \({name[2:]}\), not lines of text; save its texts as .txt"):
+        list(texts.text_lines(str(tmp_path / name)))

@@ -128,6 +128,8 @@ def text_lines(path: str) -> Iterator[list[str]]:
     with sources([path]) as listed:
         for source in listed:
             file = layout.inspect(source, (), "text")
+            if file and file.format != "text":
+                raise UsageError(f"{source.name}: a table ({file.format}), not lines of text; save its texts as .txt")
             first = 1
             for block in blocks.read(file) if file else ():
                 for row, reason in sorted(block.faults.items())[:10]:
