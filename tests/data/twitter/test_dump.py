@@ -12,6 +12,8 @@ import pytest
 
 from tests.raw_pairs import make, rejects
 from twilbert.data.tables import blocks
+from twilbert.data.tables import lines as lines_of
+from twilbert.data.tables.blocks import Piece
 from twilbert.data.tables.files import Source
 from twilbert.data.tables.pairs import LOST_DIGITS
 from twilbert.data.twitter import dump
@@ -244,6 +246,17 @@ def test_tweets_read_as_pairs_are_refused_with_the_option_that_reads_them(tmp_pa
         (tmp_path / name).write_text(text)
         with pytest.raises(UsageError, match=r"columns found: .*twilbert-prepare --format twitter"):
             make(tmp_path, tmp_path / name)
+
+
+def test_an_array_of_one_line_is_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lines_of, "LONGEST_LINE", 1_000)
+    padded = {**WHOLE, "entities": "ñandú" * 1_000}
+    (tmp_path / "a.json").write_text(json.dumps([padded, *[V1] * 300], ensure_ascii=False))
+    file = dump.inspect(Source(str(tmp_path / "a.json"), "a.json"))
+    assert file is not None
+    for size in (7, 4_096):
+        stretches = blocks.read_piece(Piece(file, file.data_start, file.size), size)
+        assert [number for block in stretches for number in block.column("id")] == [A, *[B] * 300]
 
 
 @pytest.mark.parametrize("cut", [-1, -2, -40])

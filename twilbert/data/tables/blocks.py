@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from twilbert.data.tables import cells, tass, workbook
 from twilbert.data.tables.files import open_parquet
-from twilbert.data.tables.layout import TableFile, raw_chunks
+from twilbert.data.tables.layout import TableFile, raw_chunks, text_chunks
 from twilbert.data.tables.lines import line_blocks
 from twilbert.errors import TwilbertError
 
@@ -245,7 +245,7 @@ def _json_record(line: str) -> tuple[dict[str, Any], str | None]:
 
 def _json_values(piece: Piece, block_bytes: int) -> Iterator[Block]:
     """The objects of an array, or objects that span lines."""
-    chunks = ("\n".join(lines) + "\n" for lines, _ in line_blocks(piece.file, piece.start, piece.stop, block_bytes))
+    chunks = text_chunks(piece.file, piece.start, block_bytes)
     block, size = JsonBlock([], {}, 0), 0
     for value, text, line in cells.json_values(piece.file.name, chunks):
         if not isinstance(value, dict):
@@ -254,7 +254,7 @@ def _json_values(piece: Piece, block_bytes: int) -> Iterator[Block]:
             block.faults[len(block.values)] = fault
         cast(list, block.numbers).append(line)
         block.values.append(value if isinstance(value, dict) else {})
-        block.texts.append(text.replace("\n", " "))
+        block.texts.append(text.replace("\r", "").replace("\n", " "))
         size += len(text)
         if size > block_bytes:
             yield block

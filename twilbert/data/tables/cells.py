@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ LONGEST_CELL = 2**20  # characters; a quote that is still open after more is a s
 LONGEST_VALUE = 64 * 2**20
 STRAY_QUOTE = 'a stray quote (a quoted cell needs a closing quote, and quotes inside it doubled: "")'
 _WHITE = " \t\r\n"
+_END = " "
 
 
 class Split(NamedTuple):
@@ -129,10 +131,13 @@ def json_values(name: str, chunks: Iterator[str]) -> Iterator[tuple[Any, str, in
     TwilbertError naming the line where the text is no JSON: what follows it cannot be told apart.
     """
     decoder = json.JSONDecoder()
-    text, at, line, depth = "", 0, 0, 0
+    text, at, line, depth, enough = "", 0, 0, 0, 0
     skipped = _WHITE + ",[];"
-    for chunk in chunks:
+    for chunk in itertools.chain(chunks, (_END,)):
         text, at = text[at:] + chunk, 0
+        if len(text) < enough and chunk is not _END:
+            continue  # a long value is tried again when its text has doubled
+        enough = 0
         while True:
             start = at
             while at < len(text) and text[at] in skipped:
@@ -148,6 +153,7 @@ def json_values(name: str, chunks: Iterator[str]) -> Iterator[tuple[Any, str, in
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(text) - 8
                 if is_cut and len(text) - at < LONGEST_VALUE:
+                    enough = 2 * (len(text) - at)
                     break
                 if is_cut:
                     raise TwilbertError(

@@ -155,6 +155,11 @@ def raw_chunks(file: TableFile, start: int, size: int) -> Iterator[bytes]:
                 yield rest.replace(b"\r", b"\n") if file.bare_cr else rest
 
 
+def text_chunks(file: TableFile, start: int, size: int) -> Iterator[str]:
+    """`raw_chunks` as text, which may end anywhere in a line; bytes that are no UTF-8 become surrogates."""
+    return map(codecs.getincrementaldecoder("utf-8")("surrogateescape").decode, raw_chunks(file, start, size))
+
+
 def _as_utf8(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     """UTF-16 as UTF-8; half a surrogate pair stays invalid, and so does half a character at the end."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
@@ -181,12 +186,15 @@ def _inspect_text(file: TableFile) -> tuple[TableFile, str, bool]:
 
 
 def _head(file: TableFile, size: int) -> tuple[bytes, bool]:
-    """At least `size` first bytes of the unpacked file with a line that holds something, and whether they are all."""
-    head = bytearray()
+    """At least `size` first bytes of the unpacked file with a line that holds something (of an array any), and whether
+    they are all.
+    """
+    head, has_text, has_end = bytearray(), False, False
     for chunk in raw_chunks(file, 0, _HEAD_BYTES):
         head += chunk
-        has_line = not head.isspace() and (b"\n" in head or b"\r" in head)
-        if (len(head) >= size and has_line) or len(head) > LONGEST_LINE:
+        has_text |= not chunk.isspace()
+        has_end |= b"\n" in chunk or b"\r" in chunk or head.startswith(b"[")
+        if (len(head) >= size and has_text and has_end) or len(head) > LONGEST_LINE:
             return bytes(head), False
     return bytes(head), True
 
@@ -286,11 +294,12 @@ def looks_like_header(rows: Sequence[Sequence[str]]) -> bool:
 
 def _inspect_json(file: TableFile, head: str, is_whole: bool) -> TableFile:
     """The keys of the first records: of lines that are objects each, or of values that span lines (an array)."""
-    lines = head.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES]
+    is_array = head.lstrip().startswith("[")
+    lines = [] if is_array else head.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES]
     values = [_json_object(line) for line in lines if line.strip()]
     objects = [value for value in values if value is not None]
     is_lines = 2 * len(objects) >= len(values) or any(value is not None for value in values[:2])
-    if not is_lines or head.lstrip().startswith("["):
+    if is_array or not is_lines:
         file, objects = dataclasses.replace(file, format="json"), []
         with contextlib.suppress(TwilbertError):  # the head may end within a value
             for value, _, _ in itertools.islice(cells.json_values(file.name, iter([head])), _SAMPLE_LINES):

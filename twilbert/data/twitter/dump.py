@@ -34,7 +34,7 @@ def inspect(source: Source) -> TableFile | None:
     if file is None:
         cli.say(f"{source.name}: empty, skipped")
         return None
-    if file.format != "parquet":
+    if file.format == "text":
         start = next(raw_chunks(file, file.data_start, _START_BYTES), b"").decode(errors="replace")
         script = _SCRIPT.match(start)
         name = script and (script["part"] or script["month"])
