@@ -84,7 +84,7 @@ def test_the_best_by_dev_comes_out_not_the_last(model, task, tmp_path):
 def test_test_rows_are_read_once_after_all_trainings(model, task, tmp_path, monkeypatch):
     happened = []
     trained, read = running.train, test_scores.read_test
-    monkeypatch.setattr(running, "train", lambda *a: (trained(*a), happened.append("trained"))[0])
+    monkeypatch.setattr(running, "train", lambda *a, **b: (trained(*a, **b), happened.append("trained"))[0])
     monkeypatch.setattr(test_scores, "read_test", lambda t: (happened.append("test read"), read(t))[1])
     results = finetune.run(quick_recipe(task, model, "seeds=2", "training.epochs=1"), str(tmp_path / "out"))
     assert happened == ["trained", "trained", "test read"]
