@@ -40,6 +40,7 @@ class Summary:
     rows: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     first_fault: str = ""
+    abstained: int = 0
 
 
 def predict(
@@ -57,15 +58,20 @@ def predict(
     address: str | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    calibrated: bool = True,
+    min_precision: float | None = None,
 ) -> Summary:
     """Write the results for every row of `inputs` (files, folders, "-") to `out`, whole or not at all.
 
     With `embeddings` (one of inference.EMBEDDINGS) vectors, else labels. Files are taken in the order given, a folder's
     by name. `address` names a Ray cluster, which must see files and model at the same paths. UsageError before any work
     for a wrong model, column or format; TwilbertError where an input cannot be read to its end. `trust_remote_code`:
-    as for `twilbert.load`.
+    as for `twilbert.load`, as `calibrated`. With `min_precision` only rows are answered that are sure enough for it to
+    have been reached on dev; the column `abstained` tells which are not.
     """
-    job = batch.Job(find_model(model), device, precision, embeddings, prefix, trust_remote_code)
+    job = batch.Job(
+        find_model(model), device, precision, embeddings, prefix, trust_remote_code, calibrated, min_precision
+    )
     reads = ["/dev/stdin" if name == STANDARD_INPUT else name for name in inputs]
     kind = _out_format(out, embeddings, overwrite, [job.model, *reads])
     _check_model(job, has_pairs=pair_column is not None)
@@ -77,7 +83,7 @@ def predict(
         if on_ray and any(source.path != source.name for source in listed):
             raise UsageError("a pipe cannot be read by a cluster; write it to a file, or leave --address out")
         tables = batch.on_ray(files, job, address) if on_ray else batch.here(files, job)
-        return _write(tables, out, kind)
+        return _write(tables, out, kind, prefix)
 
 
 def _out_format(out: str, embeddings: str | None, overwrite: bool, reads: Sequence[str]) -> str:
@@ -127,11 +133,11 @@ def _many(files: list[TableFile], device: str | None) -> bool:
     return ":" not in (device or "") and len(files) >= MANY_FILES and importlib.util.find_spec("ray") is not None
 
 
-def _write(tables: Iterator[pa.Table], out: str, kind: str) -> Summary:
+def _write(tables: Iterator[pa.Table], out: str, kind: str, prefix: str) -> Summary:
     summary, began, said = Summary(), time.monotonic(), time.monotonic()
     with storage.new_file(out) as stream, contextlib.closing(open_writer(kind, stream)) as writer:
         for table in tables:
-            _count(summary, table)
+            _count(summary, table, prefix)
             writer.write(table)
             if time.monotonic() - said > _SAY_SECONDS:
                 said = time.monotonic()
@@ -141,7 +147,7 @@ def _write(tables: Iterator[pa.Table], out: str, kind: str) -> Summary:
     return summary
 
 
-def _count(summary: Summary, table: pa.Table) -> None:
+def _count(summary: Summary, table: pa.Table, prefix: str) -> None:
     errors = table.column(table.num_columns - 1)
     if errors.null_count < len(errors):
         reasons = {number: reason for number, reason in enumerate(errors.to_pylist(), start=1) if reason is not None}
@@ -150,6 +156,8 @@ def _count(summary: Summary, table: pa.Table) -> None:
             summary.first_fault = f"row {summary.rows + number:,}: {reason}"
         summary.faults.update(reasons.values())
     summary.rows += len(errors)
+    if f"{prefix}abstained" in table.column_names:
+        summary.abstained += table.column(f"{prefix}abstained").to_pylist().count(True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,6 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--precision", choices=inference.PRECISIONS, default="auto", help="default: auto, bf16 for labels"
     )
+    made.add_argument(
+        "--min-precision",
+        type=float,
+        metavar="P",
+        help="answer only rows as sure as those that were so precise on dev",
+    )
+    made.add_argument("--uncalibrated", action="store_true", help="probabilities without the temperature fitted on dev")
     made.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU when there is one)")
     made.add_argument("--address", help="share the files out over this Ray cluster")
     made.add_argument("--overwrite", action="store_true", help="replace --out when it is there")
@@ -184,6 +199,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(args: argparse.Namespace) -> str:
+    if args.min_precision is not None and not 0 < args.min_precision <= 1:
+        raise UsageError(f"--min-precision {args.min_precision:g}: expected a share above 0 and up to 1, e.g. 0.9")
+    if args.embeddings and (args.min_precision is not None or args.uncalibrated):
+        raise UsageError("--min-precision and --uncalibrated are about labels; leave them out with --embeddings")
     if bool(args.text) == bool(args.input):
         raise UsageError("give INPUT or --text, one of them; INPUT - is standard input")
     if args.text:
@@ -204,20 +223,23 @@ def _command(args: argparse.Namespace) -> str:
         address=args.address,
         overwrite=args.overwrite,
         trust_remote_code=args.trust_remote_code,
+        calibrated=not args.uncalibrated,
+        min_precision=args.min_precision,
     )
     what = f"{args.embeddings} embeddings" if args.embeddings else "labels"
     faults = ""
     if done.faults:
         reasons = f"; in all: {commonest(done.faults)}" if len(done.faults) > 1 else ""
         faults = f"; {done.faults.total():,} without, see column error (first: {done.first_fault}{reasons})"
-    return f"{what} of {done.rows:,} rows in {storage.absolute(args.out)}{faults}"
+    abstained = "" if args.min_precision is None else f"; {done.abstained:,} not answered (--min-precision)"
+    return f"{what} of {done.rows:,} rows in {storage.absolute(args.out)}{abstained}{faults}"
 
 
 def _predict_arguments(args: argparse.Namespace) -> str:
     """Predict the texts of the command line: print a table, and write --out where given."""
     job = batch.Job(
         find_model(args.model), args.device, args.precision, args.embeddings, args.prefix,
-        args.trust_remote_code,
+        args.trust_remote_code, not args.uncalibrated, args.min_precision,
     )  # fmt: skip
     _check_model(job, has_pairs=False)
     if args.out is None and args.embeddings:
@@ -234,7 +256,7 @@ def _predict_arguments(args: argparse.Namespace) -> str:
     count = "1 text" if len(args.text) == 1 else f"{len(args.text)} texts"
     if args.out is None:
         return f"{count}, model {job.model}, {batch.precision_line(model, job)}"
-    _write(iter([table]), args.out, kind)
+    _write(iter([table]), args.out, kind, args.prefix)
     return f"{count} in {storage.absolute(args.out)}"
 
 

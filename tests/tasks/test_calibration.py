@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+from twilbert.model.calibration import Calibration, ConfidenceCut
 from twilbert.model.problems import MULTI, SINGLE
 from twilbert.tasks import calibration, metrics
 
@@ -80,7 +81,7 @@ def test_a_cut_reaches_its_precision_on_other_rows():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         dev, test = (calibration.confidences(*single(rng, 1_000, 2.0), SINGLE) for _ in range(2))
-        cut = calibration.fit_cut(*dev, 0.8)
+        cut = Calibration(cuts=calibration.fit_cuts(*dev)).cut(0.8)
         assert cut is not None and cut.precision >= 0.8 and 0.02 < cut.share < 0.9
         answered = test[0] >= cut.confidence
         errors.append(test[1][answered].mean() - 0.8)
@@ -90,6 +91,16 @@ def test_a_cut_reaches_its_precision_on_other_rows():
 
 def test_rows_of_equal_confidence_are_answered_together():
     confidence, right = np.array([0.9, 0.8, 0.8, 0.8]), np.array([1.0, 1.0, 0.0, 0.0])
-    cut = calibration.fit_cut(confidence, right, 0.9)
-    assert cut == calibration.ConfidenceCut(0.9, 1.0, 0.25)
-    assert calibration.fit_cut(confidence, np.zeros(4), 0.9) is None
+    confidence, right = np.repeat(confidence, 10), np.repeat(right, 10)
+    assert calibration.fit_cuts(confidence, right) == (ConfidenceCut(0.9, 1.0, 0.25), ConfidenceCut(0.8, 0.5, 1.0))
+    assert Calibration(cuts=calibration.fit_cuts(confidence, right)).cut(0.9) == ConfidenceCut(0.9, 1.0, 0.25)
+    assert Calibration(cuts=calibration.fit_cuts(confidence, np.zeros(40))).cut(0.9) is None
+
+
+def test_a_positive_class_gets_the_threshold_of_its_metric():
+    rng = np.random.default_rng(0)
+    share = rng.beta(1, 6, 2_000)
+    truths, probabilities = (share > rng.random(2_000)).astype(np.int64), np.stack([1 - share, share], 1)
+    fitted = calibration.fit(probabilities, truths, SINGLE, "f1", average=None, labels=[1])
+    assert fitted.thresholds is not None and fitted.thresholds[1] < 0.4
+    assert calibration.fit(probabilities, truths, SINGLE, "accuracy", average=None).thresholds is None

@@ -30,6 +30,7 @@ def of_run(task: Task, results: Mapping[str, Any], splits: Sequence[SplitPredict
         results=results,
         tiles=_tiles(results),
         curves=[line_chart(name, _lines(results["seeds"], key), "epoch", unit) for name, key, unit in charts],
+        calibration=_calibration(results),
         yardstick_headers=YARDSTICK_HEADERS,
         yardsticks=yardstick_rows(results),
         splits=[_split(task, split, results[split.name]) for split in splits if split.rows.labels is not None],
@@ -83,6 +84,30 @@ def not_ahead(results: Mapping[str, Any]) -> str:
     return "; ".join(
         f"NOT AHEAD of the {one['name']} on {one['split']} ({one['verdict']}: {difference_text(one)})" for one in others
     )
+
+
+def _calibration(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The template's values: the chosen model before and after calibration, a row a split, and its reliability."""
+    fitted = results.get("calibration")
+    if not fitted:
+        return None
+    effect = fitted["effect"]
+    lines = [
+        Series(f"{when} calibration", [(x, y) for x, y, _ in one["reliability"]])
+        for when, one in list(effect.values())[-1].items()
+    ]
+    lines.append(Series("as sure as right", [(0.0, 0.0), (1.0, 1.0)], reference=True))
+    keys = ("expected_calibration_error", "score")
+    return {
+        "headers": ["split", "calibration error before", "after", "score before", "after"],
+        "rows": [
+            [name, *(_figure(one[when][key]) for key in keys for when in ("before", "after"))]
+            for name, one in effect.items()
+        ],
+        "temperature": f"{fitted['temperature']:.3f}",
+        "thresholds": ", ".join(f"{x:.3f}" for x in fitted["thresholds"] or ()),
+        "chart": line_chart(f"Share right by confidence, {list(effect)[-1]}", lines, "confidence", "share right"),
+    }
 
 
 def _figure(value: float | None) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from twilbert.finetuning.train import predictions
+from twilbert.model.calibration import Calibration
 from twilbert.model.problems import MULTI, REGRESSION
+from twilbert.tasks.calibration import at_temperature
 from twilbert.tasks.rows import Rows
 from twilbert.tasks.task import Task
 
@@ -20,11 +22,19 @@ class SplitPredictions:
     name: str
     rows: Rows
     probabilities: np.ndarray
-    """float32 [N, C]."""
+    """float32 [N, C], calibrated."""
+    calibration: Calibration | None = None
+
+    def calibrated(self, task: Task, calibration: Calibration | None) -> SplitPredictions:
+        """Return these predictions, uncalibrated so far, as the model will give them."""
+        if calibration is None:
+            return self
+        scaled = at_temperature(self.probabilities, task.problem, calibration.temperature).astype(np.float32)
+        return replace(self, probabilities=scaled, calibration=calibration)
 
     def predicted(self, task: Task) -> np.ndarray:
         """Return the predictions as `metrics` takes them."""
-        return predictions(task.problem, self.probabilities)
+        return predictions(task, self.probabilities, self.calibration)
 
     def truths(self, task: Task) -> np.ndarray:
         """Return the labels, which there must be, as `metrics` takes them."""

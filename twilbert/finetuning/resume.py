@@ -67,7 +67,7 @@ def identity(recipe: FinetuneRecipe, task: Task, base: Base, data: TaskData) -> 
     """Return, as JSON, what must be the same for the results of all seeds to be comparable."""
     device = find_device(recipe.training.device)
     rows = [part for split in (data.train, data.dev) for part in _encoded(split)]
-    return recipe.model_dump(mode="json", exclude={"tracking", "runs"}) | {
+    return recipe.model_dump(mode="json", exclude={"tracking", "runs", "calibrate"}) | {
         "the task file": task.model_dump(mode="json", include=_OF_TASK),
         "train and dev as encoded": sha256_of(*rows, data.text["max_len"]),
         "the model's weights": base.digest(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twilbert import __version__, cli, storage
@@ -152,8 +152,9 @@ def score_and_write(
     }
     for split in final.splits:
         _write_split(task, out, split)
-    network = new_network(base, recipe, task, final.chosen.seed)
+    network: Any = new_network(base, recipe, task, final.chosen.seed)
     network.load_state_dict(final.chosen.state)
+    network.head = replace(network.head, calibration=final.calibration)
     text = {**prepared.data.text, PAIRS: task.columns.text_b is not None}
     base.save(storage.join(out, "model"), network, text, {"README.md": _card(results, task).encode()})
     storage.write_bytes_atomic(storage.join(out, REPORT), page.of_run(task, results, final.splits).encode())

@@ -17,9 +17,11 @@ from twilbert.finetuning.encoders import Base
 from twilbert.finetuning.predictions import SplitPredictions
 from twilbert.finetuning.train import Outcome, dev_score, logits, new_network, predictions, resolve_precision
 from twilbert.finetuning.yardstick import Yardstick, yardsticks
+from twilbert.model.calibration import Calibration
 from twilbert.model.classifier import probabilities
 from twilbert.model.problems import REGRESSION
 from twilbert.recipe.finetuning import FinetuneRecipe
+from twilbert.tasks import calibration as calibrating
 from twilbert.tasks import metrics
 from twilbert.tasks.comparison import paired_bootstrap
 from twilbert.tasks.rows import Rows, read_split, read_test
@@ -36,6 +38,7 @@ class FinalScores:
     chosen: Outcome
     splits: list[SplitPredictions]
     """dev, and test where there is one."""
+    calibration: Calibration | None
 
 
 def best_by_dev(task: Task, outcomes: Sequence[Outcome]) -> Outcome:
@@ -50,7 +53,9 @@ def best_by_dev(task: Task, outcomes: Sequence[Outcome]) -> Outcome:
 def score(base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcomes: Sequence[Outcome]) -> FinalScores:
     """Score all trainings; reads the test rows, so nothing may be trained or chosen after it."""
     chosen = best_by_dev(task, outcomes)
-    splits = [SplitPredictions("dev", read_split(task, "dev"), chosen.probabilities)]
+    dev = SplitPredictions("dev", read_split(task, "dev"), chosen.probabilities)
+    calibration = fit_calibration(task, dev) if recipe.calibrate else None
+    splits = [dev.calibrated(task, calibration)]
     scores: dict[str, Any] = {
         "metric": task.metric,
         "average": task.averaging,
@@ -63,16 +68,22 @@ def score(base: Base, task: Task, data: TaskData, recipe: FinetuneRecipe, outcom
     test = read_test(task)
     if test is not None:
         every = _test_probabilities(base, task, data, recipe, outcomes, test)
-        splits.append(SplitPredictions("test", test, every[outcomes.index(chosen)]))
+        uncalibrated = SplitPredictions("test", test, every[outcomes.index(chosen)])
+        splits.append(uncalibrated.calibrated(task, calibration))
         if test.labels is not None:
             scores["test"] = _test_scores(task, data, train, test, every, splits[1])
             for entry, probabilities_NC in zip(scores["seeds"], every, strict=True):
                 entry["test"] = number(dev_score(task, test.labels, probabilities_NC))
             compared, of_seeds = splits[1], every
+    if calibration is not None:
+        pairs = [(dev, splits[0])] if compared is splits[0] else [(dev, splits[0]), (uncalibrated, splits[1])]
+        scores["calibration"] = calibration.to_dict() | {
+            "effect": {before.name: _effect(task, before, after) for before, after in pairs}
+        }
     scores["yardsticks"] = [
         _against(task, one, compared, of_seeds) for one in yardsticks(task, train, splits[0].rows, data.text)
     ]
-    return FinalScores(scores, chosen, splits)
+    return FinalScores(scores, chosen, splits, calibration)
 
 
 def _test_probabilities(
@@ -104,6 +115,35 @@ def _test_scores(
     return scores
 
 
+def fit_calibration(task: Task, dev: SplitPredictions) -> Calibration | None:
+    """Return how the chosen training's probabilities are to be read, by its dev rows; None for a regression."""
+    if task.problem == REGRESSION:
+        return None
+    return calibrating.fit(
+        dev.probabilities, dev.truths(task), task.problem, task.metric, average=task.averaging,
+        labels=task.metric_labels,
+    )  # fmt: skip
+
+
+def _metric(task: Task, truths: np.ndarray, predicted: np.ndarray) -> float:
+    return metrics.score(truths, predicted, task.metric, average=task.averaging, labels=task.metric_labels)
+
+
+def _effect(task: Task, before: SplitPredictions, after: SplitPredictions) -> dict[str, Any]:
+    """The chosen model on a split before and after calibration: metric, calibration error, reliability."""
+    effect: dict[str, Any] = {}
+    for when, split in (("before", before), ("after", after)):
+        truths, predicted = split.truths(task), split.predicted(task)
+        score = _metric(task, truths, predicted)
+        bins = calibrating.reliability(split.probabilities, truths, task.problem)
+        effect[when] = {
+            "score": number(score),
+            "expected_calibration_error": bins.expected_error,
+            "reliability": np.stack([bins.confidence, bins.accuracy, bins.rows], 1).round(6).tolist(),
+        }
+    return effect
+
+
 def _cleaned(data: TaskData, rows: Rows) -> list[tuple[str, ...]]:
     return cleaned_texts(rows, named(data.text["cleaning"]), data.text["remove_rt"])
 
@@ -111,9 +151,9 @@ def _cleaned(data: TaskData, rows: Rows) -> list[tuple[str, ...]]:
 def _against(task: Task, one: Yardstick, split: SplitPredictions, of_seeds: Sequence[np.ndarray]) -> dict[str, Any]:
     """A yardstick's scores, and the trainings' comparison with it on test, or on dev where test has no labels."""
     predicted, truths = one.predict(split.rows), split.truths(task)
-    score = metrics.score(truths, predicted, task.metric, average=task.averaging, labels=task.metric_labels)
+    score = _metric(task, truths, predicted)
     comparison = paired_bootstrap(
-        truths, [predictions(task.problem, each) for each in of_seeds], [predicted], task.metric,
+        truths, [predictions(task, each) for each in of_seeds], [predicted], task.metric,
         average=task.averaging, labels=task.metric_labels,
     )  # fmt: skip
     figures = {key: number(value) for key, value in asdict(comparison).items()}
@@ -129,7 +169,7 @@ def _details(task: Task, split: SplitPredictions) -> dict[str, Any]:
     interval = metrics.bootstrap(truths, predicted, task.metric, average=task.averaging, labels=task.metric_labels)
     scores: dict[str, Any] = {
         "rows": len(truths),
-        "chosen": number(dev_score(task, truths, split.probabilities)),
+        "chosen": number(_metric(task, truths, predicted)),
         "interval": {key: number(value) for key, value in asdict(interval).items()} | {"level": 0.95},
         "all": {key: number(one) for key, one in metrics.report(truths, predicted, task.problem, n_labels).items()},
     }

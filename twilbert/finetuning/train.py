@@ -21,8 +21,9 @@ from twilbert.errors import TwilbertError, UsageError
 from twilbert.finetuning.data import Split, TaskData, epoch_batches, inputs, padded_batch
 from twilbert.finetuning.encoders import Base
 from twilbert.finetuning.optimization import Weights
-from twilbert.inference.model import THRESHOLD
+from twilbert.inference.model import predicted_labels
 from twilbert.model import task_losses
+from twilbert.model.calibration import Calibration
 from twilbert.model.classifier import HeadConfig, probabilities
 from twilbert.model.memory import discard_running_statistics, update_running_statistics
 from twilbert.model.problems import MULTI, REGRESSION
@@ -273,14 +274,14 @@ def logits(
     return torch.stack([logits_of[row] for row in range(len(logits_of))])
 
 
-def predictions(problem: str, scores: np.ndarray) -> np.ndarray:
+def predictions(task: Task, scores: np.ndarray, calibration: Calibration | None = None) -> np.ndarray:
     """Return what `metrics` scores: label numbers int64 [N], flags int64 [N, C], or values float [N]."""
-    if problem == REGRESSION:
+    if task.problem == REGRESSION:
         return scores[:, 0].astype(np.float64)
-    return (scores >= THRESHOLD).astype(np.int64) if problem == MULTI else scores.argmax(1)
+    return predicted_labels(HeadConfig(task.labels, task.problem, calibration=calibration), scores)
 
 
 def dev_score(task: Task, labels: np.ndarray, scores: np.ndarray) -> float:
     """Return the task's metric."""
-    truths, predicted = labels.astype(np.int64) if task.problem == MULTI else labels, predictions(task.problem, scores)
+    truths, predicted = labels.astype(np.int64) if task.problem == MULTI else labels, predictions(task, scores)
     return metrics.score(truths, predicted, task.metric, average=task.averaging, labels=task.metric_labels)

@@ -157,7 +157,7 @@ class EncoderClassifier(nn.Module):
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
         """As `ClassificationModel.probabilities`."""
-        return probabilities(self.head.problem, logits_BC)
+        return probabilities(self.head.problem, logits_BC, self.head.temperature)
 
 
 def special_ids(tokenizer: Any) -> list[int]:

@@ -39,10 +39,13 @@ class Job:
     embeddings: str | None
     prefix: str
     trust_remote_code: bool = False
+    calibrated: bool = True
+    min_precision: float | None = None
+    """Rows that are not sure enough for it are not answered."""
 
     def load(self) -> inference.Model:
         """Load the model."""
-        return inference.load(self.model, self.device, self.precision, self.trust_remote_code)
+        return inference.load(self.model, self.device, self.precision, self.trust_remote_code, self.calibrated)
 
     @property
     def chunk_rows(self) -> int:
@@ -61,7 +64,7 @@ def results(model: inference.Model, chunk: Chunk, job: Job) -> pa.Table:
         blank = [not len(one) or bool(np.isnan(one.flat[0])) for one in vectors]
     else:
         scores = model.scores(texts, pairs)
-        columns = _labels(model, scores)
+        columns = _labels(model, scores, job.min_precision)
         blank = np.isnan(scores[:, 0]).tolist()
     # Where each row's result is among the good ones; null where it has none.
     clean, remove_rt = model.folder.cleaning, model.folder.text["remove_rt"]
@@ -80,14 +83,18 @@ def results(model: inference.Model, chunk: Chunk, job: Job) -> pa.Table:
     return table.append_column(f"{job.prefix}error", pa.array(errors, pa.string()))
 
 
-def _labels(model: inference.Model, scores: np.ndarray) -> dict[str, pa.Array]:
+def _labels(model: inference.Model, scores: np.ndarray, min_precision: float | None) -> dict[str, pa.Array]:
     assert model.head is not None
     if model.head.problem == REGRESSION:
         return {"predicted": pa.array(scores[:, 0])}
     predicted = [prediction.label for prediction in model.predictions(scores)]
     kind = pa.list_(pa.string()) if model.head.problem == MULTI else pa.string()
     shares = {f"p_{label}": pa.array(np.ascontiguousarray(p)) for label, p in zip(model.labels, scores.T, strict=True)}
-    return {"predicted": pa.array(predicted, kind), **shares}
+    if min_precision is None:
+        return {"predicted": pa.array(predicted, kind), **shares}
+    abstained = ~model.answered(scores, min_precision)
+    answers = [None if out else label for label, out in zip(predicted, abstained.tolist(), strict=True)]
+    return {"predicted": pa.array(answers, kind), "abstained": pa.array(abstained), **shares}
 
 
 def _vectors(vectors: np.ndarray | list[np.ndarray], model: inference.Model, pooling: str) -> pa.Array:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -32,16 +33,23 @@ THRESHOLD = 0.5  # a label of several is given from this probability on
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
-def load(model: str, device: str | None = None, precision: str = "auto", trust_remote_code: bool = False) -> Model:
+def load(
+    model: str,
+    device: str | None = None,
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+    calibrated: bool = True,
+) -> Model:
     """Load the model of a folder, checkpoint or run for use; UsageError when there is none or no device.
 
     `device`: "cpu", "cuda", "cuda:1", …; None: a GPU when there is one. `precision`: "fp32", "bf16", or "auto": bf16
     for labels where the device computes it, fp32 for everything else. `trust_remote_code`: whether code that the
     folder brings or names (a custom head) may run; without it such a folder is refused with UntrustedCode.
+    `calibrated`: whether probabilities and labels go by the temperature and thresholds that were fitted on dev.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
-    return Model(ModelFolder.open(find_model(model), trust_remote_code), find_device(device), precision)
+    return Model(ModelFolder.open(find_model(model), trust_remote_code), find_device(device), precision, calibrated)
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,8 @@ class Prediction:
     """A fine-tuned model's prediction for one text."""
 
     label: str | tuple[str, ...] | float | None
-    """The most probable class; of several labels those from THRESHOLD on; of a regression the value; None where there
-    is no text."""
+    """The most probable class, or by thresholds; of several labels those predicted; of a regression the value; None
+    where there is no text."""
     probabilities: dict[str, float]
     """By label; of several labels each one's own; empty for a regression, and where there is no text."""
 
@@ -63,8 +71,9 @@ class Model:
     nan for numbers, as it has an error in files.
     """
 
-    def __init__(self, folder: ModelFolder, device: torch.device, precision: str) -> None:
+    def __init__(self, folder: ModelFolder, device: torch.device, precision: str, calibrated: bool = True) -> None:
         self.folder = folder
+        self.calibrated = calibrated
         self.device = device
         self.precision = precision
         self.config, self.tokenizer, self.head = folder.config, folder.tokenizer, folder.head
@@ -116,8 +125,35 @@ class Model:
 
     def predictions(self, scores: np.ndarray) -> list[Prediction]:
         """Return `scores` [texts, labels] with the labels' names."""
+        head = self._labelling
+        answers = scores if head.problem == REGRESSION else predicted_labels(head, np.nan_to_num(scores))
+        return [
+            Prediction(None, {}) if math.isnan(row[0]) else _prediction(head, row.tolist(), answer)
+            for row, answer in zip(scores, answers, strict=True)
+        ]
+
+    def answered(self, scores: np.ndarray, min_precision: float) -> np.ndarray:
+        """Whether each row is sure enough for that precision to have been reached on dev, bool [N].
+
+        UsageError for a model without such a record, and where no confidence was that precise.
+        """
+        cuts = self._labelling.calibration
+        if cuts is None or not cuts.cuts:
+            raise UsageError(
+                f"{self.folder.path}: does not say how precise it was on dev; a single-label model fine-tuned with "
+                "calibrate=true does"
+            )
+        cut = cuts.cut(min_precision)
+        if cut is None:
+            best = max(one.precision for one in cuts.cuts)
+            raise UsageError(f"a precision of {min_precision:g} was not reached on dev; the surest rows had {best:.3f}")
+        return np.nan_to_num(scores).max(1) >= np.float32(cut.confidence)
+
+    @property
+    def _labelling(self) -> HeadConfig:
+        """The head, without its calibration where that is not wanted."""
         head = self.folder.require_labels()
-        return [Prediction(None, {}) if math.isnan(row[0]) else _prediction(head, row.tolist()) for row in scores]
+        return head if self.calibrated else dataclasses.replace(head, calibration=None)
 
     def embed(self, texts: Any, pooling: str = "cls", pairs: Any = None) -> Any:
         """Return the texts' vectors: for a str [P], for a list [texts, P], for a Series a DataFrame of P columns.
@@ -191,7 +227,10 @@ class Model:
     def _network(self, dtype: torch.dtype) -> Any:
         """The network in `dtype` on the device, loaded when first needed."""
         if dtype not in self._networks:
-            self._networks[dtype] = self.folder.load(dtype).to(self.device).eval()
+            network: Any = self.folder.load(dtype).to(self.device).eval()
+            if self.folder.is_fine_tuned:
+                network.head = self._labelling
+            self._networks[dtype] = network
         return self._networks[dtype]
 
     def _each_batch(
@@ -215,13 +254,23 @@ class Model:
         return encoded.blank
 
 
-def _prediction(head: HeadConfig, row: list[float]) -> Prediction:
+def predicted_labels(head: HeadConfig, scores: np.ndarray) -> np.ndarray:
+    """Return label numbers int64 [N], or of several labels flags int64 [N, C], by the head's thresholds."""
+    thresholds = head.calibration and head.calibration.thresholds
+    if head.problem == MULTI:
+        return (scores >= (THRESHOLD if thresholds is None else np.array(thresholds, np.float32))).astype(np.int64)
+    if thresholds is not None and head.size == 2:
+        return (scores[:, 1] >= np.float32(thresholds[1])).astype(np.int64)
+    return scores.argmax(1)
+
+
+def _prediction(head: HeadConfig, row: list[float], answer: Any) -> Prediction:
     if head.problem == REGRESSION:
         return Prediction(row[0], {})
     by_label = dict(zip(head.labels, row, strict=True))
     if head.problem == MULTI:
-        return Prediction(tuple(label for label, p in by_label.items() if p >= THRESHOLD), by_label)
-    return Prediction(head.labels[int(np.argmax(row))], by_label)
+        return Prediction(tuple(label for label, flag in zip(head.labels, answer, strict=True) if flag), by_label)
+    return Prediction(head.labels[answer], by_label)
 
 
 def _texts(texts: Any) -> tuple[bool, list[str], Any]:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twilbert.errors import TwilbertError, UsageError
+from twilbert.model.calibration import Calibration
 from twilbert.model.config import ModelConfig
 from twilbert.model.encoder import Encoder
 from twilbert.model.layers import Linear
@@ -44,6 +45,8 @@ class HeadConfig:
     own: str | None = None
     """Import path of a user's own head, called with (hidden_size, this): a module whose forward(hidden_BTH,
     lengths_B or None, input_ids_BT) returns the logits; None = pooling, dropout and a linear layer."""
+    calibration: Calibration | None = None
+    """How probabilities are read, as fitted on dev; None = as they come."""
 
     def __post_init__(self) -> None:
         for field, (fits, expected) in self._checks().items():
@@ -51,6 +54,8 @@ class HeadConfig:
                 value = f"{getattr(self, field)!r:.80}"
                 raise TwilbertError(f"classification head: {field} is {value}; expected {expected}")
         object.__setattr__(self, "labels", tuple(self.labels))
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            object.__setattr__(self, "calibration", Calibration.from_dict(self.calibration, len(self.labels)))
 
     def _checks(self) -> dict[str, tuple[bool, str]]:
         labels = self.labels if isinstance(self.labels, list | tuple) else ()
@@ -76,7 +81,15 @@ class HeadConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON types; `from_dict` reads them back."""
-        return dataclasses.asdict(self) | {"labels": list(self.labels)}
+        values = dataclasses.asdict(self) | {"labels": list(self.labels)}
+        if self.calibration is None:  # the form of folders that have none
+            del values["calibration"]
+        return values
+
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], trust: Trust = False) -> HeadConfig:
@@ -164,12 +177,13 @@ def classify(
     return classifier(F.dropout(pooled_BP, head.dropout, classifier.training))
 
 
-def probabilities(problem: str, logits_BC: Tensor) -> Tensor:
+def probabilities(problem: str, logits_BC: Tensor, temperature: float = 1.0) -> Tensor:
     """Logits → fp32 [B, C]: probabilities of classes, of each label by itself, or the values of a regression."""
     logits_BC = logits_BC.float()
-    if problem == SINGLE:
-        return logits_BC.softmax(-1)
-    return logits_BC.sigmoid() if problem == MULTI else logits_BC
+    if problem == REGRESSION:
+        return logits_BC
+    scaled_BC = logits_BC if temperature == 1 else logits_BC / temperature
+    return scaled_BC.softmax(-1) if problem == SINGLE else scaled_BC.sigmoid()
 
 
 class ClassificationModel(nn.Module):
@@ -194,5 +208,5 @@ class ClassificationModel(nn.Module):
         return classify(self.head, self.classifier, hidden_BTH, lengths_B, input_ids_BT)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """Logits → fp32 [B, C], as the function of this name."""
-        return probabilities(self.head.problem, logits_BC)
+        """Logits → fp32 [B, C], as the function of this name, calibrated."""
+        return probabilities(self.head.problem, logits_BC, self.head.temperature)

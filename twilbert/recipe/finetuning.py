@@ -122,6 +122,8 @@ class FinetuneRecipe(Section):
     """Folder in which run names are looked up."""
     seeds: Count = 1
     """Trainings with different seeds; the result is their mean and standard deviation, the model the best on dev."""
+    calibrate: bool = True
+    """Fit a temperature, thresholds and the precision by confidence on dev; the model applies them when it predicts."""
     text: Text = Text()
     encoder: Encoder = Encoder()
     head: Head = Head()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
+from twilbert.model.calibration import Calibration, ConfidenceCut
 from twilbert.model.problems import MULTI
 from twilbert.tasks import metrics
 
@@ -124,27 +125,46 @@ def confidences(probabilities: np.ndarray, truths: np.ndarray, problem: str) -> 
     return probabilities.max(1), (probabilities.argmax(1) == truths).astype(np.float64)
 
 
-@dataclass(frozen=True)
-class ConfidenceCut:
-    """The confidence from which predictions are as precise as asked, and how many those are."""
+def fit_cuts(confidence: np.ndarray, right: np.ndarray, most: int = 200) -> tuple[ConfidenceCut, ...]:
+    """Return the precision on these rows from each confidence on, the surest first; of many rows `most` of them.
 
-    confidence: float
-    precision: float
-    share: float
-    """Of the rows that are answered."""
-
-
-def fit_cut(confidence: np.ndarray, right: np.ndarray, precision: float) -> ConfidenceCut | None:
-    """Return the least confidence from which the share right of these rows is at least `precision`; None where none is.
-
-    Rows of equal confidence are answered together.
+    Rows of equal confidence are answered together. The first cuts are of at least ten rows: of fewer, a precision says
+    nothing.
     """
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence, answered = confidence[order], np.arange(1, len(order) + 1)
     precise = np.cumsum(right[order]) / answered
-    ends_tie = np.append(sorted_confidence[1:] < sorted_confidence[:-1], True)
-    good = np.flatnonzero((precise >= precision) & ends_tie)
-    if not len(good):
-        return None
-    last = good[-1]
-    return ConfidenceCut(float(sorted_confidence[last]), float(precise[last]), float(answered[last] / len(order)))
+    ends = np.flatnonzero(np.append(sorted_confidence[1:] < sorted_confidence[:-1], True))
+    ends = ends[answered[ends] >= min(10, len(order))]
+    if len(ends) > most:
+        ends = ends[np.linspace(0, len(ends) - 1, most).round().astype(np.int64)]
+    return tuple(
+        ConfidenceCut(float(sorted_confidence[i]), float(precise[i]), float(answered[i] / len(order))) for i in ends
+    )
+
+
+def fit(
+    probabilities: np.ndarray,
+    truths: np.ndarray,
+    problem: str,
+    metric: str,
+    *,
+    average: str | None = "macro",
+    labels: Sequence[int] | None = None,
+) -> Calibration:
+    """Fit temperature, thresholds and cuts on the uncalibrated probabilities of held-out rows.
+
+    Thresholds for several labels, and for two classes whose metric is about one of them (`labels`).
+    """
+    temperature = fit_temperature(probabilities, truths, problem)
+    calibrated = at_temperature(probabilities, problem, temperature)
+    if problem == MULTI:
+        thresholds = fit_thresholds(calibrated, truths, metric, average=average, labels=labels)
+        return Calibration(temperature, tuple(thresholds.tolist()))
+    cuts = fit_cuts(*confidences(calibrated, truths, problem))
+    if calibrated.shape[1] != 2 or labels is None or len(labels) != 1 or metric not in ("precision", "recall", "f1"):
+        return Calibration(temperature, None, cuts)
+    positive = labels[0]
+    flags = (truths == positive).astype(np.int64)[:, None]
+    [threshold] = fit_thresholds(calibrated[:, [positive]], flags, metric, labels=[0]).tolist()
+    return Calibration(temperature, (1 - threshold, threshold) if positive == 1 else (threshold, 1 - threshold), cuts)
