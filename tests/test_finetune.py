@@ -63,7 +63,13 @@ def test_the_command_learns_scores_and_writes_what_predict_reads(model, task, tm
     assert counts[0][1:] == ["N", "P"] and sum(int(n) for row in counts[1:] for n in row[1:]) == 32
     assert "seed-0" in {p.name for p in out.iterdir()} and len(lines(out / "seed-0" / "metrics.jsonl")) == 5
     page = (out / "report.html").read_text()
-    assert "worst errors" in page and "confusion" in page and "Learning curves" in page
+    assert all(
+        title in page for title in ("worst errors", "confusion", "Learning curves", "Calibration", "simple models")
+    )
+    linear, majority = results["yardsticks"]
+    assert linear["score"] > 0.9 and majority["verdict"] == "ahead" and "majority class" in printed
+    head = json.loads((out / "model" / "config.json").read_text())["head"]
+    assert head["calibration"]["temperature"] == results["calibration"]["temperature"]
     assert finetuning.load(str(out / "recipe.yaml")).task == task
     assert finetune.main(["--task", task, "--model", model, "--out", str(out), "--overwrite", *QUICK]) == 0
     assert "| test |" in (out / "model" / "README.md").read_text()

@@ -23,6 +23,7 @@ from tests.make_models import CONFIG, make_classifier, make_pretrained
 from tests.places import SHARED
 from twilbert import convert
 from twilbert.inference import batch
+from twilbert.model.calibration import Calibration, ConfidenceCut
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.predict import main
@@ -328,3 +329,21 @@ def test_the_originals_embeddings_with_the_commands(tmp_path, capsys):
             expected, made = wanted[f"embeddings/{row}"][:], got[f"embeddings/{row + 1}"][:]
             assert made.shape == expected.shape and made.dtype == np.float32
             assert np.abs(made - expected).max() <= 1e-5
+
+
+def test_rows_that_are_not_sure_enough_are_not_answered(tmp_path, capsys):
+    folder = make_classifier(tmp_path, HeadConfig(LABELS))
+    confidences = sorted(max(each.values()) for each in expected(folder))
+    middle = (confidences[2] + confidences[3]) / 2
+    cuts = (ConfidenceCut(middle, 0.9, 0.5), ConfidenceCut(confidences[0], 0.5, 1.0))
+    (tmp_path / "calibrated").mkdir()
+    folder = make_classifier(tmp_path / "calibrated", HeadConfig(LABELS, calibration=Calibration(cuts=cuts)))
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS) + "\n")
+    run(folder, str(tmp_path / "in.txt"), "--out", str(tmp_path / "out.tsv"), "--min-precision", "0.9")
+    rows, sure = read_tsv(tmp_path / "out.tsv"), [max(each.values()) >= middle for each in expected(folder)]
+    assert 0 < sum(sure) < len(sure)
+    assert [row["abstained"] for row in rows] == ["False" if one else "True" for one in sure]
+    assert [bool(row["predicted"]) for row in rows] == sure
+    assert f"{sure.count(False)} not answered" in capsys.readouterr().out
+    assert main([folder, "--text", "hola", "--min-precision", "90"]) == 2
+    assert "expected a share above 0 and up to 1" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -18,6 +20,7 @@ from twilbert.errors import TwilbertError, UsageError
 from twilbert.hub.folder import ModelFolder
 from twilbert.inference import batch
 from twilbert.inference.model import Prediction
+from twilbert.model.calibration import Calibration, ConfidenceCut
 from twilbert.model.classifier import HeadConfig
 from twilbert.model.problems import MULTI, REGRESSION
 
@@ -188,3 +191,33 @@ def test_importing_the_package_stays_light():
     code = "import sys, twilbert; print([m for m in ('torch', 'numpy', 'pyarrow', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_calibration_travels_with_the_head_and_can_be_left_out(tmp_path):
+    cuts = (ConfidenceCut(0.6, 0.95, 0.2), ConfidenceCut(0.4, 0.8, 0.7))
+    head = HeadConfig(("N", "P"), calibration=Calibration(2.0, (0.8, 0.2), cuts))
+    folder = make_classifier(tmp_path, head)
+    model, plain = twilbert.load(folder, "cpu", "fp32"), twilbert.load(folder, "cpu", "fp32", calibrated=False)
+    assert model.head == head
+    scores, raw = model.scores(TEXTS), plain.scores(TEXTS)
+    odds, raw_odds = (np.log(p[:, 1] / p[:, 0]) for p in (scores, raw))
+    np.testing.assert_allclose(odds, raw_odds / 2, atol=1e-5)
+    assert [one.label for one in model.predictions(scores)] == ["P" if p >= 0.2 else "N" for p in scores[:, 1]]
+    assert [one.label for one in plain.predictions(raw)] == ["P" if p > 0.5 else "N" for p in raw[:, 1]]
+    assert model.answered(scores, 0.9).tolist() == [bool(p >= np.float32(0.6)) for p in scores.max(1)]
+    with pytest.raises(UsageError, match=r"a precision of 0\.99 was not reached on dev; the surest rows had 0\.950"):
+        model.answered(scores, 0.99)
+    with pytest.raises(UsageError, match="does not say how precise it was on dev"):
+        plain.answered(raw, 0.9)
+
+
+@pytest.mark.parametrize(
+    "calibration", [3, {"temperature": 0}, {"thresholds": [0.5]}, {"cuts": [{"precision": 1}]}, {"other": 1}]
+)
+def test_a_calibration_of_another_shape_is_refused(tmp_path, calibration):
+    folder = Path(make_classifier(tmp_path, HeadConfig(("N", "P"))))
+    config = json.loads((folder / "config.json").read_text())
+    config["head"]["calibration"] = calibration
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TwilbertError, match="classification head: calibration"):
+        twilbert.load(str(folder), "cpu", "fp32")

@@ -15,7 +15,7 @@ from twilbert.model.heads import PretrainingModel
 from twilbert.model.problems import MULTI, REGRESSION
 from twilbert.model.special_tokens import CLS, SEP
 
-TEXT = {"remove_rt": True, "max_len": 16}
+TEXT = {"remove_rt": True, "max_len": 16, "cleaning": "twilbert-1"}
 # A pair, a text, nothing but special tokens; padded with ids that would show if they were read.
 IDS = torch.tensor([[CLS, 7, 8, SEP, 9, SEP], [CLS, 10, 11, SEP, 12, 13], [CLS, SEP, 14, 15, 16, 17]])
 LENGTHS = torch.tensor([6, 4, 2])
