@@ -106,6 +106,8 @@ def _twilbert_2(text: str) -> str:
         text = html.unescape(text)
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
+    if "://" in text:
+        text = _SCHEME_LINK.sub("url", text)  # most links, and ten times as fast
     if "/" in text:
         text = _LINK.sub("url", text)
     if "@" in text:
