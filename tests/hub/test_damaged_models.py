@@ -63,7 +63,7 @@ def _regex(pattern: str) -> Callable[[Path], object]:
 
 CHARSMAP = _edit("tokenizer.json", lambda v: v.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AA"}))
 OURS = {
-    "labels of many": (_head(labels=[str(i) for i in range(10**5)]), r"shape \[2, 16\].*asks \[100000, 16\]"),
+    "labels of many": (_head(labels=[str(i) for i in range(10**5)]), r"shape \[2, 16\].*has \[100000, 16\]"),
     "labels a word": (_head(labels="NP"), "labels is 'NP'; expected a list"),
     "labels numbers": (_head(labels=[1, 2]), "labels is"),
     "dropout": (_head(dropout="0"), "dropout is '0'; expected a number"),

@@ -91,7 +91,7 @@ def test_a_full_folder_is_not_overwritten_unasked(tmp_path: Path):
 
 def test_another_models_weights_are_not_saved(tmp_path: Path):
     state = PretrainingModel(config("plain")).state_dict()
-    with pytest.raises(TwilbertError, match=r"embeddings\.token\.weight has shape \[51, 32\].*asks \[51, 16\]"):
+    with pytest.raises(TwilbertError, match=r"embeddings\.token\.weight has shape \[51, 32\].*has \[51, 16\]"):
         save_model_folder(str(tmp_path / "model"), config("factorised"), state)
     assert list(tmp_path.iterdir()) == []
 
@@ -144,14 +144,14 @@ FAULTS = {
     "other shape": (
         lambda f: _rewrite(f, lambda t: t.update({KEYS: t[KEYS][:1].clone()})),
         TwilbertError,
-        f"tensor {KEYS} has shape .1, 2, 8, 8., the configuration asks .2, 2, 8, 8.",
+        f"tensor {KEYS} has shape .1, 2, 8, 8., the configuration has .2, 2, 8, 8.",
     ),
     "more tensors": (
         lambda f: _rewrite(f, lambda t: t.update(extra=torch.zeros(1))),
         TwilbertError,
         "holds 1 tensors this model does not have, the first is extra",
     ),
-    "other vocabulary": (lambda f: _edit(f, vocab_size=60), TwilbertError, r"shape \[51, 16\].*asks \[61, 16\]"),
+    "other vocabulary": (lambda f: _edit(f, vocab_size=60), TwilbertError, r"shape \[51, 16\].*has \[61, 16\]"),
     "a billion layers": (lambda f: _edit(f, n_encoders=10**9), TwilbertError, "n_encoders is 1000000000; expected"),
     "terabytes": (lambda f: _edit(f, hidden_size=2**17, embedding_size=2**17), TwilbertError, "has shape"),
     "a float": (lambda f: _edit(f, hidden_size=16.0), TwilbertError, "hidden_size is 16.0; expected a whole number"),
