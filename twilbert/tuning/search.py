@@ -139,7 +139,9 @@ def search(plans: Sequence[TrialPlan], shared: Mapping[str, Shared], recipe: Tun
         shutil.rmtree(folder, ignore_errors=True)
     left = sum(records.read(plan.folder).status == "open" for plan in plans)
     if left:
-        raise Interrupted(f"{len(plans) - left:,} of {len(plans):,} trials have ended; the same command resumes")
+        raise Interrupted(
+            f"interrupted; {len(plans) - left:,} of {len(plans):,} trials have ended; the same command resumes"
+        )
 
 
 def _tuner(
