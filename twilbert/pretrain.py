@@ -192,7 +192,6 @@ def train(recipe: Recipe, recipe_name: str = "recipe") -> dict[str, Any]:
 
 
 def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str, began: float) -> dict[str, Any]:
-    """`began`: when the command started, by time.monotonic."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -202,8 +201,8 @@ def _fit(recipe: Recipe, folder: Any, encoded: Any, precision: str, began: float
     from twilbert.pretraining.rendezvous import torch_config
     from twilbert.tracking.run_folder import RAY_FOLDER
 
-    limit = recipe.training.max_time
-    seconds = None if limit is None else limit * 60 - (time.monotonic() - began)
+    minutes = recipe.training.max_time  # from the start of the command, `began`
+    seconds = minutes and minutes * 60 - (time.monotonic() - began)
     control = ray_session.beside_driver(RunControl).remote(ray_session.worker_secrets(), seconds)
     ray_folder = storage.join(folder.path, RAY_FOLDER)
     use_gpu, workers = recipe.cluster.use_gpu, recipe.cluster.num_workers
