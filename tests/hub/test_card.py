@@ -39,7 +39,9 @@ def of_corpus() -> str:
     return model_card(HOSTILE, CONFIG, None, records)
 
 
-@pytest.mark.parametrize("card", [of_export(), of_corpus(), _card(results())], ids=["export", "corpus", "finetune"])
+@pytest.mark.parametrize(
+    "card", [of_export(), of_corpus(), _card(results(), pairs=True)], ids=["export", "corpus", "finetune"]
+)
 def test_names_are_text_alone(card: str):
     _, header, body = card.split("---\n", 2)
     assert set(yaml.safe_load(header)) <= {"language", "library_name", "pipeline_tag", "tags"}

@@ -156,7 +156,7 @@ def score_and_write(
     network.load_state_dict(final.chosen.state)
     network.head = replace(network.head, calibration=final.calibration)
     text = {**prepared.data.text, PAIRS: task.columns.text_b is not None}
-    base.save(storage.join(out, "model"), network, text, {"README.md": _card(results, task).encode()})
+    base.save(storage.join(out, "model"), network, text, {"README.md": _card(results, pairs=text[PAIRS]).encode()})
     storage.write_bytes_atomic(storage.join(out, REPORT), page.of_run(task, results, final.splits).encode())
     storage.write_json_atomic(storage.join(out, RESULTS), results)
     return results
@@ -209,8 +209,8 @@ def _write_split(task: Task, out: str, split: SplitPredictions) -> None:
         write(f"confusion-{split.name}.tsv", map("\t".join, table))
 
 
-def _card(results: dict[str, Any], task: Task) -> str:
-    texts = '"…"' if task.columns.text_b is None else '"…", "…"'
+def _card(results: dict[str, Any], *, pairs: bool) -> str:
+    texts = '"…", "…"' if pairs else '"…"'
     trust = ", trust_remote_code=True" if results["recipe"]["head"]["own"] else ""
     recipe = results["recipe"]
     training, head = recipe["training"], recipe["head"]
