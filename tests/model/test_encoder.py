@@ -8,6 +8,7 @@ import torch
 from tests.model.small import SMALL, SWITCHES, batch, config
 from twilbert.errors import TwilbertError
 from twilbert.model import encoder as encoder_module
+from twilbert.model.architecture import Architecture
 from twilbert.model.encoder import Embeddings, Encoder
 from twilbert.model.heads import PretrainingModel
 from twilbert.model.memory import ProductKeyMemory
@@ -43,7 +44,7 @@ def test_no_mask_where_a_batch_has_no_padding(monkeypatch: pytest.MonkeyPatch):
     without_bias = []
     plain = encoder_module._attend_matmul
     monkeypatch.setattr(
-        encoder_module, "_attend_matmul", lambda qkv, bias: (without_bias.append(bias is None), plain(qkv, bias))[1]
+        encoder_module, "_attend_matmul", lambda qkv, bias, _: (without_bias.append(bias is None), plain(qkv, bias))[1]
     )
     encoder = Encoder(SMALL)
     for lengths in ([7, 7], [7, 6]):
@@ -94,7 +95,7 @@ def test_names_are_readable():
 
 def test_input_dropout_drops_whole_channels_of_a_sample():
     torch.manual_seed(0)
-    embeddings = Embeddings(config("plain", input_dropout=0.25)).train()
+    embeddings = Embeddings(config("plain", input_dropout=0.25), Architecture()).train()
     data = batch([20] * 200)
     with torch.no_grad():
         dropped = embeddings(data["input_ids"], data["segment_ids"])

@@ -140,7 +140,7 @@ class ThirdPartyBase:
             if not hasattr(config, "hidden_dropout_prob"):
                 raise UsageError(f"encoder.output_dropout: a {config.model_type} has none; leave it at null")
             config.hidden_dropout_prob = settings.output_dropout
-        encoder = encoders.new_encoder(config, self.trust_remote_code)
+        encoder = encoders.new_network(config, self.trust_remote_code)
         if not settings.random:
             encoder.load_state_dict(_tensors(self.weights))
         return encoders.EncoderClassifier(encoder, head, encoders.special_ids(self.tokenizer))

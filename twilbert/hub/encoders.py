@@ -20,7 +20,7 @@ from twilbert.data.batches import Sequences, blanks
 from twilbert.data.cleaning import named
 from twilbert.data.tokenizer.tokenizer import STUCK, explained
 from twilbert.errors import TwilbertError, UsageError
-from twilbert.hub import encoder_files
+from twilbert.hub import encoder_files, families
 from twilbert.model.classifier import HeadConfig, build_head, classify, probabilities
 from twilbert.model.special_tokens import CLS, PAD
 from twilbert.model.tensor_files import require_finite
@@ -32,7 +32,7 @@ _UNBOUNDED = 100_000  # tokens; a tokenizer without a limit states 10^30
 
 
 class Encoder(NamedTuple):
-    """A third-party encoder: transformers' configuration and tokenizer, and the network in fp32."""
+    """A third-party encoder: configuration and tokenizer of transformers, the network in fp32, ours where it can be."""
 
     config: Any
     tokenizer: Any
@@ -59,7 +59,11 @@ def open_encoder(name: str, folder: str, trust_remote_code: bool = False) -> Enc
         encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=safely, **options)
         require_finite(f"{name}: its weights", encoder.state_dict())
         _check_vocabulary(name, tokenizer, encoder)
-    return Encoder(config, tokenizer, encoder)
+    if families.architecture_of(config) is None:
+        return Encoder(config, tokenizer, encoder)
+    network = families.FamilyEncoder(config)
+    network.load_state_dict(network.read(encoder.state_dict()))
+    return Encoder(config, tokenizer, network)
 
 
 def _check_vocabulary(name: str, tokenizer: Any, encoder: nn.Module) -> None:
@@ -81,6 +85,13 @@ def new_encoder(config: Any, trust_remote_code: bool = False) -> nn.Module:
     from transformers import AutoModel
 
     return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def new_network(config: Any, trust_remote_code: bool = False) -> nn.Module:
+    """Return the network of `open_encoder` for this configuration with random weights."""
+    if families.architecture_of(config) is not None:
+        return families.FamilyEncoder(config)
+    return new_encoder(config, trust_remote_code)
 
 
 def longest(config: Any, tokenizer: Any) -> int:
@@ -143,6 +154,9 @@ class EncoderClassifier(nn.Module):
 
     def forward(self, input_ids_BT: Tensor, segment_ids_BT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """→ logits [B, C]; ids at padding may be any."""
+        if isinstance(self.encoder, families.FamilyEncoder):
+            hidden_BTH = self.encoder(input_ids_BT, segment_ids_BT, lengths_B)
+            return self._classify(hidden_BTH, lengths_B, input_ids_BT)
         b, t = input_ids_BT.shape
         if lengths_B is None:
             real_BT = torch.ones(b, t, dtype=torch.bool, device=input_ids_BT.device)
@@ -151,6 +165,9 @@ class EncoderClassifier(nn.Module):
         types = {"token_type_ids": segment_ids_BT} if self.has_types else {}
         ids_BT = torch.where(real_BT, input_ids_BT, self.pad_id)
         hidden_BTH = self.encoder(input_ids=ids_BT, attention_mask=real_BT.long(), **types).last_hidden_state
+        return self._classify(hidden_BTH, lengths_B, ids_BT)
+
+    def _classify(self, hidden_BTH: Tensor, lengths_B: Tensor | None, ids_BT: Tensor) -> Tensor:
         # Heads tell special tokens by TWilBERT's ids.
         ours_BT = torch.where(torch.isin(ids_BT, self.special_ids), CLS, PAD)
         return classify(self.head, self.classifier, hidden_BTH, lengths_B, ours_BT)
@@ -173,6 +190,10 @@ def save(
     if not storage.is_local(path):
         raise UsageError(f"{path}: a transformers model is written to a local or mounted folder; choose one")
     encoder: Any = network.encoder
+    if isinstance(encoder, families.FamilyEncoder):
+        weights = encoder.write()
+        encoder = new_encoder(encoder.config)
+        encoder.load_state_dict(weights)
     with outputs.new_folder(path, "finetune", overwrite=True, keep=True) as folder:
         encoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
