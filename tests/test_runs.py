@@ -78,7 +78,7 @@ def test_the_state_without_a_record_follows_from_the_files(tmp_path):
     publish(done, 100)
     stopped = make_run(tmp_path / "stopped", metrics=rows(40), age=LOST)
     publish(stopped, 40)
-    going = make_run(tmp_path / "going", metrics=rows(40), age=600)
+    going = make_run(tmp_path / "going", metrics=rows(40), age=500)
     (going / ".ray").mkdir()
     killed = make_run(tmp_path / "killed", metrics=rows(40), age=LOST)
     (killed / ".ray").mkdir()
