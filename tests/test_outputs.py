@@ -13,7 +13,7 @@ import pytest
 from tests.make_finetuning import make_base
 from twilbert import outputs, storage
 from twilbert.data.tokenizer.wordpiece import save_wordpiece_folder
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import Interrupted, TwilbertError, UsageError
 from twilbert.tracking import run_folder
 
 
@@ -179,12 +179,13 @@ def test_two_commands_do_not_work_in_one_folder_and_an_interrupted_one_leaves_no
     out = claim(tmp_path / "out")
     with out.held(lambda: True), pytest.raises(UsageError, match="another command works there"), out.held(lambda: True):
         raise AssertionError("held twice")
-    for has_results in (True, False):
-        new = tmp_path / f"new {has_results}"
-        with pytest.raises(KeyboardInterrupt), claim(new).held(lambda has=has_results: has):
-            claim(new).begin("begun.json")
-            raise KeyboardInterrupt
-        assert new.exists() == has_results
+    for how in (KeyboardInterrupt, Interrupted):
+        for has_results in (True, False):
+            new = tmp_path / f"new {has_results}"
+            with pytest.raises(how), claim(new).held(lambda has=has_results: has):
+                claim(new).begin("begun.json")
+                raise how
+            assert new.exists() == has_results
 
 
 def test_a_vocabulary_folder_is_not_replaced(tmp_path):

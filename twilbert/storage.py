@@ -27,7 +27,7 @@ from typing import IO, Any
 from pyarrow import fs
 
 from twilbert import credentials
-from twilbert.errors import TwilbertError, UsageError
+from twilbert.errors import Interrupted, TwilbertError, UsageError
 
 _CHUNK = 8 * 2**20  # bytes read at a time when hashing
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:4]  # locks show this machine's processes alone
@@ -328,11 +328,11 @@ def probe_write(path: str) -> None:
 
 @contextlib.contextmanager
 def undone_if_interrupted(path: str, stays: Callable[[], bool]) -> Iterator[None]:
-    """Remove a folder that the body created on KeyboardInterrupt, unless `stays()` is true by then."""
+    """Remove a folder that the body created where it is interrupted, unless `stays()` is true by then."""
     is_new = not exists(path)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         if is_new and exists(path) and not stays():
             delete(path)
         raise
