@@ -184,7 +184,7 @@ def test_two_commands_do_not_work_in_one_folder_and_an_interrupted_one_leaves_no
             new = tmp_path / f"new {has_results}"
             with pytest.raises(how), claim(new).held(lambda has=has_results: has):
                 claim(new).begin("begun.json")
-                raise how
+                raise how("stopped")
             assert new.exists() == has_results
 
 
