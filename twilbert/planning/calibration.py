@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from twilbert.model.architecture import Architecture
 from twilbert.model.config import ModelConfig
 from twilbert.model.encoder import EncoderBlock, find_padding
 from twilbert.model.heads import MaskedLMHead
@@ -80,7 +81,7 @@ def measured_rates(config: ModelConfig, piece: Piece, precision: str) -> Rates:
 
 def _block_seconds(config: ModelConfig, piece: Piece, dtype: torch.dtype) -> float:
     """Return the seconds of a row, forward and backward, of samples with lengths spread evenly about the mean."""
-    block = EncoderBlock(config, memory=False).to(dtype)
+    block = EncoderBlock(config, Architecture(), 0, memory=False).to(dtype)
     b, longest = max(1, round(piece.samples)), max(_REPEATS + 3, round(piece.longest))
     shortest = max(1, round(2 * piece.real / piece.samples) - longest)
 
