@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -112,7 +113,7 @@ def test_sigterm_while_a_verb_is_imported_is_one_line_and_exit_130():
 def test_a_full_disk_as_standard_output_is_one_message(tmp_path, unbuffered):
     command = [sys.executable, "-m", "twilbert.sample", "pairs", "--out", str(tmp_path / "out"), "--pairs", "10"]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    with open("/dev/full", "w") as full:  # noqa: PTH123
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "twilbert-sample: error: standard output cannot be written (No space left on device)" in done.stderr

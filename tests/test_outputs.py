@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,7 +147,7 @@ def test_a_run_does_not_settle_among_other_files(tmp_path):
     with pytest.raises(UsageError, match=r"not a run \(recipe.yaml\)"):
         run_folder.claim(recipe, "mine", {})
     assert (tmp_path / "mine" / "recipe.yaml").read_text() == "mine"
-    assert os.listdir(tmp_path / "mine") == ["recipe.yaml"]  # noqa: PTH208
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["recipe.yaml"]
 
 
 def claim(folder: Path, **identity: object) -> outputs.Claim:

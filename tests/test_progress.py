@@ -60,11 +60,12 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_has_a_bar_and_whole_lines(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     with Progress("batch", "starting", every_s=30) as shown:
         shown.show(3, 10, "epoch 1/2")
         shown.say("seed 0: dev [f1] 0.5")
-    written = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    written = terminal.getvalue()
     assert "batch 3/10" in written and "epoch 1/2" in written and "seed 0: dev [f1] 0.5" in written

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
@@ -33,7 +34,8 @@ def main() -> int:
             print(f"{program}: interrupted", file=sys.stderr, flush=True)
             code = Interrupted.exit_code
     if code == Interrupted.exit_code:  # libraries that were interrupted while they started may crash in their own end
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # a reader that ended
+            sys.stdout.flush()
         os._exit(code)
     for number in signals.ENDING:  # all is done: what is left is the interpreter's own end
         signal.signal(number, lambda *_: os._exit(code))

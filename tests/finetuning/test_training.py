@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,7 +246,10 @@ def test_progress_is_reported_after_each_batch_of_train_and_dev(prepared, monkey
     reports: list[tuple[int, int, str]] = []
     monkeypatch.setitem(loop._EVALUATION_TOKENS, "cpu", 64)
     settings = recipe("training.epochs=2", "training.batch_size=48", "training.accumulation=2")
-    report = lambda *now: reports.append(now)  # noqa: E731
+
+    def report(*now: Any) -> None:
+        reports.append(now)
+
     loop.train(prepared.base, prepared.data, prepared.task, settings, 0, lambda _: None, report=report)
     rows, batches = len(prepared.data.dev), -(-len(prepared.data.train) // 48)
     train_reports = [now for now in reports if "epoch" in now[2]]

@@ -332,6 +332,17 @@ def resumed_runs(
     return runs
 
 
+def worst_resumed(runs: dict[Any, Whole], pairs: list[tuple[Place, Place]]) -> float:
+    """The largest distance from the undisturbed run: none, bitwise, at the same place, else within the bound."""
+    worst = 0.0
+    for source, place in pairs:
+        resumed = against_undisturbed(runs[source], runs[source, place])
+        worst = max(worst, resumed.weights)
+        assert resumed.weights <= WEIGHTS_BOUND, (source, place, resumed)
+        assert resumed.bitwise or source != place, (source, place)
+    return worst
+
+
 @dataclass(frozen=True)
 class Resumed:
     """The distance of a resumed run from the undisturbed one."""

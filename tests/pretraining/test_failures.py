@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any, cast
 
 import pytest
 import torch
@@ -66,6 +67,6 @@ def test_what_was_lost_is(error):
 def test_an_error_is_described_on_one_line_with_its_place():
     assert describe(MemoryError()) == "MemoryError"
     assert describe(in_ray(in_ray(ValueError("a\nb")))) == "ValueError: a b"
-    error = raised(lambda: describe(None))  # type: ignore[arg-type]
+    error = raised(lambda: describe(cast(Any, None)))
     assert describe(error).startswith("AttributeError: 'NoneType' object has no attribute")
     assert "(in failures.py, line " in describe(error)

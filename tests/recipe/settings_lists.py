@@ -35,7 +35,7 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, di
     for name, field in model.model_fields.items():
         section = next((part for part in (field.annotation, *get_args(field.annotation)) if is_section(part)), None)
         if section is not field.annotation:
-            default = {"default": field.default_factory()} if field.default_factory else {}  # type: ignore[call-arg]
+            default = {"default": field.get_default(call_default_factory=True)} if field.default_factory else {}
             yield prefix + name, properties[name] | default
         if section is not None:
             yield from settings(section, f"{prefix}{name}.")

@@ -104,3 +104,16 @@ def test_a_positive_class_gets_the_threshold_of_its_metric():
     fitted = calibration.fit(probabilities, truths, SINGLE, "f1", average=None, labels=[1])
     assert fitted.thresholds is not None and fitted.thresholds[1] < 0.4
     assert calibration.fit(probabilities, truths, SINGLE, "accuracy", average=None).thresholds is None
+
+
+def test_precision_is_that_of_the_label_which_the_threshold_gives():
+    rng = np.random.default_rng(0)
+    share = rng.beta(1, 6, 4_000)
+    truths, probabilities = (share > rng.random(4_000)).astype(np.int64), np.stack([1 - share, share], 1)
+    fitted = calibration.fit(probabilities, truths, SINGLE, "f1", average=None, labels=[1])
+    last = fitted.cuts[-1]
+    assert fitted.thresholds is not None and last.share == 1
+    scaled = calibration.at_temperature(probabilities, SINGLE, fitted.temperature)
+    answers = scaled[:, 1] >= fitted.thresholds[1]
+    assert last.precision == pytest.approx((answers == truths).mean())
+    assert last.precision < (scaled.argmax(1) == truths).mean(), "the threshold gives up accuracy for F1"

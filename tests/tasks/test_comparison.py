@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from math import comb
-
 import numpy as np
 import pytest
 
 from twilbert.tasks import metrics
-from twilbert.tasks.comparison import AHEAD, BEHIND, NOT_TOLD_APART, holm, mcnemar, paired_bootstrap
+from twilbert.tasks.comparison import AHEAD, BEHIND, NOT_TOLD_APART, holm, paired_bootstrap
 
 LABELS = 3
 
@@ -97,13 +95,3 @@ def test_seeds_that_differ_widen_the_interval():
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
-
-
-def test_mcnemar_by_hand():
-    truths, first = np.zeros(20, int), np.zeros(20, int)
-    second = first.copy()
-    first[:1], second[1:9] = 1, 1  # one row wrong in the first alone, eight in the second alone
-    assert mcnemar(truths, first, second) == pytest.approx(2 * sum(comb(9, k) for k in (0, 1)) / 2**9)
-    assert mcnemar(truths, first, first) == 1.0
-    flags = np.zeros((20, 2), int)
-    assert mcnemar(flags, flags, np.stack([second, second], 1)) == pytest.approx(2 / 2**8)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import os
 import random
 import secrets
@@ -154,7 +155,7 @@ class _LocalRay:
 
     def wait_until_up(self, interrupted: Sequence[int]) -> None:
         """Wait for the raylet, the last part to start."""
-        import ray  # noqa: F401 - takes a second, in which Ray starts
+        importlib.import_module("ray")  # takes a second, in which Ray starts
 
         deadline = time.monotonic() + _START_S
         while not _answers(self._raylet_port):

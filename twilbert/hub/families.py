@@ -9,7 +9,7 @@ as it went in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def _roberta(config: Any) -> Architecture | None:
     bert = _bert(config)
     if bert is None or config.pad_token_id is None:
         return None
-    return Architecture(**{**vars(bert), "first_position": config.pad_token_id + 1})
+    return replace(bert, first_position=config.pad_token_id + 1)
 
 
 def _distilbert(config: Any) -> Architecture | None:

@@ -85,14 +85,14 @@ def results(model: inference.Model, chunk: Chunk, job: Job) -> pa.Table:
 
 def _labels(model: inference.Model, scores: np.ndarray, min_precision: float | None) -> dict[str, pa.Array]:
     assert model.head is not None
-    if model.head.problem == REGRESSION:
+    if model.head.problem == REGRESSION and min_precision is None:
         return {"predicted": pa.array(scores[:, 0])}
+    abstained = None if min_precision is None else ~model.answered(scores, min_precision)
     predicted = [prediction.label for prediction in model.predictions(scores)]
     kind = pa.list_(pa.string()) if model.head.problem == MULTI else pa.string()
     shares = {f"p_{label}": pa.array(np.ascontiguousarray(p)) for label, p in zip(model.labels, scores.T, strict=True)}
-    if min_precision is None:
+    if abstained is None:
         return {"predicted": pa.array(predicted, kind), **shares}
-    abstained = ~model.answered(scores, min_precision)
     answers = [None if out else label for label, out in zip(predicted, abstained.tolist(), strict=True)]
     return {"predicted": pa.array(answers, kind), "abstained": pa.array(abstained), **shares}
 

@@ -137,17 +137,18 @@ class Model:
 
         UsageError for a model without such a record, and where no confidence was that precise.
         """
-        cuts = self._labelling.calibration
-        if cuts is None or not cuts.cuts:
+        calibration = self._labelling.calibration
+        if calibration is None or not calibration.cuts:
             raise UsageError(
                 f"{self.folder.path}: does not say how precise it was on dev; a single-label model fine-tuned with "
                 "calibrate=true does"
             )
-        cut = cuts.cut(min_precision)
+        cut = calibration.cut(min_precision)
         if cut is None:
-            best = max(one.precision for one in cuts.cuts)
+            best = max(one.precision for one in calibration.cuts)
             raise UsageError(f"a precision of {min_precision:g} was not reached on dev; the surest rows had {best:.3f}")
-        return np.nan_to_num(scores).max(1) >= np.float32(cut.confidence)
+        answers = predicted_labels(self._labelling, np.nan_to_num(scores))
+        return scores[np.arange(len(scores)), answers] >= np.float32(cut.confidence)
 
     @property
     def _labelling(self) -> HeadConfig:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+import torch.nn.functional as F
+
+from twilbert.model.layers import LayerNorm, gelu
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,14 @@ class Architecture:
         """Whether a layer attends to all tokens."""
         return self.window is None or layer in self.global_layers
 
+    def norm(self, width: int) -> LayerNorm:
+        """Return a new norm of `width` channels."""
+        return LayerNorm(width, eps=self.norm_eps, bias=self.norm_bias)
+
     def theta(self, layer: int) -> float | None:
         """Base of a layer's rotary positions."""
         local = self.local_rotary_theta
         return self.rotary_theta if local is None or self.attends_globally(layer) else local
 
 
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-ACTIVATIONS = {"gelu_tanh": _gelu_tanh, "gelu": F.gelu, "relu": F.relu, "silu": F.silu}
-
-
-class Norm(nn.LayerNorm):
-    """Layer normalisation of an architecture. Torch keeps mean and variance in fp32 for bf16 input as well."""
-
-    def __init__(self, width: int, architecture: Architecture) -> None:
-        super().__init__(width, eps=architecture.norm_eps, bias=architecture.norm_bias)
+ACTIVATIONS = {"gelu_tanh": gelu, "gelu": F.gelu, "relu": F.relu, "silu": F.silu}

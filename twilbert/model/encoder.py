@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twilbert.errors import TwilbertError
-from twilbert.model.architecture import ACTIVATIONS, Architecture, Norm
+from twilbert.model.architecture import ACTIVATIONS, Architecture
 from twilbert.model.config import ModelConfig, layer_blocks
 from twilbert.model.layers import Linear, Table, gelu
 from twilbert.model.memory import ProductKeyMemory
@@ -63,7 +63,7 @@ class Embeddings(nn.Module):
         self.position = Table(rows, width, std) if rows else None
         self.segment = Table(architecture.segments, width, std) if architecture.segments else None
         self.projection = Linear(width, config.hidden_size, std) if config.factorize_embeddings else None
-        self.norm = Norm(width, architecture) if architecture.embedding_norm else None
+        self.norm = architecture.norm(width) if architecture.embedding_norm else None
         self.input_dropout, self.dropout = config.input_dropout, architecture.embedding_dropout
         self.first_position = architecture.first_position
         self.n_positions = rows - self.first_position if rows else None
@@ -214,10 +214,10 @@ class EncoderBlock(nn.Module):
         self.attention = Attention(config, architecture, layer)
         self.pre_norm = architecture.pre_norm
         is_first = self.pre_norm and layer == 0  # after the norm of the embeddings it would be a second one
-        self.attention_norm = nn.Identity() if is_first else Norm(width, architecture)
+        self.attention_norm = nn.Identity() if is_first else architecture.norm(width)
         self.feed_forward = None if memory else FeedForward(config, architecture)
         self.memory = ProductKeyMemory(config) if memory else None
-        self.output_norm = Norm(width, architecture)
+        self.output_norm = architecture.norm(width)
         self.output_dropout = config.output_dropout
         self.attention_output_dropout = config.output_dropout if architecture.attention_output_dropout else 0.0
 
@@ -266,7 +266,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleDict(
             {name: EncoderBlock(config, architecture, int(name), memory=name in memory) for name in owners}
         )
-        self.final_norm = Norm(config.hidden_size, architecture) if architecture.pre_norm else None
+        self.final_norm = architecture.norm(config.hidden_size) if architecture.pre_norm else None
 
     def forward(
         self,

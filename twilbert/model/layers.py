@@ -34,10 +34,10 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation, ε 1e-12 inside the root. Torch keeps mean and variance in fp32 for bf16 input as well."""
+    """Layer normalisation, ε inside the root. Torch keeps mean and variance in fp32 for bf16 input as well."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-12)
+    def __init__(self, width: int, *, eps: float = 1e-12, bias: bool = True) -> None:
+        super().__init__(width, eps=eps, bias=bias)
 
 
 class _TableGradient(torch.autograd.Function):

@@ -26,15 +26,9 @@ class Adam(FragmentOptimizer):
         rate, epsilon = self._constants()
         decay = self._adam_rate * self.weight_decay
         squares = []
-        for flat in shards:
-            for piece, weights, gradient, exp_avg, exp_avg_sq in self._views(flat):
-                self._advance(gradient, exp_avg, exp_avg_sq)
-                torch.sqrt(exp_avg_sq, out=gradient).add_(epsilon)
-                torch.div(exp_avg, gradient, out=gradient)
-                if piece.decayed and decay:
-                    gradient.add_(weights, alpha=decay / rate)
-                weights.add_(gradient, alpha=-rate)
-                squares.append(square_sum(gradient))
+        for _, weights, update in self._directions(shards, epsilon, decay / rate):
+            weights.add_(update, alpha=-rate)
+            squares.append(square_sum(update))
         if squares:
             self.update_square = rate * rate * torch.stack(squares).double().sum()
         return True

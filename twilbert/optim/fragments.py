@@ -168,9 +168,20 @@ class FragmentOptimizer(torch.optim.Optimizer):
         for piece in self._pieces[id(flat)]:
             yield piece, *(buffer.narrow(0, piece.offset, piece.length) for buffer in buffers)
 
-    def _advance(self, gradient: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor) -> None:
-        exp_avg.lerp_(gradient, 1 - self.beta1)
-        exp_avg_sq.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+    def _directions(self, shards: list[torch.Tensor], epsilon: float, decay: float):
+        """Advance the moments; yield (piece, weights, update) of each piece, the update m / (sqrt(v) + epsilon).
+
+        It is in the gradient's buffer, with `decay` times the weights where they are decayed.
+        """
+        for flat in shards:
+            for piece, weights, gradient, exp_avg, exp_avg_sq in self._views(flat):
+                exp_avg.lerp_(gradient, 1 - self.beta1)
+                exp_avg_sq.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+                torch.sqrt(exp_avg_sq, out=gradient).add_(epsilon)
+                torch.div(exp_avg, gradient, out=gradient)
+                if piece.decayed and decay:
+                    gradient.add_(weights, alpha=decay)
+                yield piece, weights, gradient
 
     def _zeros(self, shards: list[torch.Tensor], *shape: int) -> torch.Tensor:
         device = shards[0].device if shards else torch.device("cpu")

@@ -34,16 +34,10 @@ class Lamb(FragmentOptimizer):
         root = (1 - self.beta2**t) ** 0.5
         scale, epsilon, decay = root / (1 - self.beta1**t), self.epsilon * root, self.weight_decay
         tensors, of_weights, of_updates = [], [], []  # squares of w and of u / scale, a piece each
-        for flat in shards:
-            for piece, weights, gradient, exp_avg, exp_avg_sq in self._views(flat):
-                self._advance(gradient, exp_avg, exp_avg_sq)
-                torch.sqrt(exp_avg_sq, out=gradient).add_(epsilon)
-                torch.div(exp_avg, gradient, out=gradient)
-                if piece.decayed and decay:
-                    gradient.add_(weights, alpha=decay / scale)
-                tensors.append(piece.tensor)
-                of_weights.append(square_sum(weights))
-                of_updates.append(square_sum(gradient))
+        for piece, weights, update in self._directions(shards, epsilon, decay / scale):
+            tensors.append(piece.tensor)
+            of_weights.append(square_sum(weights))
+            of_updates.append(square_sum(update))
         squares = self._zeros(shards, 2, len(self.tensor_names))
         if tensors:
             of_pieces = torch.stack((torch.stack(of_weights), torch.stack(of_updates))).double()

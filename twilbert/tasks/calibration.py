@@ -116,13 +116,19 @@ def reliability(probabilities: np.ndarray, truths: np.ndarray, problem: str, bin
     return Reliability(sums[0] / rows[filled], sums[1] / rows[filled], rows[filled])
 
 
-def confidences(probabilities: np.ndarray, truths: np.ndarray, problem: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return (confidence, whether right) of each prediction: a row's, or for multi-label each label's of a row."""
+def confidences(
+    probabilities: np.ndarray, truths: np.ndarray, problem: str, predicted: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (confidence, whether right) of each prediction: a row's, or for multi-label each label's of a row.
+
+    `predicted`: label numbers of single-label rows where thresholds decide; None: the most probable.
+    """
     if problem == MULTI:
         flat = probabilities.ravel()
-        predicted = flat >= 0.5
-        return np.where(predicted, flat, 1 - flat), (predicted == truths.ravel()).astype(np.float64)
-    return probabilities.max(1), (probabilities.argmax(1) == truths).astype(np.float64)
+        flags = flat >= 0.5
+        return np.where(flags, flat, 1 - flat), (flags == truths.ravel()).astype(np.float64)
+    answers = probabilities.argmax(1) if predicted is None else predicted
+    return probabilities[np.arange(len(answers)), answers], (answers == truths).astype(np.float64)
 
 
 def fit_cuts(confidence: np.ndarray, right: np.ndarray, most: int = 200) -> tuple[ConfidenceCut, ...]:
@@ -161,10 +167,11 @@ def fit(
     if problem == MULTI:
         thresholds = fit_thresholds(calibrated, truths, metric, average=average, labels=labels)
         return Calibration(temperature, tuple(thresholds.tolist()))
-    cuts = fit_cuts(*confidences(calibrated, truths, problem))
     if calibrated.shape[1] != 2 or labels is None or len(labels) != 1 or metric not in ("precision", "recall", "f1"):
-        return Calibration(temperature, None, cuts)
+        return Calibration(temperature, None, fit_cuts(*confidences(calibrated, truths, problem)))
     positive = labels[0]
     flags = (truths == positive).astype(np.int64)[:, None]
     [threshold] = fit_thresholds(calibrated[:, [positive]], flags, metric, labels=[0]).tolist()
-    return Calibration(temperature, (1 - threshold, threshold) if positive == 1 else (threshold, 1 - threshold), cuts)
+    thresholds = (1 - threshold, threshold) if positive == 1 else (threshold, 1 - threshold)
+    predicted = (calibrated[:, 1] >= thresholds[1]).astype(np.int64)
+    return Calibration(temperature, thresholds, fit_cuts(*confidences(calibrated, truths, problem, predicted)))

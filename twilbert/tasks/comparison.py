@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from twilbert.tasks import metrics
 
@@ -85,15 +84,6 @@ def _with_seeds(scores_SR: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     drawn_SR = rng.integers(0, n_seeds, (n_seeds, resamples))
     drawn_R = np.take_along_axis(scores_SR, drawn_SR, 0).mean(0)
     return mean_R + (n_seeds / (n_seeds - 1)) ** 0.5 * (drawn_R - mean_R)
-
-
-def mcnemar(truths: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """Return the exact p-value of McNemar's test (1947) that two models are right on equally many rows."""
-    right = [(truths == one).reshape(len(truths), -1).all(1) for one in (first, second)]
-    only_first, only_second = (int((a & ~b).sum()) for a, b in (right, right[::-1]))
-    if not only_first + only_second:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

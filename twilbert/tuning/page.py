@@ -52,16 +52,17 @@ def rows(studies: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _verdicts(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(the linear yardstick's score, whether the study's model is ahead of it) of each study."""
     linear = [next(iter(study.get("yardsticks") or []), None) for study in studies]
-    corrected = iter(holm([one["p"] for one in linear if one is not None]))
+    compared = [number for number, one in enumerate(linear) if one is not None and one["score"] is not None]
+    corrected = dict(zip(compared, holm([linear[number]["p"] for number in compared]), strict=True))
     verdicts = []
-    for one in linear:
-        if one is None or one["score"] is None:
+    for number, one in enumerate(linear):
+        if number not in corrected:
             verdicts.append(("–", "–"))
             continue
         comparison = Comparison(
             *(math.nan if one[key] is None else one[key] for key in ("difference", "low", "high", "p"))
         )
-        verdicts.append((f"{one['score']:.4f}", comparison.verdict(next(corrected))))
+        verdicts.append((f"{one['score']:.4f}", comparison.verdict(corrected[number])))
     return verdicts
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Piece:
 
 
 @dataclass
-class Block:
+class Block(ABC):
     """Consecutive rows. `numbers`: the line (Parquet: row) of each, from 0 within the piece; `faults`: why a row, by
     its place among the rows, cannot be used; `lines`: how many lines the block is.
     """
@@ -48,17 +49,17 @@ class Block:
     faults: dict[int, str]
     lines: int
 
+    @abstractmethod
     def records(self, names: Sequence[str | None]) -> Iterable[Sequence[Any]]:
         """Of each row the values of some columns as they are stored, None where there is none."""
-        raise NotImplementedError
 
     def column(self, name: str) -> list[Any]:
         """The values of a column as they are stored, None where there is none."""
         return [value for (value,) in self.records([name])]
 
+    @abstractmethod
     def table(self) -> pa.Table:
         """All columns, those of faulty rows as far as they can be stored."""
-        raise NotImplementedError
 
 
 def cut(file: TableFile, piece_bytes: int) -> list[Piece]:
