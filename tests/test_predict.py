@@ -347,8 +347,3 @@ def test_rows_that_are_not_sure_enough_are_not_answered(tmp_path, capsys):
     assert f"{sure.count(False)} not answered" in capsys.readouterr().out
     assert main([folder, "--text", "hola", "--min-precision", "90"]) == 2
     assert "expected a share above 0 and up to 1" in capsys.readouterr().err
-
-
-def test_a_precision_is_refused_where_no_confidence_is_known(tmp_path, capsys):
-    number = make_classifier(tmp_path, HeadConfig(("score",), REGRESSION))
-    assert "does not say how precise" in fails(capsys, number, "--text", "hola", "--min-precision", "0.9")

@@ -222,3 +222,11 @@ def test_a_calibration_of_another_shape_is_refused(tmp_path, calibration):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(TwilbertError, match="classification head: calibration"):
         twilbert.load(str(folder), "cpu", "fp32")
+
+
+def test_a_precision_is_refused_where_no_confidence_is_known(tmp_path):
+    model = twilbert.load(make_classifier(tmp_path, HeadConfig(("score",), REGRESSION)), "cpu", "fp32")
+    chunk = texts.checked(pyarrow.table({"text": ["hola"]}), ["hola"], None, {})
+    job = batch.Job("m", None, "fp32", None, "", min_precision=0.9)
+    with pytest.raises(UsageError, match="does not say how precise it was on dev"):
+        batch.results(model, chunk, job)
