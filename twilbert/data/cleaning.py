@@ -87,7 +87,8 @@ def _is_invisible(text: str) -> bool:
 def _twilbert_1(text: str) -> str:
     """The original's rules. Idempotent, except for entities escaped more than once (`&amp;lt;`).
 
-    Entities come first, so that `&#64;ana` is a mention and `&amp;` part of a link.
+    Entities come first, so that `&#64;ana` is a mention and `&amp;` part of a link. Written out, sharing
+    nothing with later versions: it stays as it is for what was made with it.
     """
     if "&" in text:
         text = html.unescape(text)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -90,7 +90,8 @@ def _blocks(
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=read_ahead_bytes)
     context.target_max_block_size = _BLOCK_BYTES
-    context.custom_execution_callback_classes = [RestingExecutor]  # type: ignore[list-item]
+    callbacks: list[Any] = [RestingExecutor]  # by its methods: the class they are declared in is not public
+    context.custom_execution_callback_classes = callbacks
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # its type decides whether a restart may help
@@ -103,8 +104,9 @@ def _blocks(
             zero_copy_batch=True,
             compute=TaskPoolStrategy(size=parallel_tasks),
         )
-        tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+        batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        tables = cast(Generator[pa.Table], iter(batches))  # its close ends the execution
     try:
         yield from tables
     finally:
-        tables.close()  # type: ignore[attr-defined]  # a generator, typed as an iterator
+        tables.close()
