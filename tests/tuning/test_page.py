@@ -56,3 +56,27 @@ def test_several_models_stand_side_by_side():
     headers, rows = page.model_table([study("a", "x"), study("a", "y"), study("b", "y")])
     assert headers == ["task", "metric", "x", "y"]
     assert rows == [["a", "f1 macro", "0.7500", "0.7500"], ["b", "f1 macro", "–", "0.7500"]]
+
+
+def test_verdicts_are_corrected_for_their_number_and_stay_with_their_study():
+    def compared(name: str, score: float | None, difference: float, p: float) -> dict[str, Any]:
+        yardstick = {"score": score, "difference": difference, "low": -1.0, "high": 1.0, "p": p}
+        return study(name, "x") | {"yardsticks": [yardstick]}
+
+    studies = [
+        study("written by 0.2", "x"),
+        compared("no score", None, 0.0, 0.9),
+        compared("worse", 0.75, -0.2, 0.001),
+        compared("corrected", 0.5, 0.1, 0.03),
+        compared("better", 0.25, 0.3, 0.002),
+        compared("corrected too", 0.125, 0.1, 0.026),
+    ]
+    column = page.HEADERS.index("yardstick")
+    assert [tuple(row[column : column + 2]) for row in page.rows(studies)] == [
+        ("–", "–"),
+        ("–", "–"),
+        ("0.7500", "behind"),
+        ("0.5000", "not told apart"),
+        ("0.2500", "ahead"),
+        ("0.1250", "not told apart"),
+    ]

@@ -52,17 +52,14 @@ def rows(studies: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _verdicts(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(the linear yardstick's score, whether the study's model is ahead of it) of each study."""
     linear = [next(iter(study.get("yardsticks") or []), None) for study in studies]
-    compared = [number for number, one in enumerate(linear) if one is not None and one["score"] is not None]
-    corrected = dict(zip(compared, holm([linear[number]["p"] for number in compared]), strict=True))
-    verdicts = []
-    for number, one in enumerate(linear):
-        if number not in corrected:
-            verdicts.append(("–", "–"))
-            continue
+    compared = {number: one for number, one in enumerate(linear) if one is not None and one["score"] is not None}
+    corrected = dict(zip(compared, holm([one["p"] for one in compared.values()]), strict=True))
+    verdicts = [("–", "–")] * len(studies)
+    for number, one in compared.items():
         comparison = Comparison(
             *(math.nan if one[key] is None else one[key] for key in ("difference", "low", "high", "p"))
         )
-        verdicts.append((f"{one['score']:.4f}", comparison.verdict(corrected[number])))
+        verdicts[number] = (f"{one['score']:.4f}", comparison.verdict(corrected[number]))
     return verdicts
 
 
